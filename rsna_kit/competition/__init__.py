@@ -1,0 +1,1 @@
+"""What Kaggle hands over and wants back: paths, tables, folds, submission."""

@@ -1,0 +1,1 @@
+"""Bytes to stored pixels: the encoded frame and the ladder of decoders."""

@@ -1,0 +1,1 @@
+"""Batches to logits: classifier, starting weights, training, bundle."""

@@ -1,0 +1,1 @@
+"""The embedded synthetic competition: anatomy, acquisition, the competition writer."""

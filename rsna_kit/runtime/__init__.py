@@ -1,0 +1,1 @@
+"""What every room stands on: errors, lazy imports, events, the clock, the hardware, whole files."""

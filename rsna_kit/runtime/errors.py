@@ -1,0 +1,83 @@
+"""Every error the kit raises on purpose, as one tree.
+
+    RsnaKitError                 something the person can act on (exit code 1)
+    ├── UsageError               a wrong option or config key (exit code 2)
+    ├── MissingDependencyError   a package that is not installed
+    ├── TableError               train.csv, test.csv, sample_submission.csv, a predictions file
+    ├── SubmissionError          rows missing, extra, duplicate, NaN or outside [0, 1]
+    ├── ShardError               a prepared folder that is broken or made by another config
+    ├── BundleError              weights that are broken, foreign or of another config
+    └── ImageError               one image that cannot be used; has a `stage` for failures.csv
+        ├── HeaderError          stage "header"
+        ├── DecodeError          stage "decode"
+        └── RenderError          stage "render"
+
+A message says what came, what was expected, which file, and what to do.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class RsnaKitError(ValueError):
+    """Base of all deliberate errors."""
+
+    exit_code = 1
+
+
+class UsageError(RsnaKitError):
+    """A wrong option, argument or config key."""
+
+    exit_code = 2
+
+
+class MissingDependencyError(RsnaKitError, ImportError):
+    """A package that the chosen path needs is not installed."""
+
+
+class TableError(RsnaKitError):
+    """A table with a missing column, a bad value or a duplicate id."""
+
+
+class SubmissionError(RsnaKitError):
+    """Predictions that would not score: rows missing, extra, duplicate, NaN or outside [0, 1]."""
+
+
+class ShardError(RsnaKitError):
+    """A prepared folder that is incomplete, damaged or made by another image configuration."""
+
+
+class BundleError(RsnaKitError):
+    """A weights folder that is incomplete, damaged or made by another configuration."""
+
+
+class ImageError(RsnaKitError):
+    """One image that cannot be used. It costs that image, never the run."""
+
+    stage = "image"
+
+
+class HeaderError(ImageError):
+    """The file is not a DICOM image this kit can describe."""
+
+    stage = "header"
+
+
+class DecodeError(ImageError):
+    """No decoder could turn the codestream into pixels, or the pixels contradict the header."""
+
+    stage = "decode"
+
+
+class RenderError(ImageError):
+    """The pixels hold no picture: constant, or no breast in them."""
+
+    stage = "render"
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """A sentence ` Did you mean 'x'?`, or an empty string when nothing known is close."""
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f" Did you mean '{close[0]}'?" if close else ""

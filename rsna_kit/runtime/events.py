@@ -1,0 +1,108 @@
+"""What a run tells: a JSON line for machines, one plain line for people, and progress with an ETA.
+
+People read stderr; stdout belongs to results. A terminal gets a bar (tqdm), a log gets a line at most
+every `LINE_EVERY_S` seconds. Every event is appended to `events.jsonl` when a path is given.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any, TextIO
+
+from rsna_kit.runtime.clock import format_duration
+
+LINE_EVERY_S = 10.0
+
+
+class Events:
+    """The voice of one run.
+
+    Args:
+        path: file that receives JSON lines, or None.
+        stream: where people read, standard error unless given.
+    """
+
+    def __init__(self, path: Path | None = None, stream: TextIO | None = None) -> None:
+        self._path = path
+        self._stream = stream
+        self._start = time.monotonic()
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+
+    @property
+    def stream(self) -> TextIO:
+        """Looked up at each use, so that a redirected sys.stderr is honoured."""
+        return self._stream or sys.stderr
+
+    def record(self, kind: str, **fields: Any) -> None:
+        """Append one event to the file without telling people."""
+        if self._path is None:
+            return
+        line = {"t": round(time.monotonic() - self._start, 3), "event": kind, **fields}
+        with open(self._path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(line, default=str) + "\n")
+
+    def say(self, message: str, kind: str = "note", **fields: Any) -> None:
+        """Tell people one line and record it with its fields."""
+        self.record(kind, message=message, **fields)
+        print(message, file=self.stream, flush=True)
+
+    def progress(self, total: int, label: str, unit: str = "images") -> Progress:
+        """A progress display for `total` steps; use as a context manager."""
+        return Progress(self, total, label, unit)
+
+
+class Progress:
+    """A bar on a terminal, lines in a log. `advance` may be called from one thread only."""
+
+    def __init__(self, events: Events, total: int, label: str, unit: str) -> None:
+        self._events, self.total, self.label, self._unit = events, total, label, unit
+        self.done = 0
+        self._start = self._last = time.monotonic()
+        self._bar: Any = None
+
+    def __enter__(self) -> Progress:
+        if self._events.stream.isatty():
+            try:
+                from tqdm import tqdm
+            except ImportError:
+                return self
+            self._bar = tqdm(total=self.total, desc=self.label, unit=f" {self._unit}", file=self._events.stream)
+        return self
+
+    def advance(self, steps: int = 1, note: str = "") -> None:
+        """Count `steps` as done; `note` is shown behind the numbers."""
+        self.done += steps
+        if self._bar is not None:
+            if note:
+                self._bar.set_postfix_str(note, refresh=False)
+            self._bar.update(steps)
+            return
+        now = time.monotonic()
+        if now - self._last >= LINE_EVERY_S:
+            self._last = now
+            self._line(note)
+
+    def _line(self, note: str = "") -> None:
+        elapsed = time.monotonic() - self._start
+        rate = self.done / elapsed if elapsed > 0 else 0.0
+        left = (self.total - self.done) / rate if rate > 0 else float("inf")
+        parts = [
+            f"{self.label}: {self.done}/{self.total} {self._unit}",
+            f"{rate:.1f}/s",
+            f"ETA {format_duration(left)}",
+        ]
+        print(", ".join([*parts, note] if note else parts), file=self._events.stream, flush=True)
+
+    def __exit__(self, *exc: object) -> None:
+        elapsed = time.monotonic() - self._start
+        if self._bar is not None:
+            self._bar.close()
+        else:
+            rate = self.done / elapsed if elapsed > 0 else 0.0
+            text = f"{self.label}: {self.done}/{self.total} {self._unit} in {format_duration(elapsed)} ({rate:.1f}/s)"
+            print(text, file=self._events.stream, flush=True)
+        self._events.record("progress", label=self.label, done=self.done, total=self.total, seconds=round(elapsed, 2))

@@ -1,0 +1,45 @@
+"""What this machine offers: cores that this process may use, memory, versions."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+from typing import Any
+
+_PACKAGES = (
+    "numpy", "pandas", "pydicom", "imagecodecs", "dicomsdl", "opencv-python-headless", "tensorflow-cpu",
+    "tensorflow", "keras", "keras-cv", "albumentations", "scikit-learn",
+)  # fmt: skip
+
+
+def cpu_count() -> int:
+    """Cores this process may run on (its affinity mask, not the machine's total)."""
+    return len(os.sched_getaffinity(0))
+
+
+def memory_gib() -> float:
+    """Physical memory in GiB."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that decide results; a package that is absent is left out."""
+    found = {}
+    for name in _PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def describe() -> dict[str, Any]:
+    """One JSON-ready description for logs and bundles."""
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(terse=True),
+        "cpus": cpu_count(),
+        "memory_gib": round(memory_gib(), 1),
+        "packages": versions(),
+    }
