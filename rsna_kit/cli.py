@@ -1,0 +1,193 @@
+"""The door for people: thin verbs over the recipes.
+
+Results go to stdout as JSON, talk goes to stderr. Exit codes: 0 done, 1 the run failed (the message says
+why and what to do), 2 wrong usage, 130 interrupted (the same command resumes).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from rsna_kit import __version__, config
+from rsna_kit.runtime.clock import Clock, parse_duration
+from rsna_kit.runtime.errors import RsnaKitError, UsageError, did_you_mean
+from rsna_kit.runtime.events import Events
+
+
+class _Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are UsageErrors with a suggestion."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+    def parse_known_args(self, *arguments: Any, **options: Any) -> Any:
+        """Refuse leftovers here, where the verb's own options are known and can be suggested."""
+        namespace, extra = super().parse_known_args(*arguments, **options)
+        if extra:
+            self.error(f"unrecognized arguments: {' '.join(extra)}")
+        return namespace, extra
+
+    def error(self, message: str) -> NoReturn:
+        known = [option for action in self._actions for option in action.option_strings]
+        verbs = [str(name) for action in self._actions if isinstance(action.choices, dict) for name in action.choices]
+        words = message.replace("'", " ").replace(",", " ").split()
+        hints = [did_you_mean(word, known if word.startswith("--") else verbs) for word in words]
+        hint = next((text for text in hints if text), "")
+        raise UsageError(f"{message}.{hint}\nTry '{self.prog} --help'.")
+
+
+def _add_config(parser: argparse.ArgumentParser, sections: Sequence[str], example: str) -> None:
+    """Let a verb be told the sections it reads; anything else would be ignored, so it is refused."""
+    group = parser.add_argument_group("configuration")
+    group.add_argument("--preset", default="default", metavar="NAME", help=f"one of {', '.join(config.PRESETS)}")
+    group.add_argument(
+        "--set", action="append", default=[], metavar="SECTION.KEY=VALUE", dest="overrides",
+        help=f"change one key of {', '.join(sections)}, e.g. --set {example}; may be repeated",
+    )  # fmt: skip
+    parser.set_defaults(sections=sections)
+
+
+def _config(options: argparse.Namespace) -> config.Config:
+    built = config.with_overrides(config.preset(options.preset), options.overrides)
+    for override in options.overrides:
+        section = override.partition(".")[0]
+        if section not in options.sections:
+            reads = ", ".join(options.sections)
+            raise UsageError(f"--set {override}: '{options.verb}' reads only the sections {reads}")
+    return built
+
+
+def _clock(options: argparse.Namespace) -> Clock:
+    return Clock(parse_duration(options.time_limit) if options.time_limit else None)
+
+
+def _check(options: argparse.Namespace) -> dict[str, Any]:
+    from rsna_kit.recipes.check import check
+
+    return check(options.competition, Events())
+
+
+def _phantom(options: argparse.Namespace) -> dict[str, Any]:
+    from rsna_kit.phantom.writer import write_competition
+
+    settings = {"full_size": options.full_size}
+    if options.prevalence is not None:
+        settings["prevalence"] = options.prevalence
+    return write_competition(options.out, options.patients, options.seed, events=Events(), **settings)
+
+
+def _prepare(options: argparse.Namespace) -> dict[str, Any]:
+    from rsna_kit.recipes.prepare import prepare
+
+    events = Events(options.out / "events.jsonl")
+    return prepare(options.competition, options.out, _config(options), events, limit=options.limit)
+
+
+def _train(options: argparse.Namespace) -> dict[str, Any]:
+    from rsna_kit.recipes.train import train
+
+    events = Events(options.out / "events.jsonl")
+    return train(options.prepared, options.out, _config(options), events, _clock(options), folds=options.fold)
+
+
+def _infer(options: argparse.Namespace) -> dict[str, Any]:
+    from rsna_kit.recipes.infer import infer
+
+    events = Events(options.out / "events.jsonl")
+    settings = _config(options).infer
+    return infer(options.competition, options.out, options.bundle, settings, events, _clock(options))
+
+
+def _score(options: argparse.Namespace) -> dict[str, Any]:
+    from rsna_kit.recipes.score import score
+
+    return score(
+        options.predictions, options.out, Events(), truth=options.truth, threshold=options.threshold,
+        pictures=options.pictures, notes=options.note,
+    )  # fmt: skip
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    parser = _Parser(
+        prog="rsna-kit",
+        description="From mammogram DICOMs to a scored submission of the RSNA breast cancer detection competition.",
+        epilog="Every verb has its own --help with an example. Results are JSON on stdout, talk is on stderr.",
+    )
+    parser.add_argument("--version", action="version", version=f"rsna-kit {__version__}")
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True, parser_class=_Parser)
+
+    def verb(name: str, run: Any, summary: str, example: str) -> argparse.ArgumentParser:
+        child = verbs.add_parser(name, help=summary, description=summary, epilog=f"example:\n  rsna-kit {example}")
+        child.set_defaults(run=run)
+        return child
+
+    check = verb("check", _check, "Show what this machine can decode; with a folder, check its tables and headers.",
+                 "check runs/demo/competition")  # fmt: skip
+    check.add_argument("competition", type=Path, nargs="?", help="competition folder (with train.csv or test.csv)")
+
+    phantom = verb("phantom", _phantom, "Write a synthetic competition with the real one's layout and quirks.",
+                   "phantom runs/phantom --patients 40 --seed 1")  # fmt: skip
+    phantom.add_argument("out", type=Path, help="folder to write")
+    phantom.add_argument("--patients", type=int, required=True, help="patients in train and hidden test together")
+    phantom.add_argument("--seed", type=int, default=0, help="same seed, same bytes (default 0)")
+    phantom.add_argument("--full-size", action="store_true", help="real matrix sizes instead of a quarter of them")
+    phantom.add_argument("--prevalence", type=float, help="share of breasts with cancer (the real one is 0.0207)")
+
+    prepare = verb("prepare", _prepare, "Turn training DICOMs into images and TFRecord shards; resumes.",
+                   "prepare runs/phantom runs/prepared --preset smoke")  # fmt: skip
+    prepare.add_argument("competition", type=Path, help="competition folder with train.csv and train_images/")
+    prepare.add_argument("out", type=Path, help="prepared folder to write")
+    prepare.add_argument("--limit", type=int, help="only the first N patients, for a quick look")
+    _add_config(prepare, ["image", "data"], "image.height=1024")
+
+    train = verb("train", _train, "Train one network per fold and leave a bundle for each; resumes.",
+                 "train runs/prepared runs/model --preset smoke")  # fmt: skip
+    train.add_argument("prepared", type=Path, help="folder written by prepare")
+    train.add_argument("out", type=Path, help="folder for bundles, out-of-fold scores and curves")
+    train.add_argument("--fold", type=int, action="append", help="train only this fold; may be repeated")
+    train.add_argument("--time-limit", metavar="DURATION", help="stop in time, keeping the best: 90s, 15m, 8h30m")
+    _add_config(train, ["image", "data", "model", "train"], "train.epochs=20")
+
+    infer = verb("infer", _infer, "Score test DICOMs with one or more bundles into submission.csv; resumes.",
+                 "infer runs/phantom/hidden runs/submission --bundle runs/model/bundles")  # fmt: skip
+    infer.add_argument("competition", type=Path, help="folder with test.csv, sample_submission.csv and test_images/")
+    infer.add_argument("out", type=Path, help="folder for submission.csv and scores.csv")
+    infer.add_argument("--bundle", type=Path, action="append", required=True,
+                       help="a bundle, or a folder of bundles; may be repeated")  # fmt: skip
+    infer.add_argument("--time-limit", metavar="DURATION", help="write what there is before this: 90s, 15m, 8h30m")
+    _add_config(infer, ["infer"], "infer.workers=4")
+
+    score = verb("score", _score, "pF1 and its companions with intervals by patient, and an HTML page.",
+                 "score runs/model/oof.csv runs/test/scores.csv --truth truth.csv --out runs/report")  # fmt: skip
+    score.add_argument("predictions", type=Path, nargs="+",
+                       help="CSV files of scores; the threshold is chosen on the first and applied to all")  # fmt: skip
+    score.add_argument("--truth", type=Path, help="prediction_id,cancer for files without a cancer column")
+    score.add_argument("--threshold", type=float, help="use this one instead of choosing it")
+    score.add_argument("--out", type=Path, help="folder for scores.json and report.html")
+    score.add_argument("--pictures", type=Path, help="competition folder whose mammograms illustrate the page")
+    score.add_argument("--note", action="append", default=[], metavar="NAME=TEXT", help="a line of provenance")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb; returns the exit code."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+    try:
+        options = build_parser().parse_args(arguments)
+        result = options.run(options)
+    except RsnaKitError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("Interrupted. What is on disk is whole; the same command resumes.", file=sys.stderr)
+        return 130
+    print(json.dumps(result, indent=2, default=str))
+    return 0 if result.get("ok", True) else 1

@@ -1,0 +1,1 @@
+"""The stories of the kit, one module each: check, prepare, train, infer, score."""

@@ -1,0 +1,150 @@
+"""Test DICOMs → submission.csv. Resumes behind the images that are scored, and honours the clock."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from rsna_kit.competition.paths import find_competition, find_inputs
+from rsna_kit.competition.submission import expected_ids, prior_submission, write_submission
+from rsna_kit.competition.tables import read_sample, read_test
+from rsna_kit.config import InferConfig
+from rsna_kit.runtime.clock import Clock, format_duration
+from rsna_kit.runtime.errors import BundleError
+from rsna_kit.runtime.events import Events
+from rsna_kit.runtime.files import replacing
+from rsna_kit.scoring.ledger import ScoreLedger
+
+if TYPE_CHECKING:
+    from rsna_kit.imaging.stream import Outcome
+    from rsna_kit.models.bundle import Bundle
+    from rsna_kit.models.ensemble import Ensemble
+
+SAVE_EVERY_S = 60.0  # how often the scores so far are written
+WRITE_RESERVE_S = 20.0  # what is kept of the time limit for the last batch and the writing
+
+
+def infer(
+    where: Path | None, out: Path, bundle_paths: Sequence[Path], settings: InferConfig, events: Events, clock: Clock
+) -> dict[str, Any]:
+    """Score the test DICOMs of a competition.
+
+    A valid `submission.csv` holds the prior before anything else happens and is only ever replaced by a better
+    one. Decoding runs ahead in threads while the models score. An image that cannot be used goes to
+    `failures.csv` and its breast is scored from the others, by the prior when there is none. When the clock
+    runs out, what is left is scored by the prior.
+
+    Args:
+        where: folder with test.csv, sample_submission.csv and test_images/, None for Kaggle's mounts.
+        out: folder for submission.csv, scores.csv, image_scores.csv and failures.csv.
+        bundle_paths: bundles, or folders of bundles.
+        settings: the infer section of the configuration.
+        clock: its limit is honoured with `WRITE_RESERVE_S` to spare.
+
+    Returns:
+        Counts and paths, ready for JSON; `ok` is False when more than `max_failure_share` of the images failed.
+    """
+    from rsna_kit.imaging.stream import stream_images
+    from rsna_kit.models.ensemble import Ensemble, common_image
+
+    competition = find_competition(where)
+    test = read_test(competition.table("test.csv"))
+    sample = None if competition.sample_submission is None else read_sample(competition.sample_submission)
+    sample = pd.DataFrame({"prediction_id": expected_ids(test, sample)})
+    write_submission(prior_submission(sample, settings.prior), sample, out / "submission.csv")
+    events.say(f"infer: {len(test)} images, {len(sample)} breasts; {out / 'submission.csv'} holds the prior")
+
+    bundles = _open_bundles(bundle_paths)
+    image = common_image(bundles)
+    threshold = float(np.mean([bundle.threshold for bundle in bundles]))
+    identity = {"bundles": [bundle.fingerprint for bundle in bundles], "images": _fingerprint(test)}
+    ledger = ScoreLedger(out, identity)
+    left = test[[not ledger.done(image_id) for image_id in test["image_id"]]]
+    if len(left) < len(test):
+        events.say(f"resuming: {len(test) - len(left)} images are done")
+
+    ensemble = Ensemble(bundles, settings.batch_size)
+    outcomes = stream_images(competition.files("test", left), image, settings.workers)
+    saved = clock.elapsed_s()
+    with events.progress(len(left), "infer") as progress:
+        while batch := list(islice(outcomes, settings.batch_size)):
+            _score_batch(batch, ensemble, ledger)
+            progress.advance(len(batch))
+            if clock.remaining_s() < WRITE_RESERVE_S:
+                break
+            if clock.elapsed_s() - saved > SAVE_EVERY_S:
+                saved = clock.elapsed_s()
+                _write_results(out, test, sample, ledger, settings.prior, threshold)
+    outcomes.close()
+    breasts = _write_results(out, test, sample, ledger, settings.prior, threshold)
+
+    unscored = len(test) - len(ledger.scores) - len(ledger.failures)
+    if unscored:
+        events.say(f"out of time after {format_duration(clock.elapsed_s())}: {unscored} images left at the prior")
+    if ledger.failures:
+        events.say(f"{len(ledger.failures)} of {len(test)} images could not be used: {out / 'failures.csv'}")
+    return {
+        "ok": len(ledger.failures) <= settings.max_failure_share * len(test),
+        "submission": str(out / "submission.csv"),
+        "images": len(test),
+        "scored": len(ledger.scores),
+        "failed": len(ledger.failures),
+        "out_of_time": unscored,
+        "breasts": len(breasts),
+        "breasts_without_image": int((breasts["images"] == 0).sum()),
+        "called_positive": int((breasts["score"] >= threshold).sum()),
+        "threshold": threshold,
+        "bundles": [str(bundle.path) for bundle in bundles],
+        "minutes": round(clock.elapsed_s() / 60, 2),
+    }
+
+
+def _open_bundles(paths: Sequence[Path]) -> list[Bundle]:
+    """Every bundle at or below the given folders, checked."""
+    from rsna_kit.models.bundle import open_bundle
+
+    folders = [folder for path in paths for folder in find_inputs("metadata.json", path)]
+    if not folders:
+        given = ", ".join(map(str, paths)) or "none"
+        raise BundleError(f"no bundle (a folder with metadata.json) found in: {given}. Train first: rsna-kit train")
+    bundles = [open_bundle(folder) for folder in folders]
+    without = [str(bundle.path) for bundle in bundles if bundle.threshold is None]
+    if without:
+        raise BundleError(f"no threshold in {', '.join(without)}: the training run has not ended. Run it again.")
+    return bundles
+
+
+def _fingerprint(test: pd.DataFrame) -> str:
+    """Which images the scores belong to."""
+    return hashlib.sha256("\n".join(test["image_id"] + " " + test["prediction_id"]).encode()).hexdigest()[:12]
+
+
+def _score_batch(batch: Sequence[Outcome], ensemble: Ensemble, ledger: ScoreLedger) -> None:
+    good = {outcome.image_id: outcome.rendered.image for outcome in batch if outcome.rendered is not None}
+    for outcome in batch:
+        if outcome.rendered is None:
+            ledger.fail(outcome.failure())
+    if good:
+        ledger.add(list(good), ensemble.score(np.stack(list(good.values()))[..., None]))
+
+
+def _write_results(
+    out: Path, test: pd.DataFrame, sample: pd.DataFrame, ledger: ScoreLedger, prior: float, threshold: float
+) -> pd.DataFrame:
+    """Save the ledger, scores.csv (probabilities) and submission.csv (0 or 1, best for pF1)."""
+    ledger.save(test["image_id"])
+    scores = test["image_id"].map(ledger.scores).groupby(test["prediction_id"])
+    breasts = pd.DataFrame({"score": scores.mean(), "images": scores.count()}).reindex(sample["prediction_id"])
+    breasts["score"] = breasts["score"].fillna(prior)
+    breasts = breasts.rename_axis("prediction_id").reset_index()
+    with replacing(out / "scores.csv") as temporary:
+        breasts.to_csv(temporary, index=False)
+    calls = breasts.assign(cancer=(breasts["score"] >= threshold).astype(int))
+    write_submission(calls, sample, out / "submission.csv")
+    return breasts

@@ -1,0 +1,86 @@
+"""Training DICOMs → images and TFRecord shards. Resumes behind the last whole shard."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from rsna_kit.competition.paths import find_competition
+from rsna_kit.competition.tables import read_train
+from rsna_kit.config import Config
+from rsna_kit.runtime.events import Events, Progress
+from rsna_kit.runtime.files import replacing
+
+if TYPE_CHECKING:
+    from rsna_kit.imaging.stream import Outcome
+
+
+def prepare(
+    where: Path | None, out: Path, config: Config, events: Events, limit: int | None = None, workers: int = 0
+) -> dict[str, Any]:
+    """Turn a competition's training DICOMs into images and TFRecord shards.
+
+    Args:
+        where: competition folder, None for Kaggle's mounts.
+        out: prepared folder; a finished shard in it is kept, whatever stopped the run before.
+        config: its image and data sections are used.
+        limit: only the first `limit` patients.
+        workers: decoding threads, 0 for one per core.
+
+    Returns:
+        Counts and paths, ready for JSON; `ok` is False when more images failed than
+        `infer.max_failure_share` allows (the folder is complete all the same).
+    """
+    from rsna_kit.data.shards import ShardWriter
+    from rsna_kit.imaging.stream import stream_images
+
+    competition = find_competition(where)
+    table = read_train(competition.table("train.csv"))
+    if limit is not None:
+        table = table[table["patient_id"].isin(table["patient_id"].unique()[:limit])].reset_index(drop=True)
+    events.say(
+        f"prepare: {len(table)} images of {table['patient_id'].nunique()} patients "
+        f"at {config.image.height}x{config.image.width} -> {out}"
+    )
+    writer = ShardWriter(out, config.image, table)
+    with events.progress(len(table), "prepare") as progress:
+        for number, start in enumerate(range(0, len(table), config.data.shard_images)):
+            rows = table.iloc[start : start + config.data.shard_images]
+            if writer.complete(number, list(rows["image_id"])):
+                progress.advance(len(rows), "kept")
+                continue
+            outcomes = stream_images(competition.files("train", rows), config.image, workers)
+            failures: list[dict[str, str]] = []
+            writer.write(number, _pictures(rows, outcomes, failures, out, config.data.save, progress), failures)
+    manifest = writer.finish()
+    if manifest["failed"]:
+        events.say(f"{manifest['failed']} of {len(table)} images could not be used: {out / 'failures.csv'}")
+    return {
+        "ok": manifest["failed"] <= config.infer.max_failure_share * len(table),
+        "out": str(out),
+        "fingerprint": manifest["fingerprint"],
+        **{key: manifest[key] for key in ("images", "positives", "failed", "shards")},
+    }
+
+
+def _pictures(
+    rows: pd.DataFrame, outcomes: Iterator[Outcome], failures: list[dict[str, str]], out: Path, save: str,
+    progress: Progress,
+) -> Iterator[tuple[str, float, bytes]]:  # fmt: skip
+    """The shard's rows; failed images go to `failures`, pictures also to `out/images/<patient>/`."""
+    from rsna_kit.imaging.render import encode_picture
+
+    for row, outcome in zip(rows.itertuples(), outcomes, strict=True):
+        progress.advance()
+        if outcome.rendered is None:
+            failures.append(outcome.failure())
+            continue
+        png = encode_picture(outcome.rendered.image, "png")
+        if save != "none":
+            path = out / "images" / str(row.patient_id) / f"{row.image_id}.{'jpg' if save == 'jpeg' else 'png'}"
+            with replacing(path) as temporary:
+                temporary.write_bytes(png if save == "png" else encode_picture(outcome.rendered.image, "jpeg"))
+        yield outcome.image_id, float(row.cancer), png  # type: ignore[arg-type]

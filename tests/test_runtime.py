@@ -1,0 +1,96 @@
+"""The floor every room stands on."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from rsna_kit.runtime.clock import Clock, format_duration, parse_duration
+from rsna_kit.runtime.errors import MissingDependencyError, UsageError, did_you_mean
+from rsna_kit.runtime.events import Events
+from rsna_kit.runtime.files import read_json, replacing, sha256_file, write_json
+from rsna_kit.runtime.lazy import require
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("90", 90), ("90s", 90), ("15m", 900), ("8h", 28800), ("8h30m", 30600), ("1h0m5s", 3605)]
+)
+def test_durations_are_read(text: str, seconds: float) -> None:
+    assert parse_duration(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "soon", "-5", "0", "5d", "h", "1m1h"])
+def test_what_is_no_duration_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="expected a duration"):
+        parse_duration(text)
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(42, "0:42"), (725, "12:05"), (11220, "3:07:00"), (math.inf, "?")])
+def test_durations_are_written(seconds: float, text: str) -> None:
+    assert format_duration(seconds) == text
+
+
+def test_a_clock_without_limit_never_ends() -> None:
+    assert Clock().remaining_s() == math.inf
+    assert Clock(limit_s=-1).remaining_s() < 0
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
+    target = tmp_path / "scores.csv"
+    target.write_text("old")
+    with pytest.raises(RuntimeError, match="disk full"), replacing(target) as temporary:
+        temporary.write_text("half a new")
+        raise RuntimeError("disk full")
+    assert target.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_json_goes_round_and_refuses_nan(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "value.json"
+    write_json(path, {"b": 1, "a": [0.5, None]})
+    assert read_json(path) == {"b": 1, "a": [0.5, None]}
+    with pytest.raises(ValueError, match="Out of range float"):
+        write_json(path, {"score": math.nan})
+    assert read_json(path)["b"] == 1
+
+
+def test_sha256_is_the_known_one(tmp_path: Path) -> None:
+    (tmp_path / "abc").write_bytes(b"abc")
+    assert sha256_file(tmp_path / "abc").startswith("ba7816bf8f01cfea")
+
+
+def test_suggestions_only_when_close() -> None:
+    assert did_you_mean("heigth", ["height", "width"]) == " Did you mean 'height'?"
+    assert did_you_mean("zzz", ["height", "width"]) == ""
+
+
+def test_a_missing_package_names_its_extra() -> None:
+    with pytest.raises(MissingDependencyError, match=r"rsna-kit\[train\]"):
+        require("no_such_package", "train")
+
+
+def test_events_are_json_lines_and_plain_talk(tmp_path: Path) -> None:
+    stream = io.StringIO()
+    events = Events(tmp_path / "events.jsonl", stream)
+    events.say("fold 0 starts", kind="fold", fold=0)
+    with events.progress(3, "prepare") as progress:
+        progress.advance()
+        progress.advance(2)
+    assert stream.getvalue().splitlines()[0] == "fold 0 starts"
+    assert stream.getvalue().splitlines()[-1].startswith("prepare: 3/3 images in 0:00")
+    lines = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
+    assert [line["event"] for line in lines] == ["fold", "progress"]
+    assert lines[0]["fold"] == 0
+
+
+def test_a_log_gets_a_line_with_an_eta(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rsna_kit.runtime.events.LINE_EVERY_S", 0.0)
+    stream = io.StringIO()
+    with Events(stream=stream).progress(10, "prepare") as progress:
+        progress.advance(5)
+    assert stream.getvalue().startswith("prepare: 5/10 images, ")
+    assert ", ETA 0:00" in stream.getvalue()
