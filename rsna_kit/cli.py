@@ -108,8 +108,8 @@ def _score(options: argparse.Namespace) -> dict[str, Any]:
     from rsna_kit.recipes.score import score
 
     return score(
-        options.predictions, options.out, Events(), truth=options.truth, threshold=options.threshold,
-        pictures=options.pictures, notes=options.note,
+        options.predictions, Events(), out=options.out, truth=options.truth, threshold=options.threshold,
+        case_pictures=options.pictures, model=options.model,
     )  # fmt: skip
 
 
@@ -135,7 +135,7 @@ def build_parser() -> argparse.ArgumentParser:
     phantom = verb("phantom", _phantom, "Write a synthetic competition with the real one's layout and quirks.",
                    "phantom runs/phantom --patients 40 --seed 1")  # fmt: skip
     phantom.add_argument("out", type=Path, help="folder to write")
-    phantom.add_argument("--patients", type=int, required=True, help="patients in train and hidden test together")
+    phantom.add_argument("--patients", type=int, required=True, help="training patients; the hidden test adds two fifths of that")
     phantom.add_argument("--seed", type=int, default=0, help="same seed, same bytes (default 0)")
     phantom.add_argument("--full-size", action="store_true", help="real matrix sizes instead of a quarter of them")
     phantom.add_argument("--prevalence", type=float, help="share of breasts with cancer (the real one is 0.0207)")
@@ -171,8 +171,8 @@ def build_parser() -> argparse.ArgumentParser:
     score.add_argument("--truth", type=Path, help="prediction_id,cancer for files without a cancer column")
     score.add_argument("--threshold", type=float, help="use this one instead of choosing it")
     score.add_argument("--out", type=Path, help="folder for scores.json and report.html")
-    score.add_argument("--pictures", type=Path, help="competition folder whose mammograms illustrate the page")
-    score.add_argument("--note", action="append", default=[], metavar="NAME=TEXT", help="a line of provenance")
+    score.add_argument("--pictures", type=Path, help="competition folder whose mammograms illustrate the last file")
+    score.add_argument("--model", type=Path, help="folder written by train: adds its curves and provenance")
     return parser
 
 

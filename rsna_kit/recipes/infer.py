@@ -20,6 +20,7 @@ from rsna_kit.runtime.errors import BundleError
 from rsna_kit.runtime.events import Events
 from rsna_kit.runtime.files import replacing
 from rsna_kit.scoring.ledger import ScoreLedger
+from rsna_kit.scoring.threshold import apply_threshold
 
 if TYPE_CHECKING:
     from rsna_kit.imaging.stream import Outcome
@@ -63,7 +64,10 @@ def infer(
     bundles = _open_bundles(bundle_paths)
     image = common_image(bundles)
     threshold = float(np.mean([bundle.threshold for bundle in bundles]))
-    identity = {"bundles": [bundle.fingerprint for bundle in bundles], "images": _fingerprint(test)}
+    identity = {
+        "bundles": [bundle.metadata["sha256"]["model.weights.h5"] for bundle in bundles],
+        "images": _fingerprint(test),
+    }
     ledger = ScoreLedger(out, identity)
     left = test[[not ledger.done(image_id) for image_id in test["image_id"]]]
     if len(left) < len(test):
@@ -145,6 +149,5 @@ def _write_results(
     breasts = breasts.rename_axis("prediction_id").reset_index()
     with replacing(out / "scores.csv") as temporary:
         breasts.to_csv(temporary, index=False)
-    calls = breasts.assign(cancer=(breasts["score"] >= threshold).astype(int))
-    write_submission(calls, sample, out / "submission.csv")
+    write_submission(apply_threshold(breasts, threshold), sample, out / "submission.csv")
     return breasts

@@ -1,0 +1,150 @@
+"""A CSV file → checked columns, where every complaint names the file, the line, what came and what was expected.
+
+Cells are read as text, stripped of spaces; the line number of each row is kept, so that a person can go
+straight to it. Nothing is guessed: a column becomes a number, a flag or a choice only when asked.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TextIO
+
+import numpy as np
+import pandas as pd
+
+from rsna_kit.runtime.errors import TableError, did_you_mean
+
+_FLAGS = {"0": False, "1": True, "0.0": False, "1.0": True, "false": False, "true": True}
+
+
+class Rows:
+    """One CSV file in memory: `frame` holds text, `lines` the line number of each row."""
+
+    def __init__(self, path: Path, frame: pd.DataFrame, lines: np.ndarray) -> None:
+        self.path, self.frame, self.lines = path, frame, lines
+
+    @property
+    def columns(self) -> list[str]:
+        """Names in the header."""
+        return list(self.frame.columns)
+
+    def require(self, names: Iterable[str]) -> None:
+        """Refuse a table that lacks one of the columns."""
+        missing = [name for name in names if name not in self.columns]
+        if missing:
+            raise TableError(
+                f"{self.path}, line 1: no column {missing[0]!r}"
+                + (f" (also missing: {', '.join(missing[1:])})" if missing[1:] else "")
+                + f", expected it beside {', '.join(self.columns)}.{did_you_mean(missing[0], self.columns)}"
+            )
+
+    def text(self, name: str, blank: bool = False) -> pd.Series:
+        """The column as `str`; an empty cell is refused unless `blank`."""
+        values = self.frame[name]
+        if not blank:
+            self.refuse(values == "", name, "a value", "Fill it in or remove the row.")
+        return values
+
+    def unique(self, name: str) -> pd.Series:
+        """The column as non-empty `str` without repetition."""
+        values = self.text(name)
+        self.refuse(values.duplicated(), name, "each one once", "Remove the repeated row.")
+        return values
+
+    def choice(self, name: str, allowed: Sequence[str], blank: bool = False) -> pd.Series:
+        """The column as `str` out of `allowed`; with `blank`, an empty cell becomes None."""
+        values = self.frame[name]
+        good = values.isin([*allowed, ""] if blank else list(allowed))
+        self.refuse(~good, name, f"one of {', '.join(allowed)}", "Correct it or remove the row.")
+        return values.where(values != "", None)
+
+    def number(self, name: str, low: float, high: float, blank: bool = False) -> pd.Series:
+        """The column as float64 in [low, high]; with `blank`, an empty cell becomes NaN."""
+        text = self.frame[name]
+        # A word such as "nan" is not an empty cell: to_numeric would take it for one.
+        empty = text == ""
+        values = pd.to_numeric(text.where(~empty, None), errors="coerce").astype("float64")
+        good = values.between(low, high) | (empty if blank else False)
+        expected = f"a number from {low:g} to {high:g}" + (" or nothing" if blank else "")
+        self.refuse(~good, name, expected, "Correct it or remove the row.")
+        return values
+
+    def whole(self, name: str, low: float, high: float, blank: bool = False) -> pd.Series:
+        """The column as nullable Int64 in [low, high]; `3.0` counts as 3."""
+        values = self.number(name, low, high, blank)
+        fraction = values.notna() & (values % 1 != 0)
+        self.refuse(fraction, name, "a whole number", "Correct it or remove the row.")
+        return values.astype("Int64")
+
+    def flag(self, name: str) -> pd.Series:
+        """The column as bool, out of 0, 1, True and False."""
+        values = self.frame[name].str.lower().map(_FLAGS)
+        self.refuse(values.isna(), name, "0 or 1", "Correct it or remove the row.")
+        return values.astype(bool)
+
+    def refuse(self, bad: pd.Series, name: str, expected: str, action: str) -> None:
+        """Raise for the first row where `bad` is true, and say how many there are."""
+        where = np.flatnonzero(bad.to_numpy())
+        if not where.size:
+            return
+        first = where[0]
+        more = ""
+        if where.size > 1:
+            lines = ", ".join(str(line) for line in self.lines[where[1:5]])
+            more = f" {where.size} rows are like this (also line {lines}{', …' if where.size > 5 else ''})."
+        raise TableError(
+            f"{self.path}, line {self.lines[first]}: {name} is {self.frame[name].iloc[first]!r}, expected {expected}."
+            f"{more} {action}"
+        )
+
+
+def read_rows(path: Path) -> Rows:
+    """Read a CSV file (`.csv`, `.csv.gz`) as text; blank lines are skipped, ragged lines refused.
+
+    Raises:
+        TableError: the file is absent, empty, not UTF-8, has no rows, a ragged line or a repeated column.
+    """
+    if not path.is_file():
+        raise TableError(f"{path}: no such file, expected a CSV table")
+    try:
+        with _open(path) as file:
+            reader = csv.reader(file)
+            header = [name.strip() for name in next(reader, [])]
+            cells, lines = _read_cells(path, reader, header)
+    except (UnicodeDecodeError, csv.Error, OSError, EOFError) as error:
+        raise TableError(f"{path}: cannot be read as CSV text in UTF-8 ({error}). Export it again as CSV.") from error
+    if not any(header):
+        raise TableError(f"{path}: the file is empty, expected a header line and rows")
+    repeated = sorted({name for name in header if header.count(name) > 1})
+    if repeated:
+        raise TableError(f"{path}, line 1: column {repeated[0]!r} stands there twice, expected each once")
+    if not cells:
+        raise TableError(f"{path}: there is a header but no rows, expected at least one. Was the file cut off?")
+    frame = pd.DataFrame(cells, columns=header, dtype=object)
+    return Rows(path, frame, np.asarray(lines))
+
+
+def _open(path: Path) -> TextIO:
+    if path.suffix == ".gz":
+        return gzip.open(path, "rt", encoding="utf-8-sig", newline="")
+    return open(path, encoding="utf-8-sig", newline="")
+
+
+def _read_cells(path: Path, reader: Iterable[list[str]], header: list[str]) -> tuple[list[list[str]], list[int]]:
+    """Stripped cells and line numbers; the reader's `line_num` counts physical lines."""
+    cells, lines = [], []
+    for row in reader:
+        if not any(cell.strip() for cell in row) and len(row) <= 1:
+            continue
+        line = reader.line_num  # type: ignore[attr-defined]
+        if len(row) != len(header):
+            raise TableError(
+                f"{path}, line {line}: {len(row)} cells, expected {len(header)} as in the header."
+                " Quote cells that contain commas, or export the table again."
+            )
+        cells.append([cell.strip() for cell in row])
+        lines.append(line)
+    return cells, lines

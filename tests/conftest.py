@@ -1,0 +1,50 @@
+"""A small competition, its prepared folder and a bundle, made once and shared by the tests of whole recipes."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+
+from rsna_kit.config import Config, preset, with_overrides
+from rsna_kit.runtime.events import Events
+
+TINY = ["image.height=64", "image.width=32", "data.shard_images=16", "data.save=none", "model.weights=none",
+        "train.epochs=1", "train.batch_size=8", "infer.batch_size=8"]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Config:
+    """64x32 pictures, random weights, one epoch: for what is about plumbing, not about learning."""
+    return with_overrides(preset("smoke"), TINY)
+
+
+@pytest.fixture
+def quiet() -> Events:
+    """Events whose talk nobody reads."""
+    return Events(stream=io.StringIO())
+
+
+@pytest.fixture(scope="session")
+def phantom(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A phantom competition of ten patients. Shared: copy it before changing it."""
+    from rsna_kit.phantom.writer import write_competition
+
+    out = tmp_path_factory.mktemp("phantom") / "competition"
+    write_competition(out, 10, seed=5, events=Events(stream=io.StringIO()))
+    return out
+
+
+@pytest.fixture(scope="session")
+def bundle(tmp_path_factory: pytest.TempPathFactory, tiny: Config) -> Path:
+    """An untrained network as a bundle with the threshold 0.5."""
+    keras = pytest.importorskip("keras")
+    from rsna_kit.models.bundle import set_threshold, write_bundle
+    from rsna_kit.models.classifier import build_classifier
+
+    keras.utils.set_random_seed(1)
+    out = tmp_path_factory.mktemp("bundles") / "fold0"
+    write_bundle(out, build_classifier(tiny.model, tiny.image), tiny, 0, None, {}, "none")
+    set_threshold(out, 0.5, "for tests")
+    return out

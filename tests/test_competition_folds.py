@@ -1,0 +1,105 @@
+"""Folds: no patient is split, cancers are spread evenly, the same seed deals the same cards."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rsna_kit.competition.folds import assign_folds
+from rsna_kit.runtime.errors import TableError, UsageError
+
+
+def random_table(patients: int, cancers: int, seed: int) -> pd.DataFrame:
+    """2 to 14 images a patient, two sites with three machines each, cancers in one breast."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for number in range(patients):
+        site = int(rng.integers(1, 3))
+        machine = site * 10 + int(rng.choice(3, p=[0.7, 0.2, 0.1]))
+        for image in range(int(rng.choice([2, 4, 5, 6, 14], p=[0.1, 0.6, 0.1, 0.15, 0.05]))):
+            rows.append((f"{number:05d}", site, machine, int(number < cancers and image % 2 == 0)))
+    table = pd.DataFrame(rows, columns=["patient_id", "site_id", "machine_id", "cancer"])
+    return table.sample(frac=1, random_state=seed).reset_index(drop=True)
+
+
+def patients_of(table: pd.DataFrame, folds: np.ndarray) -> pd.DataFrame:
+    return table.assign(fold=folds).groupby("patient_id").agg({"fold": "first", "cancer": "max", "site_id": "first"})
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    patients=st.integers(20, 120), cancers=st.integers(5, 10), folds=st.integers(2, 5), seed=st.integers(0, 2**32 - 1)
+)
+def test_no_patient_is_split_and_cancers_are_balanced(patients: int, cancers: int, folds: int, seed: int) -> None:
+    table = random_table(patients, cancers, seed)
+    fold = assign_folds(table, folds, seed)
+    assert fold.shape == (len(table),)
+    assert fold.dtype == np.int64
+    assert table.assign(fold=fold).groupby("patient_id")["fold"].nunique().max() == 1
+    owners = patients_of(table, fold)
+    for cancer in (0, 1):
+        counts = np.bincount(owners.loc[owners["cancer"] == cancer, "fold"], minlength=folds)
+        assert counts.max() - counts.min() <= 1
+        assert counts.min() >= 1
+
+
+def test_sites_machines_and_images_are_balanced_at_the_real_size() -> None:
+    """11,913 patients and 486 with cancer, as in the competition, in four folds."""
+    table = random_table(11913, 486, seed=7)
+    table["fold"] = assign_folds(table, 4, seed=67)
+    images = table["fold"].value_counts()
+    assert images.max() - images.min() <= 15
+    owners = table.groupby("patient_id").first()
+    for name in ("site_id", "machine_id"):
+        shares = pd.crosstab(owners[name], owners["fold"], normalize="columns")
+        assert (shares.max(axis=1) - shares.min(axis=1)).max() < 0.002
+    cancers = table[table["cancer"] == 1].groupby("patient_id").first()
+    per_site = pd.crosstab(cancers["site_id"], cancers["fold"])
+    assert (per_site.max(axis=1) - per_site.min(axis=1)).max() <= 2
+
+
+def test_the_seed_decides_and_row_order_does_not() -> None:
+    table = random_table(80, 12, seed=3)
+    first = patients_of(table, assign_folds(table, 4, seed=1))["fold"]
+    shuffled = table.sample(frac=1, random_state=9)
+    again = patients_of(shuffled, assign_folds(shuffled, 4, seed=1))["fold"]
+    assert first.equals(again)
+    assert not first.equals(patients_of(table, assign_folds(table, 4, seed=2))["fold"])
+
+
+def test_a_literal_deal() -> None:
+    """Four patients with cancer and four without, two folds: two and two in each."""
+    table = pd.DataFrame({"patient_id": list("abcdefgh"), "cancer": [1, 1, 1, 1, 0, 0, 0, 0]})
+    fold = assign_folds(table, 2, seed=0)
+    assert np.bincount(fold[:4]).tolist() == [2, 2]
+    assert np.bincount(fold[4:]).tolist() == [2, 2]
+
+
+def test_missing_sites_and_machines_are_a_stratum_of_their_own() -> None:
+    table = random_table(60, 12, seed=4)
+    table["site_id"] = table["site_id"].astype("Int64").mask(table["patient_id"] < "00030")
+    table["machine_id"] = pd.array([pd.NA] * len(table), dtype="Int64")
+    assert set(assign_folds(table, 3, seed=0)) == {0, 1, 2}
+
+
+@pytest.mark.parametrize(
+    ("folds", "cancers", "message"),
+    [
+        (1, 5, "got 1, expected at least 2"),
+        (4, 3, "got 4, but the table has 3 patients with cancer.*at most 3 folds"),
+        (2, 1, "1 patients with cancer and every fold needs one. Use more patients"),
+        (2, 0, "0 patients with cancer"),
+        (4, 18, "got 4, but the table has 2 patients without cancer"),
+    ],
+)
+def test_impossible_folds_are_refused(folds: int, cancers: int, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        assign_folds(random_table(20, cancers, seed=1), folds, seed=0)
+
+
+def test_an_empty_table_is_refused() -> None:
+    with pytest.raises(TableError, match="no rows"):
+        assign_folds(pd.DataFrame({"patient_id": [], "cancer": []}), 2, seed=0)

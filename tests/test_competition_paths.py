@@ -1,0 +1,109 @@
+"""Where the competition is found, and that nobody walks through its images."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from rsna_kit.competition.paths import SLUG, check_files, find_competition, find_inputs
+from rsna_kit.runtime.errors import UsageError
+
+
+def touch(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+    return path
+
+
+@pytest.mark.parametrize("layout", [f"competitions/{SLUG}", SLUG])
+def test_both_kaggle_layouts_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layout: str) -> None:
+    touch(tmp_path / layout / "test.csv")
+    touch(tmp_path / layout / "sample_submission.csv")
+    monkeypatch.setenv("RSNA_KIT_INPUT", str(tmp_path))
+    found = find_competition()
+    assert found.root == tmp_path / layout
+    assert found.train_csv is None
+    assert found.sample_submission == tmp_path / layout / "sample_submission.csv"
+
+
+def test_a_named_folder_wins_over_the_mounts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    touch(tmp_path / "input" / SLUG / "test.csv")
+    touch(tmp_path / "mine" / "train.csv")
+    monkeypatch.setenv("RSNA_KIT_INPUT", str(tmp_path / "input"))
+    assert find_competition(tmp_path / "mine").train_csv == tmp_path / "mine" / "train.csv"
+
+
+def test_paths_of_images_follow_the_competition(tmp_path: Path) -> None:
+    touch(tmp_path / "train.csv")
+    found = find_competition(tmp_path)
+    assert found.dicom_path("train", "10006", "462822612") == tmp_path / "train_images" / "10006" / "462822612.dcm"
+    assert found.test_images == tmp_path / "test_images"
+    assert found.train_images == tmp_path / "train_images"
+    with pytest.raises(UsageError, match="'valid', expected train or test"):
+        found.images("valid")
+
+
+def test_files_are_named_in_table_order_and_tables_by_name(tmp_path: Path) -> None:
+    touch(tmp_path / "train.csv")
+    found = find_competition(tmp_path)
+    table = pd.DataFrame({"patient_id": ["2", "1"], "image_id": ["7", "8"]})
+    assert [image_id for image_id, _ in found.files("test", table)] == ["7", "8"]
+    assert found.files("test", table)[1][1] == tmp_path / "test_images" / "1" / "8.dcm"
+    assert found.table("train.csv") == tmp_path / "train.csv"
+    with pytest.raises(UsageError, match=r"holds train\.csv, expected test\.csv"):
+        found.table("test.csv")
+
+
+def test_a_folder_without_tables_is_refused_with_its_contents(tmp_path: Path) -> None:
+    touch(tmp_path / "notes.txt")
+    (tmp_path / "train_images").mkdir()
+    with pytest.raises(UsageError, match=r"holds notes\.txt, train_images/\. Give the folder"):
+        find_competition(tmp_path)
+    with pytest.raises(UsageError, match="does not exist"):
+        find_competition(tmp_path / "nowhere")
+
+
+def test_a_kernel_without_the_competition_says_what_is_mounted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(12):
+        (tmp_path / f"dataset-{number:02d}").mkdir()
+    monkeypatch.setenv("RSNA_KIT_INPUT", str(tmp_path))
+    with pytest.raises(UsageError, match=f"dataset-.*/, ….*Attach the competition '{SLUG}'"):
+        find_competition()
+
+
+def test_bundles_are_found_in_both_layouts_and_not_below_the_depth(tmp_path: Path) -> None:
+    new = touch(tmp_path / "datasets" / "owner" / "weights" / "fold0" / "metadata.json").parent
+    old = touch(tmp_path / "weights" / "fold1" / "metadata.json").parent
+    touch(tmp_path / "a" / "b" / "c" / "d" / "too-deep" / "metadata.json")
+    assert find_inputs("metadata.json", tmp_path) == [new, old]
+    assert find_inputs("metadata.json", old, depth=0) == [old]
+    assert find_inputs("metadata.json", tmp_path / "nowhere") == []
+
+
+def test_image_trees_are_never_entered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """819,640 files in a later competition of this family: listing them takes minutes."""
+    for folder in ("train_images", "test_images"):
+        touch(tmp_path / folder / "10006" / "metadata.json")
+    crowd = tmp_path / "pictures"
+    for number in range(1001):
+        (crowd / str(number)).mkdir(parents=True)
+    marked = touch(crowd / "metadata.json").parent
+    listed: list[str] = []
+    scandir = os.scandir
+    monkeypatch.setattr(os, "scandir", lambda path: listed.append(Path(path).name) or scandir(path))
+    assert find_inputs("metadata.json", tmp_path) == [marked]
+    assert sorted(listed) == sorted([tmp_path.name, "pictures"])
+
+
+def test_missing_images_are_named_in_table_order(tmp_path: Path) -> None:
+    touch(tmp_path / "train.csv")
+    touch(tmp_path / "train_images" / "1" / "12.dcm")
+    table = pd.DataFrame({"patient_id": ["2", "1", "1"], "image_id": ["21", "12", "11"]})
+    missing = check_files(find_competition(tmp_path), "train", table)
+    assert [path.relative_to(tmp_path).as_posix() for path in missing] == [
+        "train_images/2/21.dcm",
+        "train_images/1/11.dcm",
+    ]

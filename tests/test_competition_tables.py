@@ -1,0 +1,150 @@
+"""The three tables: fixed types, and complaints that point at the line."""
+
+from __future__ import annotations
+
+import gzip
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from rsna_kit.competition.tables import TEST_COLUMNS, TRAIN_COLUMNS, read_sample, read_test, read_train
+from rsna_kit.runtime.errors import TableError
+
+# Rows as the competition writes them: site 2 has neither BIRADS nor density, and ages can be missing.
+TRAIN = """site_id,patient_id,image_id,laterality,view,age,cancer,biopsy,invasive,BIRADS,implant,density,machine_id,\
+difficult_negative_case
+2,10006,462822612,L,CC,61.0,0,0,0,,0,,29,False
+2,10006,1459541791,L,MLO,61.0,0,0,0,,0,,29,False
+1,00107,1864590858,R,MLO,,1,1,0,0.0,0,B,49,True
+"""
+TEST = """site_id,patient_id,image_id,laterality,view,age,implant,machine_id,prediction_id
+2,10008,736471439,L,MLO,81,0,21,10008_L
+2,10008,1591370361,L,CC,81,0,21,10008_L
+2,10008,68070693,R,MLO,81,0,21,10008_R
+"""
+SAMPLE = "prediction_id,cancer\n10008_L,0.0211676964\n10008_R,0.0211676964\n"
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text)
+    return path
+
+
+def test_train_has_the_promised_types(tmp_path: Path) -> None:
+    table = read_train(write(tmp_path / "train.csv", TRAIN))
+    assert table.columns.tolist() == [*TRAIN_COLUMNS, "prediction_id"]
+    assert {name: str(kind) for name, kind in table.dtypes.items()} == {
+        "site_id": "Int64", "patient_id": "object", "image_id": "object", "laterality": "object", "view": "object",
+        "age": "float32", "cancer": "int8", "biopsy": "int8", "invasive": "int8", "BIRADS": "Int64", "implant": "int8",
+        "density": "object", "machine_id": "Int64", "difficult_negative_case": "bool", "prediction_id": "object",
+    }  # fmt: skip
+
+
+def test_train_keeps_ids_as_text_and_missing_as_missing(tmp_path: Path) -> None:
+    table = read_train(write(tmp_path / "train.csv", TRAIN))
+    assert table["patient_id"].tolist() == ["10006", "10006", "00107"]
+    assert table["prediction_id"].tolist() == ["10006_L", "10006_L", "00107_R"]
+    assert table["density"].tolist() == [None, None, "B"]
+    assert table["BIRADS"].tolist() == [pd.NA, pd.NA, 0]
+    assert np.isnan(table["age"][2])
+    assert table["difficult_negative_case"].tolist() == [False, False, True]
+
+
+def test_types_do_not_depend_on_the_rows(tmp_path: Path) -> None:
+    """All of site 2 has empty BIRADS and density: with guessed types a table of it alone would differ."""
+    whole = read_train(write(tmp_path / "whole.csv", TRAIN))
+    part = read_train(write(tmp_path / "part.csv", "\n".join(TRAIN.splitlines()[:3])))
+    assert part.dtypes.equals(whole.dtypes)
+
+
+def test_a_written_table_is_read_again(tmp_path: Path) -> None:
+    table = read_train(write(tmp_path / "train.csv", TRAIN))
+    table.to_csv(tmp_path / "again.csv", index=False)
+    pd.testing.assert_frame_equal(read_train(tmp_path / "again.csv"), table)
+
+
+def test_test_and_sample_are_read(tmp_path: Path) -> None:
+    table = read_test(write(tmp_path / "test.csv", TEST))
+    assert table.columns.tolist() == list(TEST_COLUMNS)
+    assert table["age"].tolist() == [81, 81, 81]
+    sample = read_sample(write(tmp_path / "sample.csv", SAMPLE))
+    assert sample.to_dict("list") == {"prediction_id": ["10008_L", "10008_R"], "cancer": [0.0211676964] * 2}
+
+
+def test_compressed_tables_blank_lines_a_byte_order_mark_and_quotes_are_read(tmp_path: Path) -> None:
+    text = "\ufeff" + SAMPLE.replace("\n", "\r\n").replace("10008_R", '" 10008_R"') + "\r\n\r\n"
+    with gzip.open(tmp_path / "sample.csv.gz", "wb") as file:
+        file.write(text.encode())
+    assert read_sample(tmp_path / "sample.csv.gz")["prediction_id"].tolist() == ["10008_L", "10008_R"]
+
+
+def test_extra_columns_are_ignored(tmp_path: Path) -> None:
+    text = "\n".join(line + ",x" for line in TRAIN.splitlines())
+    assert read_train(write(tmp_path / "train.csv", text)).columns.tolist() == [*TRAIN_COLUMNS, "prediction_id"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("laterality", "lateralty", r"line 1: no column 'laterality'.* Did you mean 'lateralty'"),
+        ("1459541791", "462822612", r"line 3: image_id is '462822612', expected each one once"),
+        ("1459541791", "", r"line 3: image_id is '', expected a value"),
+        ("1459541791,L", "1459541791,X", r"line 3: laterality is 'X', expected one of L, R"),
+        ("61.0,0,0,0", "61.0,2,0,0", r"line 2: cancer is '2', expected 0 or 1\. 2 rows .*also line 3"),
+        ("61.0,0,0,0", "61.0,,0,0", r"line 2: cancer is '', expected 0 or 1"),
+        ("61.0", "old", r"line 2: age is 'old', expected a number from 0 to 130 or nothing"),
+        ("61.0", "nan", r"line 2: age is 'nan'"),
+        ("61.0", "-3", r"line 2: age is '-3'"),
+        (",B,49", ",E,49", r"line 4: density is 'E', expected one of A, B, C, D"),
+        ("0.0,0,B", "0.5,0,B", r"line 4: BIRADS is '0.5', expected a whole number"),
+        ("False", "maybe", r"line 2: difficult_negative_case is 'maybe', expected 0 or 1"),
+        ("10006,1459541791", "10006,extra,1459541791", r"line 3: 15 cells, expected 14"),
+        ("machine_id", "view", r"line 1: column 'view' stands there twice"),
+    ],
+)
+def test_a_broken_train_table_is_refused_by_file_and_line(tmp_path: Path, old: str, new: str, message: str) -> None:
+    assert old in TRAIN
+    with pytest.raises(TableError, match=r"train\.csv, " + message):
+        read_train(write(tmp_path / "train.csv", TRAIN.replace(old, new)))
+
+
+def test_line_numbers_count_blank_lines_and_quoted_line_breaks(tmp_path: Path) -> None:
+    """The number must be the editor's, or nobody finds the row."""
+    text = TRAIN.replace("\n2,10006,462822612", "\n\n2,10006,462822612").replace("L,MLO,61.0", 'L,"ML\nO",61.0')
+    with pytest.raises(TableError, match="line 6: laterality is 'X'"):
+        read_train(write(tmp_path / "train.csv", text.replace("1864590858,R", "1864590858,X")))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "the file is empty"),
+        (TRAIN.splitlines()[0].encode(), "a header but no rows"),
+        (b"\xff\xfe\x00s\x00i", "cannot be read as CSV text in UTF-8"),
+    ],
+)
+def test_a_file_that_is_no_table_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "train.csv").write_bytes(content)
+    with pytest.raises(TableError, match=message):
+        read_train(tmp_path / "train.csv")
+
+
+def test_a_file_that_is_absent_or_not_compressed_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(TableError, match="no such file"):
+        read_train(tmp_path / "train.csv")
+    with pytest.raises(TableError, match="cannot be read"):
+        read_train(write(tmp_path / "train.csv.gz", TRAIN))
+
+
+def test_one_prediction_id_for_two_patients_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(TableError, match=r"line 5: prediction_id is '10008_R', expected one patient_id"):
+        read_test(write(tmp_path / "test.csv", TEST + "2,10009,1,R,CC,81,0,21,10008_R\n"))
+
+
+def test_a_sample_with_a_repeated_id_or_a_bad_score_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(TableError, match="line 3: prediction_id is '10008_L', expected each one once"):
+        read_sample(write(tmp_path / "s.csv", SAMPLE.replace("10008_R", "10008_L")))
+    with pytest.raises(TableError, match=r"line 2: cancer is '1\.1', expected a number from 0 to 1"):
+        read_sample(write(tmp_path / "s.csv", SAMPLE.replace("0.0211676964", "1.1", 1)))

@@ -1,0 +1,114 @@
+"""The kernels as Kaggle would run them: alone, read-only, offline; and their metadata."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from rsna_kit.competition.submission import check_submission
+from rsna_kit.competition.tables import read_sample
+
+ROOT = Path(__file__).parent.parent
+KERNELS = sorted(path.parent for path in (ROOT / "kernels").glob("*/kernel-metadata.json"))
+KEYS = {"id", "title", "code_file", "language", "kernel_type", "is_private", "enable_gpu", "enable_tpu",
+        "enable_internet", "machine_shape", "dataset_sources", "competition_sources", "kernel_sources",
+        "model_sources"}  # fmt: skip
+
+
+def rehearse(kernel: str, *arguments: str | Path, settings: str = "") -> tuple[dict, str]:
+    command = [sys.executable, ROOT / "scripts/rehearse", ROOT / "kernels" / kernel, *arguments]
+    environment = {**os.environ, "RSNA_KIT_SET": settings}
+    done = subprocess.run([str(word) for word in command], capture_output=True, text=True, env=environment, cwd=ROOT)
+    assert done.stdout, done.stderr
+    return json.loads(done.stdout), done.stderr
+
+
+@pytest.mark.parametrize("kernel", KERNELS, ids=lambda path: path.name)
+def test_metadata_is_explicit(kernel: Path) -> None:
+    """A key with a typo is ignored by the client, and internet is on unless it says false."""
+    metadata = json.loads((kernel / "kernel-metadata.json").read_text())
+    assert set(metadata) <= KEYS
+    assert metadata["enable_internet"] is False
+    assert metadata["is_private"] is True
+    assert metadata["id"].split("/")[1] == metadata["title"] == f"rsna-kit-{kernel.name}"
+    assert (kernel / metadata["code_file"]).stat().st_size < 1_000_000
+    assert sorted(path.name for path in kernel.iterdir()) == sorted([metadata["code_file"], "kernel-metadata.json"])
+
+
+@pytest.mark.parametrize("layout", ["new", "old"])
+def test_infer_runs_in_both_mount_layouts(phantom: Path, bundle: Path, tmp_path: Path, layout: str) -> None:
+    weights = tmp_path / "weights"
+    shutil.copytree(bundle, weights / "fold0")
+    hidden = phantom / "hidden"
+    verdict, talk = rehearse(
+        "infer", "--competition", hidden, "--dataset", f"rsna-weights={weights}", "--out", tmp_path / "out",
+        "--layout", layout, "--rerun",
+    )  # fmt: skip
+    assert verdict["verdict"] == "Complete", talk
+    check_submission(pd.read_csv(tmp_path / "out/submission.csv"), read_sample(hidden / "sample_submission.csv"))
+
+
+def test_infer_without_a_sandbox_says_what_is_not_checked(phantom: Path, bundle: Path, tmp_path: Path) -> None:
+    weights = tmp_path / "weights"
+    shutil.copytree(bundle, weights / "fold0")
+    verdict, talk = rehearse(
+        "infer", "--competition", phantom / "hidden", "--dataset", f"rsna-weights={weights}",
+        "--out", tmp_path / "out", "--no-sandbox",
+    )  # fmt: skip
+    assert verdict["verdict"] == "Complete", talk
+    assert "network off" in verdict["not_checked"]
+
+
+def test_a_commit_run_is_strict_and_the_scoring_run_is_not(phantom: Path, bundle: Path, tmp_path: Path) -> None:
+    """A file that cannot be read fails the run that one looks at, and never the run that is scored."""
+    shutil.copytree(phantom / "hidden", tmp_path / "hidden")
+    next((tmp_path / "hidden/test_images").glob("*/*.dcm")).write_bytes(b"")
+    shutil.copytree(bundle, tmp_path / "weights/fold0")
+    base = ["infer", "--competition", tmp_path / "hidden", "--dataset", f"rsna-weights={tmp_path / 'weights'}"]
+    strict, _ = rehearse(*base, "--out", tmp_path / "commit")
+    scored, _ = rehearse(*base, "--out", tmp_path / "rerun", "--rerun")
+    assert strict["verdict"].startswith("Notebook Threw Exception")
+    assert scored["verdict"] == "Complete"
+
+
+def test_a_kernel_without_the_weights_says_so(phantom: Path, tmp_path: Path) -> None:
+    verdict, talk = rehearse("infer", "--competition", phantom / "hidden", "--out", tmp_path / "out")
+    assert verdict["verdict"].startswith("Notebook Threw Exception")
+    assert "no bundle" in talk
+    assert (tmp_path / "out" / "submission.csv").is_file()
+
+
+def test_a_kernel_that_takes_too_long_times_out(phantom: Path, tmp_path: Path) -> None:
+    verdict, _ = rehearse(
+        "infer", "--competition", phantom / "hidden", "--out", tmp_path / "out", "--time-limit", "0.3"
+    )
+    assert verdict["verdict"] == "Notebook Timeout"
+
+
+@pytest.mark.slow
+def test_prepare_then_train_then_infer(phantom: Path, tmp_path: Path) -> None:
+    """The three kernels hand on to each other what Kaggle would mount, with nothing in between."""
+    small = "image.height=64 image.width=32"
+    prepared, talk = rehearse("prepare", "--competition", phantom, "--out", tmp_path / "prepare", settings=small)
+    assert prepared["verdict"] == "Complete", talk
+    trained, talk = rehearse(
+        "train", "--dataset", f"rsna-kit-prepare={tmp_path / 'prepare'}", "--out", tmp_path / "train",
+        settings="train.folds=2 train.epochs=1 train.batch_size=8 model.weights=none",
+    )  # fmt: skip
+    assert trained["verdict"] == "Complete", talk
+    weights = tmp_path / "weights"
+    command = [sys.executable, ROOT / "scripts/build", "rsna-weights", "--from", tmp_path / "train/model/bundles"]
+    subprocess.run([*command, "--out", weights], check=True, stdout=subprocess.DEVNULL)
+    assert sorted(path.name for path in weights.glob("*/model.weights.h5")) == ["model.weights.h5"] * 2
+    verdict, talk = rehearse(
+        "infer", "--competition", phantom, "--dataset", f"rsna-weights={weights}", "--out", tmp_path / "infer"
+    )
+    assert verdict["verdict"] == "Complete", talk
+    assert len(pd.read_csv(tmp_path / "infer/submission.csv")) == 2

@@ -1,0 +1,210 @@
+"""infer on a whole hidden test: a valid submission whatever happens, and the failures named."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from rsna_kit.competition.paths import find_competition
+from rsna_kit.competition.submission import check_submission
+from rsna_kit.competition.tables import read_sample, read_test
+from rsna_kit.config import Config
+from rsna_kit.imaging.render import read_image
+from rsna_kit.models.bundle import load_model, open_bundle, set_threshold
+from rsna_kit.recipes import infer as infer_module
+from rsna_kit.recipes.infer import infer
+from rsna_kit.runtime.clock import Clock
+from rsna_kit.runtime.errors import BundleError, TableError
+from rsna_kit.runtime.events import Events
+
+pytestmark = pytest.mark.tf
+
+
+@pytest.fixture
+def hidden(phantom: Path, tmp_path: Path) -> Path:
+    shutil.copytree(phantom / "hidden", tmp_path / "hidden")
+    return tmp_path / "hidden"
+
+
+def submission(out: Path, competition: Path) -> pd.DataFrame:
+    """The submission, after checking that it would score."""
+    frame = pd.read_csv(out / "submission.csv")
+    sample = read_sample(competition / "sample_submission.csv")
+    check_submission(frame, sample)
+    assert list(frame["prediction_id"]) == list(sample["prediction_id"])
+    return frame
+
+
+def test_scores_are_those_of_the_model(hidden: Path, bundle: Path, tmp_path: Path, tiny: Config, quiet: Events) -> None:
+    """Every image, read and scored alone, gives the breast's mean: no row can have slipped."""
+    result = infer(hidden, tmp_path / "out", [bundle], tiny.infer, quiet, Clock())
+    test, model = read_test(hidden / "test.csv"), load_model(open_bundle(bundle))
+    scores = {}
+    for image_id, path in find_competition(hidden).files("test", test):
+        picture = read_image(path, image_id, tiny.image).image[None, ..., None]
+        scores[image_id] = 1 / (1 + np.exp(-float(np.asarray(model(picture))[0, 0])))
+    wanted = test["image_id"].map(scores).groupby(test["prediction_id"]).mean()
+    got = pd.read_csv(tmp_path / "out" / "scores.csv").set_index("prediction_id")["score"]
+    assert result["ok"]
+    assert result["scored"] == len(test)
+    np.testing.assert_allclose(got, wanted[got.index], atol=1e-5)
+    called = submission(tmp_path / "out", hidden).set_index("prediction_id")["cancer"]
+    assert (called == (got >= 0.5)).all()
+
+
+def test_bad_files_cost_their_images_only(
+    hidden: Path, bundle: Path, tmp_path: Path, tiny: Config, quiet: Events
+) -> None:
+    """Truncated, empty, non-DICOM, missing and constant files: the run ends, the submission scores, each is named."""
+    test = read_test(hidden / "test.csv")
+    first = test[test["prediction_id"] == test["prediction_id"].iloc[0]]
+    others = test[test["prediction_id"] != test["prediction_id"].iloc[0]].iloc[:4]
+    files = dict(find_competition(hidden).files("test", pd.concat([first, others])))
+    for image_id in first["image_id"]:
+        files[image_id].write_bytes(files[image_id].read_bytes()[: files[image_id].stat().st_size // 2])
+    names = list(others["image_id"])
+    files[names[0]].write_bytes(b"")
+    files[names[1]].write_bytes(b"GIF89a" * 500)
+    files[names[2]].unlink()
+    make_constant(files[names[3]])
+    result = infer(hidden, tmp_path / "out", [bundle], tiny.infer, quiet, Clock())
+    failures = pd.read_csv(tmp_path / "out" / "failures.csv", dtype=str).set_index("image_id")
+    assert not result["ok"]
+    assert result["failed"] == len(failures) == len(first) + 4
+    assert set(failures.index) == set(first["image_id"]) | set(names)
+    assert set(failures.loc[list(first["image_id"]), "stage"]) <= {"header", "decode"}
+    assert failures.loc[names, "stage"].tolist() == ["header", "header", "header", "render"]
+    assert failures["reason"].str.len().min() > 20
+    submission(tmp_path / "out", hidden)
+    scores = pd.read_csv(tmp_path / "out" / "scores.csv").set_index("prediction_id")
+    assert scores.loc[first["prediction_id"].iloc[0], "score"] == tiny.infer.prior
+    assert scores.loc[first["prediction_id"].iloc[0], "images"] == 0
+
+
+def make_constant(path: Path) -> None:
+    """Replace the pixels of a DICOM file by one grey value, everything else kept."""
+    import pydicom
+    from pydicom.uid import ExplicitVRLittleEndian
+
+    dataset = pydicom.dcmread(path)
+    dataset.PixelData = np.full((dataset.Rows, dataset.Columns), 900, "<u2").tobytes()
+    dataset["PixelData"].VR = "OW"
+    dataset["PixelData"].is_undefined_length = False
+    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    dataset.save_as(path)
+
+
+def test_without_a_second_of_time_the_prior_is_submitted(
+    hidden: Path, bundle: Path, tmp_path: Path, tiny: Config, quiet: Events
+) -> None:
+    result = infer(hidden, tmp_path / "out", [bundle], tiny.infer, quiet, Clock(limit_s=0.001))
+    frame = submission(tmp_path / "out", hidden)
+    assert result["out_of_time"] == len(read_test(hidden / "test.csv")) - result["scored"] > 0
+    assert set(frame["cancer"]) <= {0, 1}
+
+
+def test_a_stopped_run_resumes(hidden: Path, bundle: Path, tmp_path: Path, tiny: Config, quiet: Events) -> None:
+    """What the first run scored is not decoded again, and the end is that of an undisturbed run."""
+    whole = infer(hidden, tmp_path / "whole", [bundle], tiny.infer, quiet, Clock())
+    infer(hidden, tmp_path / "out", [bundle], tiny.infer, quiet, Clock(limit_s=0.001))
+    done = set(pd.read_csv(tmp_path / "out" / "image_scores.csv", dtype=str)["image_id"])
+    for image_id, path in find_competition(hidden).files("test", read_test(hidden / "test.csv")):
+        if image_id in done:
+            path.unlink()
+    result = infer(hidden, tmp_path / "out", [bundle], tiny.infer, quiet, Clock())
+    assert done
+    assert result["scored"] == whole["scored"]
+    for name in ("submission.csv", "failures.csv"):
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_other_weights_start_from_nothing(
+    hidden: Path, bundle: Path, tmp_path: Path, tiny: Config, quiet: Events
+) -> None:
+    from rsna_kit.models.bundle import write_bundle
+    from rsna_kit.models.classifier import build_classifier
+
+    infer(hidden, tmp_path / "out", [bundle], tiny.infer, quiet, Clock())
+    before = pd.read_csv(tmp_path / "out" / "image_scores.csv")["score"]
+    write_bundle(tmp_path / "other", build_classifier(tiny.model, tiny.image), tiny, 1, 0.5, {}, "none")
+    infer(hidden, tmp_path / "out", [tmp_path / "other"], tiny.infer, quiet, Clock())
+    assert not np.allclose(before, pd.read_csv(tmp_path / "out" / "image_scores.csv")["score"])
+
+
+def test_a_killed_run_leaves_a_valid_submission(hidden: Path, bundle: Path, tmp_path: Path) -> None:
+    """SIGKILL as soon as submission.csv is there: it is whole, and the same command ends well."""
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "rsna_kit", "infer", hidden, out, "--bundle", bundle]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not (out / "submission.csv").exists() and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert set(submission(out, hidden)["cancer"]) == {0.0211676964}
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    assert set(submission(out, hidden)["cancer"]) <= {0, 1}
+
+
+def test_bundles_of_other_images_are_refused_together(
+    hidden: Path, bundle: Path, tmp_path: Path, tiny: Config, quiet: Events
+) -> None:
+    from rsna_kit.models.bundle import write_bundle
+    from rsna_kit.models.classifier import build_classifier
+
+    other = replace(tiny, image=replace(tiny.image, margin=0.2))
+    write_bundle(tmp_path / "other", build_classifier(tiny.model, tiny.image), other, 1, 0.5, {}, "none")
+    with pytest.raises(BundleError, match="share one image section"):
+        infer(hidden, tmp_path / "out", [bundle, tmp_path / "other"], tiny.infer, quiet, Clock())
+    assert set(submission(tmp_path / "out", hidden)["cancer"]) == {tiny.infer.prior}
+
+
+def test_a_damaged_bundle_is_refused_by_name(
+    hidden: Path, bundle: Path, tmp_path: Path, tiny: Config, quiet: Events
+) -> None:
+    shutil.copytree(bundle, tmp_path / "damaged")
+    weights = tmp_path / "damaged" / "model.weights.h5"
+    content = bytearray(weights.read_bytes())
+    content[len(content) // 2] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(BundleError, match=r"model\.weights\.h5"):
+        infer(hidden, tmp_path / "out", [tmp_path / "damaged"], tiny.infer, quiet, Clock())
+    with pytest.raises(BundleError, match="no bundle"):
+        infer(hidden, tmp_path / "out", [tmp_path / "nowhere"], tiny.infer, quiet, Clock())
+
+
+def test_the_bundles_own_threshold_decides(
+    hidden: Path, bundle: Path, tmp_path: Path, tiny: Config, quiet: Events
+) -> None:
+    for threshold, share in ((0.0, 1.0), (1.0, 0.0)):
+        shutil.copytree(bundle, tmp_path / f"bundle{threshold}")
+        set_threshold(tmp_path / f"bundle{threshold}", threshold, "test")
+        infer(hidden, tmp_path / "out", [tmp_path / f"bundle{threshold}"], tiny.infer, quiet, Clock())
+        assert submission(tmp_path / "out", hidden)["cancer"].mean() == share
+
+
+def test_tables_that_disagree_are_refused_before_work(
+    hidden: Path, bundle: Path, tmp_path: Path, tiny: Config, quiet: Events
+) -> None:
+    sample = pd.read_csv(hidden / "sample_submission.csv")
+    sample.iloc[1:].to_csv(hidden / "sample_submission.csv", index=False)
+    with pytest.raises(TableError, match=sample["prediction_id"].iloc[0]):
+        infer(hidden, tmp_path / "out", [bundle], tiny.infer, quiet, Clock())
+
+
+def test_saving_on_the_way_changes_nothing(
+    hidden: Path, bundle: Path, tmp_path: Path, tiny: Config, quiet: Events, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    infer(hidden, tmp_path / "once", [bundle], tiny.infer, quiet, Clock())
+    monkeypatch.setattr(infer_module, "SAVE_EVERY_S", 0.0)
+    infer(hidden, tmp_path / "often", [bundle], tiny.infer, quiet, Clock())
+    assert (tmp_path / "once/submission.csv").read_bytes() == (tmp_path / "often/submission.csv").read_bytes()

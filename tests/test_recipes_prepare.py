@@ -1,0 +1,114 @@
+"""prepare on a whole competition: what is on disk, what a broken file costs, what a kill leaves."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from rsna_kit.competition.paths import find_competition
+from rsna_kit.competition.tables import read_train
+from rsna_kit.config import Config
+from rsna_kit.data.shards import open_prepared, read_picture
+from rsna_kit.imaging.render import read_image
+from rsna_kit.recipes.prepare import prepare
+from rsna_kit.runtime.errors import TableError
+from rsna_kit.runtime.events import Events
+from rsna_kit.runtime.files import sha256_file
+
+pytestmark = pytest.mark.tf
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {p.name: sha256_file(p) for p in sorted(folder.iterdir()) if p.suffix in {".tfrecord", ".json", ".csv"}}
+
+
+def test_every_picture_is_the_one_infer_would_make(phantom: Path, tmp_path: Path, tiny: Config, quiet: Events) -> None:
+    result = prepare(phantom, tmp_path, tiny, quiet)
+    prepared = open_prepared(tmp_path, tiny.image)
+    table = read_train(phantom / "train.csv")
+    assert result["ok"]
+    assert result["failed"] == 0
+    assert list(prepared.table["image_id"]) == list(table["image_id"])
+    for image_id, path in find_competition(phantom).files("train", table.iloc[::7]):
+        assert np.array_equal(read_picture(prepared, image_id), read_image(path, image_id, tiny.image).image)
+
+
+def test_pictures_are_saved_by_patient(phantom: Path, tmp_path: Path, tiny: Config, quiet: Events) -> None:
+    from dataclasses import replace
+
+    for kind, suffix in (("png", "png"), ("jpeg", "jpg")):
+        out = tmp_path / kind
+        prepare(phantom, out, replace(tiny, data=replace(tiny.data, save=kind)), quiet, limit=1)
+        table = open_prepared(out).table
+        wanted = {out / "images" / row.patient_id / f"{row.image_id}.{suffix}" for row in table.itertuples()}
+        assert table["patient_id"].nunique() == 1
+        assert {p for p in out.rglob("images/*/*") if p.is_file()} == wanted
+
+
+def test_a_broken_file_costs_one_image(phantom: Path, tmp_path: Path, tiny: Config, quiet: Events) -> None:
+    competition = tmp_path / "competition"
+    shutil.copytree(phantom, competition)
+    table = read_train(competition / "train.csv")
+    (_, empty), (_, text), (_, gone) = find_competition(competition).files("train", table.iloc[[0, 3, 17]])
+    empty.write_bytes(b"")
+    text.write_text("not a DICOM file")
+    gone.unlink()
+    result = prepare(competition, tmp_path / "prepared", tiny, quiet)
+    failures = pd.read_csv(tmp_path / "prepared" / "failures.csv", dtype=str)
+    assert not result["ok"]  # three of some forty are more than one in a hundred
+    assert result["failed"] == 3
+    assert list(failures["image_id"]) == list(table["image_id"].iloc[[0, 3, 17]])
+    assert set(failures["stage"]) == {"header"}
+    assert len(open_prepared(tmp_path / "prepared").table) == len(table) - 3
+
+
+def test_a_missing_column_is_refused_before_any_work(
+    phantom: Path, tmp_path: Path, tiny: Config, quiet: Events
+) -> None:
+    table = pd.read_csv(phantom / "train.csv").rename(columns={"laterality": "lateralty"})
+    table.to_csv(tmp_path / "train.csv", index=False)
+    with pytest.raises(TableError, match="laterality"):
+        prepare(tmp_path, tmp_path / "prepared", tiny, quiet)
+    assert not (tmp_path / "prepared").exists()
+
+
+def test_a_killed_run_resumes_to_the_same_bytes(phantom: Path, tmp_path: Path, tiny: Config, quiet: Events) -> None:
+    """SIGKILL after the first shard: what is there is whole, and the same command ends as if nothing had been."""
+    prepare(phantom, tmp_path / "whole", tiny, quiet)
+    killed = tmp_path / "killed"
+    settings = [word for key in ("image.height=64", "image.width=32", "data.shard_images=4", "data.save=none")
+                for word in ("--set", key)]  # fmt: skip
+    command = [sys.executable, "-m", "rsna_kit", "prepare", phantom, killed, "--preset", "smoke", *settings]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not list(killed.glob("shard-*.json")) and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    first = sorted(killed.glob("shard-*.json"))
+    assert first
+    assert not (killed / "manifest.json").exists()
+    made = {path: path.stat().st_mtime_ns for path in first}
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    assert {path: path.stat().st_mtime_ns for path in first} == made
+    table = open_prepared(tmp_path / "whole").table
+    assert list(open_prepared(killed).table["image_id"]) == list(table["image_id"])
+    for image_id in table["image_id"]:
+        one, other = (
+            read_picture(open_prepared(tmp_path / name, verify=False), image_id) for name in ("whole", "killed")
+        )
+        assert np.array_equal(one, other)
+
+
+def test_the_same_run_gives_the_same_bytes(phantom: Path, tmp_path: Path, tiny: Config, quiet: Events) -> None:
+    for name, workers in (("one", 1), ("two", 2)):
+        prepare(phantom, tmp_path / name, tiny, quiet, workers=workers)
+    assert digests(tmp_path / "one") == digests(tmp_path / "two")
