@@ -1,0 +1,213 @@
+"""What the phantom's pictures must have in common with mammograms. No classifier is involved anywhere."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+
+import cv2
+import numpy as np
+import pytest
+
+from rsna_kit.phantom import lesions, texture
+from rsna_kit.phantom.acquisition import acquire
+from rsna_kit.phantom.anatomy import Breast, Finding, build_breasts, project
+from rsna_kit.phantom.machines import BY_ID, MACHINES
+from rsna_kit.phantom.population import PatientPlan, plan_patients
+from rsna_kit.phantom.projection import MU_FAT, MU_GLAND, Frame, cast_shadow
+
+FRAME = Frame(rows=520, columns=400, pitch=0.45, nipple_row=290.0)
+
+
+@pytest.fixture(scope="module")
+def plans() -> list[PatientPlan]:
+    found = plan_patients(np.random.default_rng(3), 40, 0.3, MACHINES, set())
+    return [plan for plan in found if not plan.implant]
+
+
+@pytest.fixture(scope="module")
+def breast(plans: list[PatientPlan]) -> Breast:
+    """A breast of density B without findings."""
+    plan = next(plan for plan in plans if plan.density == "B")
+    return dataclasses.replace(build_breasts(plan, np.random.default_rng(5))["L"], findings=())
+
+
+def spectral_slope(image: np.ndarray, mask: np.ndarray, pitch: float) -> float:
+    """-d log(power) / d log(frequency) between 0.1 and 0.7 per mm, averaged over Hann-windowed squares in `mask`."""
+    side = int(26 / pitch)
+    window = np.hanning(side)[:, None] * np.hanning(side)[None, :]
+    power = []
+    for top in range(0, image.shape[0] - side, side // 2):
+        for left in range(0, image.shape[1] - side, side // 2):
+            part = (slice(top, top + side), slice(left, left + side))
+            if mask[part].all():
+                power.append(np.abs(np.fft.fft2((image[part] - image[part].mean()) * window)) ** 2)
+    mean = np.mean(power, axis=0)
+    frequency = np.hypot(*np.meshgrid(np.fft.fftfreq(side, pitch), np.fft.fftfreq(side, pitch)))
+    edges = np.geomspace(0.1, 0.7, 10)
+    rings = [(frequency >= low) & (frequency < high) for low, high in itertools.pairwise(edges)]
+    points = [(np.log(frequency[ring].mean()), np.log(mean[ring].mean())) for ring in rings if ring.any()]
+    return -float(np.polyfit(*np.transpose(points), 1)[0])
+
+
+@pytest.mark.parametrize("beta", [2.0, 3.0])
+def test_power_law_fields_have_the_asked_exponent(beta: float) -> None:
+    field = texture.power_law_field(np.random.default_rng(0), (600, 500), 0.3, beta)
+    assert (field.shape, field.dtype) == ((600, 500), np.float32)
+    assert np.allclose([field.mean(), field.std()], [0, 1], atol=1e-3)
+    assert spectral_slope(field, np.ones_like(field, bool), 0.3) == pytest.approx(beta, abs=0.25)
+
+
+def test_breast_texture_falls_as_in_mammograms(plans: list[PatientPlan]) -> None:
+    """Burgess 2001: exponent about 3. The same measure gives 3.1 on a GE mammogram, 2.7-3.4 on mini-MIAS."""
+    slopes, shares = [], []
+    for plan in plans[:6]:
+        breasts = build_breasts(plan, np.random.default_rng(1))
+        pixels, _ = acquire(plan, plan.images[0], breasts["L"], BY_ID["21"], np.random.default_rng(2), False)
+        mask = (pixels > 150).astype(np.uint8)
+        _, labels, stats, _ = cv2.connectedComponentsWithStats(mask)
+        mask = (labels == 1 + np.argmax(stats[1:, cv2.CC_STAT_AREA])).astype(np.uint8)
+        shares.append(mask.mean())
+        inner = cv2.erode(mask, np.ones((3, 3), np.uint8), iterations=24) > 0  # 8 mm in from the skin
+        slopes.append(spectral_slope(pixels.astype(float), inner, 4 * 0.083))
+    assert 2.7 < np.mean(slopes) < 3.4
+    assert 0.2 < np.mean(shares) < 0.5
+
+
+def test_glandular_volume_grows_with_density_as_volumetry_has_it(plans: list[PatientPlan]) -> None:
+    """Borders of the four grades: 4.5, 7.5 and 15.5 % of the volume; the mean of each category lies about there."""
+    plan = plans[0]
+    means = []
+    for density in "ABCD":
+        values = []
+        for seed in range(4):
+            rng = np.random.default_rng(seed)
+            breast = build_breasts(dataclasses.replace(plan, density=density), rng)["R"]
+            bare = dataclasses.replace(breast, findings=(), strands=0.0)
+            shadow = cast_shadow(bare, "CC", FRAME, rng)
+            tissue = shadow.missing < 0.3  # inside, away from the skin
+            gland = shadow.excess[tissue & shadow.mask].mean() / (MU_GLAND - MU_FAT)
+            values.append(gland / bare.thickness)
+        means.append(float(np.mean(values)))
+    assert means == sorted(means)
+    assert means[0] < 0.09
+    assert 0.13 < means[3] < 0.35
+
+
+def test_the_skin_line_is_dark_outside_and_thin_at_the_edge(breast: Breast) -> None:
+    shadow = cast_shadow(breast, "CC", FRAME, np.random.default_rng(0))
+    row = round(FRAME.nipple_row) + 60
+    columns = np.flatnonzero(shadow.mask[row])
+    assert np.array_equal(columns, np.arange(len(columns)))
+    missing = shadow.missing[row, columns]
+    assert (np.diff(missing) >= -1e-3).all()  # thinner and thinner towards the skin
+    assert missing[0] < 0.02
+    assert missing[-1] > 0.5 * MU_FAT * breast.thickness
+
+
+def test_only_oblique_views_show_the_pectoral_triangle(breast: Breast) -> None:
+    corner = (slice(0, 60), slice(0, 25))
+    oblique = cast_shadow(breast, "MLO", FRAME, np.random.default_rng(0))
+    straight = cast_shadow(breast, "CC", FRAME, np.random.default_rng(0))
+    assert oblique.mask[corner].all()
+    assert oblique.excess[corner].mean() > 0.3
+    assert not straight.mask[:20].any()
+
+
+@pytest.mark.parametrize("view", ["CC", "MLO", "ML"])
+def test_a_finding_is_where_the_projection_says(breast: Breast, view: str) -> None:
+    finding = Finding("cancer", (45.0, 14.0, 6.0), 14.0, 1.0, seed=8)
+    without, within = (
+        cast_shadow(dataclasses.replace(breast, findings=found), view, FRAME, np.random.default_rng(0)).excess
+        for found in ((), (finding,))
+    )
+    row_mm, depth_mm = project(finding.place, view)
+    row, column = FRAME.nipple_row - row_mm / FRAME.pitch, depth_mm / FRAME.pitch
+    change = np.maximum(within - without, 0)
+    rows, columns = np.indices(change.shape)
+    centre = (change * rows).sum() / change.sum(), (change * columns).sum() / change.sum()
+    assert np.hypot(centre[0] - row, centre[1] - column) * FRAME.pitch < 5.0
+    far = np.hypot(rows - row, columns - column) * FRAME.pitch > 2.2 * finding.size_mm
+    assert np.array_equal(within[far], without[far])
+
+
+def test_projection_literals() -> None:
+    assert project((50.0, 10.0, 20.0), "CC") == (pytest.approx(10.0), 50.0)
+    assert project((50.0, 10.0, 20.0), "ML") == (pytest.approx(20.0), 50.0)
+    assert project((50.0, 10.0, 20.0), "MLO") == (pytest.approx(30 / np.sqrt(2)), 50.0)
+
+
+def test_a_mass_is_plain_in_fat_and_lost_in_dense_tissue() -> None:
+    """Contrast is the chord times the difference to what was there: 0.0388 per mm in fat, 0.0042 in gland."""
+    finding = Finding("cancer", (0, 0, 0), 12.0, 1.0, seed=1)
+    peaks = []
+    for share in (0.0, 1.0):
+        excess = np.zeros((200, 200), np.float32)
+        mass = np.random.default_rng(finding.seed)
+        lesions._add_mass(excess, (100.0, 100.0), finding, 0.2, np.full_like(excess, share), mass)
+        peaks.append(float(excess.max()))
+    assert peaks[0] / peaks[1] == pytest.approx(0.0388 / 0.0042, rel=1e-3)
+    assert 0.5 * 12 * 0.0388 < peaks[0] <= 12 * 0.0388
+
+
+@pytest.mark.parametrize("pitch", [0.07, 0.28, 0.4])
+def test_a_speck_weighs_the_same_at_every_pitch(pitch: float) -> None:
+    """Area-averaged drawing: coarser samples fade the speck, they neither lose nor add calcium."""
+    excess = np.zeros((60, 60), np.float32)
+    lesions._add_speck(excess, (30.2, 29.7), (0.0, 0.0), (0.5, 0.5), 0.0, pitch)
+    volume = 4 / 3 * np.pi * 0.25**3  # mm3 of a ball of 0.5 mm
+    assert excess.sum() * pitch**2 == pytest.approx(0.9 * volume, rel=0.06)
+
+
+def test_findings_outside_the_detector_are_lost_quietly() -> None:
+    excess = np.zeros((20, 20), np.float32)
+    for kind in ("cancer", "round", "node", "cluster", "coarse"):
+        lesions.draw(excess, (-400.0, 900.0), Finding(kind, (0, 0, 0), 10.0, 1.0, 3), 0.3, excess)
+    assert not excess.any()
+
+
+def test_a_repeated_view_shows_the_same_tissue(breast: Breast) -> None:
+    """Two exposures differ in position by some rows, not in anatomy."""
+    moved = dataclasses.replace(FRAME, nipple_row=FRAME.nipple_row + 9)
+    first = cast_shadow(breast, "CC", FRAME, np.random.default_rng(0)).excess
+    second = cast_shadow(breast, "CC", moved, np.random.default_rng(1)).excess
+    part = (slice(220, 360), slice(20, 130))
+    shifted = np.roll(second, -9, axis=0)[part]
+    assert np.corrcoef(first[part].ravel(), shifted.ravel())[0, 1] > 0.95
+
+
+def test_the_chest_wall_is_left_for_left_breasts_and_seldom_the_other_way(plans: list[PatientPlan]) -> None:
+    usual = 0
+    for plan in plans[:10]:
+        breasts = build_breasts(plan, np.random.default_rng(0))
+        for side in "LR":
+            image = next(image for image in plan.images if image.laterality == side)
+            pixels, _ = acquire(plan, image, breasts[side], BY_ID["93"], np.random.default_rng(plan.index), False)
+            wall_left = (pixels[:, :3] > 0).sum() > (pixels[:, -3:] > 0).sum()
+            usual += wall_left == (side == "L")
+    assert usual >= 18
+
+
+def test_benign_findings_are_as_frequent_with_a_cancer_as_without() -> None:
+    """A distractor that only normal breasts had would give the label away."""
+    counts: dict[int, list[int]] = {0: [], 1: []}
+    for plan in plan_patients(np.random.default_rng(7), 1500, 0.3, MACHINES, set()):
+        for side, breast in build_breasts(plan, np.random.default_rng([7, plan.index])).items():
+            benign = [finding for finding in breast.findings if finding.kind in ("round", "coarse", "node")]
+            counts[plan.breasts[side].cancer].append(len(benign))
+    assert np.mean(counts[1]) == pytest.approx(np.mean(counts[0]), abs=0.08)
+
+
+def test_cancers_have_the_documented_sizes() -> None:
+    sizes: dict[str, list[float]] = {"cancer": [], "cluster": []}
+    for plan in plan_patients(np.random.default_rng(7), 400, 0.5, MACHINES, set()):
+        for side, breast in build_breasts(plan, np.random.default_rng([7, plan.index])).items():
+            kinds = {finding.kind for finding in breast.findings} & set(sizes)
+            assert bool(kinds) == bool(plan.breasts[side].cancer)
+            for finding in breast.findings:
+                sizes.get(finding.kind, []).append(finding.size_mm)
+    assert all(8 <= size <= 25 for size in sizes["cancer"])
+    assert all(5 <= size <= 20 for size in sizes["cluster"])
+    specks = lesions._cluster(np.random.default_rng(0), 10.0)
+    assert 5 <= len(specks) <= 30
+    assert all(0.2 <= axes[0] <= 0.6 for _, axes, _ in specks)
