@@ -1,0 +1,38 @@
+"""Compressed frame → array through dicomsdl: the second rung, independent builds of the same families."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import numpy as np
+
+from rsna_kit.dicom.frame import EncodedFrame
+from rsna_kit.dicom.part10 import write_part10
+
+UIDS = (
+    "1.2.840.10008.1.2.4.50",
+    "1.2.840.10008.1.2.4.51",
+    "1.2.840.10008.1.2.4.57",
+    "1.2.840.10008.1.2.4.70",
+    "1.2.840.10008.1.2.4.80",
+    "1.2.840.10008.1.2.4.81",
+    "1.2.840.10008.1.2.4.90",
+    "1.2.840.10008.1.2.4.91",
+)
+
+
+def is_available() -> bool:
+    """Whether dicomsdl is installed."""
+    return importlib.util.find_spec("dicomsdl") is not None
+
+
+def decode(frame: EncodedFrame) -> np.ndarray:
+    """The stored values as dicomsdl hands them over."""
+    import dicomsdl
+
+    dicomsdl.set_loglevel(dicomsdl.LogLevel.ERROR)  # its warnings go to stderr, past the run's own voice
+    dataset = dicomsdl.open_memory(write_part10(frame))
+    try:
+        return dataset.pixelData(storedvalue=True)
+    finally:
+        dataset.close()

@@ -1,0 +1,60 @@
+"""Compressed frame → array through whichever of pydicom's plug-ins are installed: the last rung.
+
+gdcm, pylibjpeg and Pillow are tried one by one, not by pydicom's own order, so that each failure has a name.
+"""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+
+from rsna_kit.dicom.frame import EncodedFrame
+from rsna_kit.dicom.part10 import write_part10
+
+UIDS = (
+    "1.2.840.10008.1.2.4.50",
+    "1.2.840.10008.1.2.4.51",
+    "1.2.840.10008.1.2.4.57",
+    "1.2.840.10008.1.2.4.70",
+    "1.2.840.10008.1.2.4.80",
+    "1.2.840.10008.1.2.4.81",
+    "1.2.840.10008.1.2.4.90",
+    "1.2.840.10008.1.2.4.91",
+    "1.2.840.10008.1.2.5",  # RLE lossless, which pydicom decodes by itself
+)
+
+
+def is_available() -> bool:
+    """Always: pydicom is a dependency, and says which plug-ins it lacks when asked to decode."""
+    return True
+
+
+def decode(frame: EncodedFrame) -> np.ndarray:
+    """The pixels from the first plug-in that succeeds.
+
+    Raises:
+        RuntimeError: every plug-in failed, or none is installed; the message holds what each said.
+    """
+    import pydicom
+    from pydicom.pixels import get_decoder
+
+    decoder = get_decoder(frame.transfer_syntax)
+    dataset = pydicom.dcmread(io.BytesIO(write_part10(frame)))
+    failures = [f"{name} is not installed ({needs})" for name, needs in _missing(decoder)]
+    for plugin in decoder.available_plugins:
+        try:
+            return decoder.as_array(dataset, index=0, raw=True, decoding_plugin=plugin)[0]
+        except Exception as error:  # plug-ins raise whatever their library raises
+            reason = str(error).rsplit("\n", 1)[-1].strip()
+            failures.append(reason if reason.startswith(f"{plugin}:") else f"{plugin}: {reason}")
+    raise RuntimeError("; ".join(failures))
+
+
+def _missing(decoder: object) -> list[tuple[str, str]]:
+    """Plug-ins that know the syntax but are not installed, and what they need."""
+    missing = []
+    for line in getattr(decoder, "missing_dependencies", ()):
+        name, _, needs = line.partition(" - ")
+        missing.append((name, needs or "unknown package"))
+    return missing

@@ -1,0 +1,217 @@
+"""Headers and codestreams: what is read from files of every kind, and how bad files are refused."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+from dicom_files import BIG_ENDIAN, EXPLICIT, IMPLICIT, J2K, NATIVE, SV1, encode, literal, make_dicom
+from pydicom.dataset import Dataset
+
+from rsna_kit.dicom.frame import EncodedFrame, read_frame, read_header
+from rsna_kit.runtime.errors import HeaderError
+
+
+def read(tmp_path: Path, content: bytes) -> EncodedFrame:
+    path = tmp_path / "77.dcm"
+    path.write_bytes(content)
+    return read_frame(path)
+
+
+def lut(first: int, bits: int, entries: list[int] | bytes | None) -> Dataset:
+    item = Dataset()
+    item.LUTDescriptor = [3, first, bits]
+    item["LUTDescriptor"].VR = "US" if first >= 0 else "SS"
+    if entries is not None:
+        item.add_new(
+            0x00283006, "OW", entries if isinstance(entries, bytes) else struct.pack(f"<{len(entries)}H", *entries)
+        )
+    return item
+
+
+def test_a_header_as_poor_as_the_competitions_is_enough(tmp_path: Path) -> None:
+    """No Modality, SOP Class, View Position or Manufacturer: code that asks for them breaks on the real thing."""
+    frame = read(tmp_path, make_dicom(literal(), SV1, ImageLaterality="L", PixelPaddingValue=0))
+    assert (frame.image_id, frame.transfer_syntax) == ("77", SV1)
+    assert (frame.rows, frame.columns, frame.bits_allocated, frame.bits_stored, frame.signed) == (5, 7, 16, 12, False)
+    assert (frame.photometric, frame.windows, frame.voi_function) == ("MONOCHROME2", (), "LINEAR")
+    assert (frame.slope, frame.intercept, frame.padding, frame.modality_lut, frame.voi_luts) == (1.0, 0.0, 0, None, ())
+
+
+def test_several_windows_stay_pairs_in_their_order(tmp_path: Path) -> None:
+    facts = {"WindowCenter": ["1802.31", "2020.704", "9"], "WindowWidth": ["1091.97", "0", "5"]}
+    frame = read(tmp_path, make_dicom(literal(), VOILUTFunction="SIGMOID", **facts))
+    assert frame.windows == ((1802.31, 1091.97), (9.0, 5.0))  # a window of width 0 shows nothing
+    assert frame.voi_function == "SIGMOID"
+
+
+def test_more_centres_than_widths_keep_the_pairs_there_are(tmp_path: Path) -> None:
+    frame = read(tmp_path, make_dicom(literal(), WindowCenter=["5", "6"], WindowWidth="4"))
+    assert frame.windows == ((5.0, 4.0),)
+
+
+@pytest.mark.parametrize("syntax", NATIVE)
+def test_lookup_tables_are_read_in_every_byte_order(tmp_path: Path, syntax: str) -> None:
+    entries = struct.pack(">3H" if syntax == BIG_ENDIAN else "<3H", 1, 2, 300)
+    content = make_dicom(
+        literal(),
+        syntax,
+        ModalityLUTSequence=[lut(5, 16, entries)],
+        VOILUTSequence=[lut(0, 12, entries), lut(9, 8, entries)],
+    )
+    frame = read(tmp_path, content)
+    assert frame.modality_lut is not None
+    assert (frame.modality_lut.first, frame.modality_lut.bits) == (5, 16)
+    assert frame.modality_lut.entries.tolist() == [1, 2, 300]
+    assert [(table.first, table.bits) for table in frame.voi_luts] == [(0, 12), (9, 8)]
+
+
+def test_a_lookup_table_without_data_is_left_out(tmp_path: Path) -> None:
+    """A real file (ot_JPEGLossless_sv1) has empty LUT items; pydicom's apply_voi_lut raises on it."""
+    frame = read(tmp_path, make_dicom(literal(), VOILUTSequence=[lut(0, 12, None), lut(4, 12, [7, 8, 9])]))
+    assert [table.entries.tolist() for table in frame.voi_luts] == [[7, 8, 9]]
+
+
+def test_signed_pixels_have_signed_padding_and_signed_lut_inputs(tmp_path: Path) -> None:
+    facts = {"PixelPaddingValue": -2000, "ModalityLUTSequence": [lut(-5, 16, [1, 2, 3])]}
+    frame = read(tmp_path, make_dicom(literal().astype(np.int16) - 2000, **facts))
+    assert frame.signed
+    assert frame.padding == -2000
+    assert frame.modality_lut is not None
+    assert frame.modality_lut.first == -5
+
+
+@pytest.mark.parametrize("fragments", [1, 2, 5])
+def test_fragments_are_joined_without_the_offset_table(tmp_path: Path, fragments: int) -> None:
+    frame = read(tmp_path, make_dicom(literal(), J2K, fragments=fragments))
+    assert frame.codestream.rstrip(b"\0") == encode(literal(), J2K).rstrip(b"\0")
+
+
+def test_a_codestream_inside_the_header_is_not_mistaken_for_the_frame(tmp_path: Path) -> None:
+    """Searching for the first bytes of a codestream, as the 2023 solutions did, finds this decoy."""
+    decoy = make_dicom(literal(), SV1)[132:]
+    frame = read(tmp_path, make_dicom(literal()[::-1], SV1, EncapsulatedDocument=decoy))
+    assert frame.codestream.rstrip(b"\0") == encode(literal()[::-1], SV1).rstrip(b"\0")
+
+
+def test_a_file_without_meta_group_is_read_as_implicit_little_endian(tmp_path: Path) -> None:
+    whole = make_dicom(literal(), IMPLICIT, StudyDate="20221118")
+    bare = whole[whole.index(b"\x08\x00\x20\x00") :]
+    frame = read(tmp_path, bare)
+    assert frame.transfer_syntax == IMPLICIT
+    assert frame.codestream == literal().tobytes()
+
+
+def test_a_file_without_meta_group_whose_elements_carry_vrs_is_explicit(tmp_path: Path) -> None:
+    whole = make_dicom(literal(), EXPLICIT, StudyDate="20221118")
+    assert read(tmp_path, whole[whole.index(b"\x08\x00\x20\x00DA") :]).transfer_syntax == EXPLICIT
+
+
+def test_the_header_alone_is_the_frame_without_its_codestream(tmp_path: Path) -> None:
+    path = tmp_path / "77.dcm"
+    path.write_bytes(make_dicom(literal(), J2K, WindowCenter="5", WindowWidth="4"))
+    frame, header = read_frame(path), read_header(path)
+    assert header.codestream == b""
+    assert {**vars(frame), "codestream": b""} == vars(header)
+
+
+def test_a_header_longer_than_the_first_look_is_still_read(tmp_path: Path) -> None:
+    path = tmp_path / "77.dcm"
+    path.write_bytes(make_dicom(literal(), EncapsulatedDocument=bytes(3 * 2**20)))
+    assert read_header(path).rows == 5
+
+
+@pytest.mark.parametrize(
+    ("elements", "said"),
+    [
+        ({"SamplesPerPixel": 3}, r"SamplesPerPixel \(0028,0002\) is 3, expected 1 \(monochrome"),
+        ({"NumberOfFrames": "4"}, r"NumberOfFrames \(0028,0008\) is 4, expected 1 \(one frame"),
+        ({"PhotometricInterpretation": "RGB"}, "is 'RGB', expected MONOCHROME1 or MONOCHROME2"),
+        ({"PhotometricInterpretation": None}, "is 'missing', expected MONOCHROME1"),
+        ({"BitsStored": 17}, r"BitsStored \(0028,0101\) is 17, expected 1 to 16"),
+        ({"BitsAllocated": 32}, r"BitsAllocated \(0028,0100\) is 32, expected 8 or 16"),
+        ({"BitsAllocated": None}, r"BitsAllocated \(0028,0100\) is missing"),
+        ({"HighBit": 15}, r"HighBit \(0028,0102\) is 15, expected 11"),
+        ({"Rows": None}, r"Rows \(0028,0010\) is missing, expected a number"),
+        ({"Rows": 0}, "got 0 x 7 pixels"),
+        ({"VOILUTFunction": "LOG"}, "VOI LUT Function is 'LOG', expected one of LINEAR, LINEAR_EXACT, SIGMOID"),
+        ({"Rows": 65535, "Columns": 65535}, "got 65535 x 65535 pixels, expected 1 to 67108864"),
+        ({"Rows": 8000, "Columns": 8000}, "has 70 of 70 bytes, expected 128000000 bytes"),
+        ({"Rows": 4}, "has 70 of 70 bytes, expected 56 bytes for 4 x 7 pixels of 16 bits"),
+    ],
+)
+def test_a_header_that_is_not_one_monochrome_frame_is_refused(tmp_path: Path, elements: dict, said: str) -> None:
+    with pytest.raises(HeaderError, match=said) as caught:
+        read(tmp_path, make_dicom(literal(), **elements))
+    assert "77.dcm" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "the file is empty, expected a DICOM file"),
+        (b"\x89PNG\r\n\x1a\n" + bytes(300), r"not a DICOM file \(it begins with 89 50 4e 47"),
+        (b"patient_id,image_id\n10006,1\n", "not a DICOM file"),
+        (b"\x08", "not a DICOM file"),
+        (bytes(128) + b"DICM", "begins with nothing"),
+        (bytes(4096), "not a DICOM file"),
+        (make_dicom(literal())[:-100], "no Pixel Data"),
+    ],
+)
+def test_files_that_are_no_dicom_are_refused(tmp_path: Path, content: bytes, said: str) -> None:
+    with pytest.raises(HeaderError, match=said):
+        read(tmp_path, content)
+
+
+def test_an_element_with_an_unknown_value_representation_is_refused(tmp_path: Path) -> None:
+    """Found by scripts/fuzz-decode: pydicom raises NotImplementedError when such an element is empty and asked for."""
+    whole = bytearray(make_dicom(literal()))
+    at = whole.index(b"\x28\x00\x02\x01US")
+    whole[at + 4 : at + 10] = b"U\x02\x00\x00"
+    with pytest.raises(HeaderError, match="Unknown Value Representation"):
+        read(tmp_path, bytes(whole))
+
+
+def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
+    for path in (tmp_path / "none.dcm", tmp_path):
+        with pytest.raises(HeaderError, match="cannot be read"):
+            read_frame(path)
+
+
+def test_deflated_files_are_refused_before_they_inflate(tmp_path: Path) -> None:
+    uid = b"1.2.840.10008.1.2.1.99"
+    meta = struct.pack("<HH2sH", 2, 16, b"UI", len(uid)) + uid
+    with pytest.raises(HeaderError, match="deflated transfer syntax"):
+        read(tmp_path, bytes(128) + b"DICM" + meta + bytes(100))
+
+
+def test_compressed_pixels_that_are_not_encapsulated_are_refused(tmp_path: Path) -> None:
+    whole = make_dicom(literal(), SV1)
+    at = whole.index(b"\xe0\x7f\x10\x00OB") + 8
+    with pytest.raises(HeaderError, match="defined length of 16 bytes, expected encapsulated items"):
+        read(tmp_path, whole[:at] + struct.pack("<I", 16) + whole[at + 4 :])
+
+
+def test_a_fragment_that_is_cut_short_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(HeaderError, match=r"Pixel Data item 1 says \d+ bytes, only \d+ are left"):
+        read(tmp_path, make_dicom(literal(), SV1)[:-20])
+
+
+def test_a_missing_delimiter_after_whole_fragments_is_tolerated(tmp_path: Path) -> None:
+    assert read(tmp_path, make_dicom(literal(), SV1)[:-8]).codestream
+
+
+def test_an_empty_frame_is_refused(tmp_path: Path) -> None:
+    whole = make_dicom(literal(), SV1)
+    at = whole.index(b"\xe0\x7f\x10\x00OB") + 12
+    with pytest.raises(HeaderError, match="holds no fragment"):
+        read(tmp_path, whole[:at] + struct.pack("<HHI", 0xFFFE, 0xE000, 0))
+
+
+def test_damaged_items_are_refused(tmp_path: Path) -> None:
+    whole = make_dicom(literal(), SV1)
+    at = whole.index(b"\xe0\x7f\x10\x00OB") + 12
+    with pytest.raises(HeaderError, match=r"item 0 begins with \(0001,0000\)"):
+        read(tmp_path, whole[:at] + b"\x01" + bytes(40))

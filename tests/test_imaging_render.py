@@ -1,0 +1,240 @@
+"""The composition: literal images, invariances, refusals, and real mammograms through every syntax."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+from dicom_files import EXPLICIT, J2K, SV1, make_dicom
+from realdata import realdata
+
+from rsna_kit.config import ImageConfig
+from rsna_kit.dicom.decode import decode
+from rsna_kit.dicom.frame import EncodedFrame, read_frame
+from rsna_kit.imaging.breast import Box
+from rsna_kit.imaging.render import Rendered, decode_picture, encode_picture, read_image, render
+from rsna_kit.runtime.errors import DecodeError, HeaderError, RenderError
+
+FRAME = EncodedFrame(
+    image_id="77", path=None, transfer_syntax=EXPLICIT, codestream=b"", rows=80, columns=60, bits_allocated=16,
+    bits_stored=12, signed=False, photometric="MONOCHROME2", windows=((2048.0, 4096.0),), voi_function="LINEAR",
+    voi_luts=(), modality_lut=None, slope=1.0, intercept=0.0, padding=None,
+)  # fmt: skip
+EXACT = ImageConfig(height=80, width=60, margin=0.0)
+
+
+def block(value: int = 2048, air: int = 0) -> np.ndarray:
+    """80 x 60, a breast of one value in rows 20 to 59 and columns 0 to 29."""
+    pixels = np.full((80, 60), air, dtype=np.uint16)
+    pixels[20:60, :30] = value
+    return pixels
+
+
+def framed(pixels: np.ndarray, **facts: object) -> EncodedFrame:
+    return dataclasses.replace(FRAME, rows=pixels.shape[0], columns=pixels.shape[1], **facts)
+
+
+def shown(pixels: np.ndarray, image: ImageConfig = EXACT, **facts: object) -> Rendered:
+    return render(pixels, framed(pixels, **facts), image)
+
+
+def test_a_block_is_enlarged_to_fill_height_or_width() -> None:
+    rendered = shown(block())
+    assert rendered.box == Box(20, 0, 60, 30, False)
+    assert rendered.image.dtype == np.uint8
+    assert rendered.image.shape == (80, 60)
+    assert (rendered.image[6:-6, :-6] == 128).all()  # 2048 of 4095 is 127.53 of 255; corners fade
+    assert rendered.image.min() > 100
+
+
+def test_a_narrow_box_is_padded_right_and_a_flat_one_above_and_below() -> None:
+    narrow = shown(block(), ImageConfig(height=40, width=60, margin=0.0)).image
+    assert (narrow[4:-4, :26] == 128).all()
+    assert (narrow[:, 30:] == 0).all()
+    flat = shown(block(), ImageConfig(height=80, width=30, margin=0.0)).image
+    assert (flat[24:56, :26] == 128).all()
+    assert (flat[:20] == 0).all()
+    assert (flat[60:] == 0).all()
+
+
+def test_the_chest_wall_comes_left_by_content() -> None:
+    pixels = block()
+    pixels[20:60, 20:30] = 3000
+    right = shown(pixels[:, ::-1].copy())
+    assert right.box == Box(20, 30, 60, 60, False) or right.box.flip
+    y, x = np.mgrid[:80, :60]
+    round_breast = np.where(np.hypot((y - 40) / 35, x / 40) < 1, 1000 + 10 * x, 0).astype(np.uint16)
+    left, mirrored = shown(round_breast), shown(round_breast[:, ::-1].copy())
+    assert (left.box.flip, mirrored.box.flip) == (False, True)
+    assert np.array_equal(left.image, mirrored.image)
+
+
+def test_monochrome1_air_becomes_zero_and_tones_are_inverted_once() -> None:
+    """Site 2's machine 29: air = padding = the largest value of the picture, SIGMOID window far below it."""
+    facts = {"photometric": "MONOCHROME1", "windows": ((1802.31, 1091.97),), "voi_function": "SIGMOID"}
+    pixels = block(value=1802, air=3044)
+    image = shown(pixels, ImageConfig(height=40, width=60), bits_stored=16, padding=3044, **facts).image
+    assert (image[5:35, 2:25] == 128).all()
+    assert (image[:, 40:] == 0).all()  # 1 - sigmoid(3044) alone would leave 3
+
+
+def test_monochrome1_is_the_negative_of_monochrome2() -> None:
+    pixels = np.random.default_rng(0).integers(500, 3500, (80, 60)).astype(np.uint16)
+    pixels[:, 40:] = 0
+    inverted = (4095 - pixels).astype(np.uint16)
+    two, one = shown(pixels), shown(inverted, photometric="MONOCHROME1")
+    assert two.box == one.box
+    assert np.abs(two.image.astype(int) - one.image).max() <= 1
+
+
+def test_padding_that_would_be_bright_becomes_air() -> None:
+    pixels = block(value=1000, air=4095)
+    pixels[:, 45:] = 0
+    image = shown(pixels, ImageConfig(height=40, width=60, margin=0.1), padding=4095).image
+    assert image[20, 10] == 62
+    assert image.max() == 62  # 1000 of 4095
+
+
+def test_signed_pixels_render_like_their_unsigned_twins() -> None:
+    rng = np.random.default_rng(1)
+    pixels = np.where(block() > 0, rng.integers(1000, 3000, (80, 60)), 0).astype(np.uint16)
+    signed = (pixels.astype(np.int16) - 2048).view(np.uint16)
+    image = ImageConfig(height=30, width=20)
+    facts = {"signed": True, "windows": ((0.0, 4096.0),), "padding": -2048}
+    difference = shown(signed, image, **facts).image.astype(int) - shown(pixels, image).image
+    assert np.abs(difference).max() <= 1  # cv2 averages in float32, which rounds larger numbers otherwise
+
+
+def test_slope_and_intercept_move_the_window() -> None:
+    image = shown(block(), slope=2.0, intercept=-1.0, windows=((4095.0, 8190.0),)).image
+    assert (image[6:-6, :-6] == 128).all()
+
+
+def test_resizing_averages_areas_before_quantising() -> None:
+    """Columns alternate between 2000 and 2096: their mean 2048 is what is quantised."""
+    pixels = block()
+    pixels[20:60, 0:30:2], pixels[20:60, 1:30:2] = 2000, 2096
+    image = shown(pixels, ImageConfig(height=20, width=30, margin=0.0)).image
+    assert (image[2:-2, :13] == 128).all()
+
+
+def test_a_marker_in_the_air_inside_the_box_is_removed() -> None:
+    y, x = np.mgrid[:800, :600]
+    pixels = np.where(np.hypot((y - 400) / 350, x / 400) < 1, 2000, 0).astype(np.uint16)
+    pixels[60:110, 330:380] = 4095  # above the breast, inside its box
+    rendered = shown(pixels, ImageConfig(height=768, width=384))
+    assert rendered.box.right > 380
+    assert rendered.image.max() <= 126
+
+
+def test_any_size_works_and_the_aspect_is_kept() -> None:
+    y, x = np.mgrid[:300, :200]
+    pixels = np.where(np.hypot((y - 150) / 100, x / 100) < 1, 2000, 0).astype(np.uint16)
+    for height, width in [(1536, 768), (37, 91), (64, 32), (1, 1)]:
+        image = shown(pixels, ImageConfig(height=height, width=width)).image
+        assert image.shape == (height, width)
+    image = shown(pixels, ImageConfig(height=200, width=200, margin=0.0)).image
+    lit = image > 60
+    assert abs(lit.any(axis=1).sum() / lit.any(axis=0).sum() - 2.0) < 0.1
+
+
+def test_each_voi_choice_gives_its_own_tones() -> None:
+    pixels = block(value=1000)
+    pixels[20:60, 15:30] = 2000
+    assert shown(pixels).image.max() == 125
+    assert shown(pixels, dataclasses.replace(EXACT, voi="minmax")).image.max() == 255
+    narrow = shown(pixels, dataclasses.replace(EXACT, window_index=1), windows=((1, 2), (2000.0, 2000.0)))
+    assert narrow.image.max() == 128
+
+
+@pytest.mark.parametrize("value", [0, 7, 4095])
+def test_constant_pixels_are_refused(value: int) -> None:
+    with pytest.raises(RenderError, match=f"every pixel is {value}, expected a picture") as caught:
+        shown(np.full((80, 60), value, dtype=np.uint16))
+    assert caught.value.stage == "render"
+
+
+def test_a_picture_of_padding_and_one_value_is_refused() -> None:
+    with pytest.raises(RenderError, match="every pixel is 9"):
+        shown(block(value=9, air=4000), padding=4000)
+
+
+def test_specks_in_the_air_are_no_breast() -> None:
+    pixels = np.zeros((400, 300), dtype=np.uint16)
+    pixels[200, 100:140] = 4000
+    with pytest.raises(RenderError, match="image 77: no breast stands out"):
+        shown(pixels)
+
+
+@pytest.mark.parametrize("pixels", [block().astype(np.int32), block()[None]])
+def test_pixels_of_another_kind_are_refused(pixels: np.ndarray) -> None:
+    with pytest.raises(RenderError, match=r"expected uint16 \(rows, columns\)"):
+        render(pixels, FRAME, EXACT)
+
+
+@pytest.mark.parametrize("syntax", [EXPLICIT, SV1, J2K])
+def test_a_file_becomes_the_same_image_in_every_syntax(tmp_path: Path, syntax: str) -> None:
+    path = tmp_path / "77.dcm"
+    path.write_bytes(make_dicom(block(), syntax, WindowCenter="2048", WindowWidth="4096"))
+    assert np.array_equal(read_image(path, "77", EXACT).image, shown(block()).image)
+
+
+def test_a_file_fails_at_the_stage_that_is_to_blame(tmp_path: Path) -> None:
+    path = tmp_path / "77.dcm"
+    for content, error in [
+        (b"", HeaderError),
+        (make_dicom(block(), SV1, codestream=b"\xff\xd8\xff\xd9"), DecodeError),
+        (make_dicom(np.zeros((80, 60), np.uint16), SV1), RenderError),
+    ]:
+        path.write_bytes(content)
+        with pytest.raises(error, match="image 5 "):
+            read_image(path, "5", EXACT)
+
+
+def test_pictures_round_trip_through_png_and_nearly_through_jpeg() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (50, 40)).astype(np.uint8)
+    assert np.array_equal(decode_picture(encode_picture(image, "png")), image)
+    smooth = np.tile(np.arange(40, dtype=np.uint8), (50, 1))
+    assert np.abs(decode_picture(encode_picture(smooth, "jpeg")).astype(int) - smooth).max() <= 2
+
+
+@pytest.mark.parametrize(("call", "said"), [
+    (lambda: encode_picture(np.zeros((2, 2), np.uint8), "gif"), "got 'gif', expected png or jpeg"),
+    (lambda: decode_picture(b""), "0 bytes are no PNG or JPEG"),
+    (lambda: decode_picture(b"not a picture"), "13 bytes are no PNG or JPEG"),
+])  # fmt: skip
+def test_what_is_no_picture_is_refused(call: object, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        call()  # type: ignore[operator]
+
+
+def test_the_real_ge_mammogram_in_three_syntaxes_is_one_image(tmp_path: Path) -> None:
+    """No open mammogram in JPEG 2000 exists: its real pixels, in a stream of our own."""
+    source = realdata("dicom") / "mg_GH133_jpll_voilutseq_sigmoid.dcm"
+    pixels, image = decode(read_frame(source)), ImageConfig()
+    expected = read_image(source, "GH133", image)
+    assert expected.box.flip  # a right breast, chest wall right
+    for syntax in (SV1, J2K):
+        path = tmp_path / "again.dcm"
+        window = {"WindowCenter": "2653", "WindowWidth": "900", "VOILUTFunction": "SIGMOID"}
+        path.write_bytes(make_dicom(pixels, syntax, PixelPaddingValue=0, **window))
+        again = read_image(path, "GH133", image)
+        assert again.box == expected.box
+        assert np.array_equal(again.image, expected.image)
+
+
+def test_the_real_ge_mammogram_fills_the_image_and_its_air_is_black() -> None:
+    image = read_image(realdata("dicom") / "mg_GH133_jpll_voilutseq_sigmoid.dcm", "GH133", ImageConfig()).image
+    assert image.shape == (1536, 768)
+    assert image[:, :20].mean() > image[:, -20:].mean()
+    assert (image == 0).mean() > 0.15
+    assert image.max() > 200
+
+
+def test_the_label_and_clip_of_a_real_film_end_outside() -> None:
+    """nema_MG1: a left MLO film, label in the air at the right, a bright bar below."""
+    rendered = read_image(realdata("dicom") / "nema_MG1_J2KI.dcm", "MG1", ImageConfig())
+    assert not rendered.box.flip
+    assert rendered.box.right < 2300  # of 3064 columns; the label begins at 2500
