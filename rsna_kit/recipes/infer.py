@@ -63,7 +63,7 @@ def infer(
 
     bundles = _open_bundles(bundle_paths)
     image = common_image(bundles)
-    threshold = float(np.mean([bundle.threshold for bundle in bundles]))
+    threshold = float(np.mean([bundle.threshold for bundle in bundles if bundle.threshold is not None]))
     identity = {
         "bundles": [bundle.metadata["sha256"]["model.weights.h5"] for bundle in bundles],
         "images": _fingerprint(test),

@@ -1,0 +1,300 @@
+"""Pictures to TFRecord shards, and back by byte range.
+
+A prepared folder holds
+
+    shard-00000.tfrecord   tf.train.Example {image: PNG bytes of uint8 (h, w), image_id: bytes, label: float}
+    shard-00000.json       what the shard holds: ids, labels, byte range of every PNG, failed images, sha256
+    ...
+    table.csv              the training table, only rows that have a picture
+    failures.csv           image_id, stage, reason of the others
+    manifest.json          written last: image section and fingerprint, counts, sha256 of every file above
+
+Writing needs TensorFlow. Reading does not: `read_picture` takes the recorded byte range and decodes it, so any
+row is read at random and a machine with JAX alone can train. Everything is written whole or not at all, a shard's
+sidecar after the shard, so a run that was killed goes on behind its last whole shard.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pandas as pd
+
+from rsna_kit.config import ImageConfig, image_fingerprint
+from rsna_kit.runtime.errors import ShardError
+from rsna_kit.runtime.files import read_json, replacing, sha256_file, write_json
+from rsna_kit.runtime.lazy import require
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+_TEXT_COLUMNS = ("patient_id", "image_id", "prediction_id", "laterality", "view", "density")
+_RECORD_HEAD = 12  # a TFRecord frames its payload: uint64 length, uint32 CRC before it, uint32 CRC behind it
+_RECORD_TAIL = 4
+
+
+@dataclass(frozen=True)
+class IndexEntry:
+    """Where one picture lies: `length` bytes of PNG at `offset` of the file `shard`."""
+
+    image_id: str
+    shard: str
+    offset: int
+    length: int
+    label: float
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A prepared folder that has been checked.
+
+    `table` has one row per picture, in the order of the training table; its index is 0..n-1.
+    `data_fingerprint` changes whenever a picture, a label or a row of the table does.
+    """
+
+    root: Path
+    fingerprint: str
+    data_fingerprint: str
+    image: ImageConfig
+    table: pd.DataFrame
+    index: dict[str, IndexEntry]
+
+
+def write_shard(path: Path, rows: Iterable[tuple[str, float, bytes]]) -> list[IndexEntry]:
+    """Write one TFRecord file, whole or not at all.
+
+    Args:
+        path: the file.
+        rows: image id, label and PNG bytes of each picture.
+
+    Returns:
+        Where each picture lies, in the given order.
+    """
+    tensorflow = require("tensorflow", "train")
+    entries, end = [], 0
+    with replacing(path) as temporary, tensorflow.io.TFRecordWriter(str(temporary)) as writer:
+        for image_id, label, picture in rows:
+            example = _example(tensorflow, image_id, label, picture)
+            offset = end + _RECORD_HEAD + example.index(picture)
+            entries.append(IndexEntry(image_id, path.name, offset, len(picture), float(label)))
+            writer.write(example)
+            end += _RECORD_HEAD + len(example) + _RECORD_TAIL
+    return entries
+
+
+def _example(tensorflow: Any, image_id: str, label: float, picture: bytes) -> bytes:
+    train = tensorflow.train
+    features = {
+        "image": train.Feature(bytes_list=train.BytesList(value=[picture])),
+        "image_id": train.Feature(bytes_list=train.BytesList(value=[image_id.encode()])),
+        "label": train.Feature(float_list=train.FloatList(value=[label])),
+    }
+    example = train.Example(features=train.Features(feature=features))
+    return example.SerializeToString(deterministic=True)
+
+
+class ShardWriter:
+    """Writes a prepared folder shard by shard and resumes behind what is there.
+
+    Args:
+        root: the prepared folder.
+        image: the image section that made the pictures.
+        table: the training table; `finish` stores its rows that have a picture.
+    """
+
+    def __init__(self, root: Path, image: ImageConfig, table: pd.DataFrame) -> None:
+        self._root, self._image, self._table = root, image, table
+        self._fingerprint = image_fingerprint(image)
+        self._sidecars: dict[int, dict[str, Any]] = {}
+
+    def complete(self, number: int, expected_ids: Sequence[str]) -> bool:
+        """Whether shard `number` is there, undamaged, of this image section, and holds exactly these images."""
+        sidecar, shard = self._root / _name(number, "json"), self._root / _name(number, "tfrecord")
+        if not (sidecar.is_file() and shard.is_file()):
+            return False
+        try:
+            content = read_json(sidecar)
+            ids = [row["image_id"] for row in content["images"]] + [row["image_id"] for row in content["failures"]]
+            same = content["fingerprint"] == self._fingerprint and content["format_version"] == FORMAT_VERSION
+            labels = {row["image_id"]: row["label"] for row in content["images"]}
+        except (ValueError, KeyError, TypeError):
+            return False
+        known = dict(zip(self._table["image_id"], self._table["cancer"], strict=True))
+        same = same and sorted(ids) == sorted(expected_ids)
+        same = same and all(known.get(image_id) == label for image_id, label in labels.items())
+        if not same or sha256_file(shard) != content["sha256"]:
+            return False
+        self._sidecars[number] = content
+        return True
+
+    def write(self, number: int, rows: Iterable[tuple[str, float, bytes]], failures: Sequence[dict[str, str]]) -> None:
+        """Write shard `number` and then its sidecar.
+
+        Args:
+            number: 0, 1, 2, ...
+            rows: image id, label, PNG bytes; may be a generator.
+            failures: image_id, stage, reason of images without a picture; read after `rows` is exhausted.
+
+        Raises:
+            ShardError: a picture is not a PNG of the image section's size.
+        """
+        path = self._root / _name(number, "tfrecord")
+        entries = write_shard(path, (self._checked(path, row) for row in rows))
+        content = {
+            "format_version": FORMAT_VERSION,
+            "fingerprint": self._fingerprint,
+            "file": path.name,
+            "sha256": sha256_file(path),
+            "images": [dataclasses.asdict(entry) for entry in entries],
+            "failures": list(failures),
+        }
+        write_json(path.with_suffix(".json"), content)
+        self._sidecars[number] = content
+
+    def _checked(self, path: Path, row: tuple[str, float, bytes]) -> tuple[str, float, bytes]:
+        width, height = (int.from_bytes(row[2][start : start + 4], "big") for start in (16, 20))  # PNG's IHDR
+        if not row[2].startswith(b"\x89PNG") or (height, width) != (self._image.height, self._image.width):
+            raise ShardError(
+                f"{path}: image {row[0]}: got {height}x{width} (or no PNG at all), expected a PNG of "
+                f"{self._image.height}x{self._image.width}, the size of the image section."
+            )
+        return row
+
+    def finish(self) -> dict[str, Any]:
+        """Write table.csv, failures.csv and, last, manifest.json; return the manifest.
+
+        Raises:
+            ShardError: an image of the table is in no shard, or in two.
+        """
+        sidecars = [self._sidecars[number] for number in sorted(self._sidecars)]
+        pictured = [row["image_id"] for sidecar in sidecars for row in sidecar["images"]]
+        failures = [row for sidecar in sidecars for row in sidecar["failures"]]
+        known = sorted(pictured + [row["image_id"] for row in failures])
+        if known != sorted(self._table["image_id"]):
+            raise ShardError(
+                f"{self._root}: {len(known)} images in shards, expected the {len(self._table)} of the table"
+            )
+        table = self._table[self._table["image_id"].isin(set(pictured))]
+        _write_csv(self._root / "table.csv", table)
+        _write_csv(self._root / "failures.csv", pd.DataFrame(failures, columns=["image_id", "stage", "reason"]))
+        names = [_name(number, kind) for number in sorted(self._sidecars) for kind in ("tfrecord", "json")]
+        manifest = {
+            "format_version": FORMAT_VERSION,
+            "fingerprint": self._fingerprint,
+            "image": dataclasses.asdict(self._image),
+            "images": len(pictured),
+            "positives": int((table["cancer"] == 1).sum()),
+            "failed": len(failures),
+            "shards": len(sidecars),
+            "sha256": {name: sha256_file(self._root / name) for name in [*names, "table.csv", "failures.csv"]},
+        }
+        write_json(self._root / MANIFEST, manifest)
+        self._remove_stale(set(names))
+        return manifest
+
+    def _remove_stale(self, names: set[str]) -> None:
+        """Shards of an earlier, larger run would only confuse: the manifest does not name them."""
+        for path in self._root.glob("shard-[0-9][0-9][0-9][0-9][0-9].*"):
+            if path.name not in names:
+                path.unlink()
+
+
+def _name(number: int, kind: str) -> str:
+    return f"shard-{number:05d}.{kind}"
+
+
+def _write_csv(path: Path, frame: pd.DataFrame) -> None:
+    with replacing(path) as temporary:
+        frame.to_csv(temporary, index=False)
+
+
+def open_prepared(root: Path, expect: ImageConfig | None = None, verify: bool = True) -> Prepared:
+    """Open a prepared folder.
+
+    Args:
+        root: the folder.
+        expect: the image section the caller will train with, None to take what is there.
+        verify: compare the sha256 of every file with the manifest (reads everything once).
+
+    Raises:
+        ShardError: no manifest, another image section or format, a missing or damaged file. Names the file.
+    """
+    manifest = _read_manifest(root)
+    image = ImageConfig(**manifest["image"])
+    found = manifest["fingerprint"]
+    if found != image_fingerprint(image):
+        raise ShardError(f"{root / MANIFEST}: made by another version of the image recipe (got {found}, expected "
+                         f"{image_fingerprint(image)}). Prepare the images again.")  # fmt: skip
+    if expect is not None and image != expect:
+        raise ShardError(f"{root / MANIFEST}: got images made with {image}, expected {expect}. "
+                         "Prepare the images again, or train with the preset that made them.")  # fmt: skip
+    _check_files(root, manifest["sha256"], verify)
+    index: dict[str, IndexEntry] = {}
+    for name in manifest["sha256"]:
+        if name.startswith("shard-") and name.endswith(".json"):
+            for row in read_json(root / name)["images"]:
+                index[row["image_id"]] = IndexEntry(**row)
+    table = pd.read_csv(root / "table.csv", dtype=dict.fromkeys(_TEXT_COLUMNS, str))
+    if len(index) != manifest["images"] or set(index) != set(table["image_id"]) or len(table) != len(index):
+        raise ShardError(f"{root / 'table.csv'}: {len(table)} rows, {len(index)} pictures in the shards, "
+                         f"{manifest['images']} in the manifest. Prepare the images again.")  # fmt: skip
+    content = "".join(manifest["sha256"].values())
+    return Prepared(root, found, hashlib.sha256(content.encode()).hexdigest()[:12], image, table, index)
+
+
+def _read_manifest(root: Path) -> dict[str, Any]:
+    path = root / MANIFEST
+    if not path.is_file():
+        raise ShardError(f"{path}: no such file. Run prepare first; if it was stopped, run it again to finish.")
+    try:
+        manifest: dict[str, Any] = read_json(path)
+        version = manifest["format_version"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ShardError(f"{path}: not a manifest of a prepared folder ({error}). Prepare the images again.") from error
+    if version != FORMAT_VERSION:
+        raise ShardError(f"{path}: got format version {version}, expected {FORMAT_VERSION}. Prepare the images again.")
+    return manifest
+
+
+def _check_files(root: Path, digests: dict[str, str], verify: bool) -> None:
+    for name, expected in digests.items():
+        path = root / name
+        if not path.is_file():
+            raise ShardError(
+                f"{path}: missing, but {MANIFEST} names it. Run prepare again: it makes only what is missing."
+            )
+        if verify and (digest := sha256_file(path)) != expected:
+            raise ShardError(f"{path}: damaged: sha256 is {digest[:12]}..., expected {expected[:12]}... "
+                             "Run prepare again: it makes only what is damaged.")  # fmt: skip
+
+
+def read_picture(prepared: Prepared, image_id: str) -> np.ndarray:
+    """One picture, read by its byte range.
+
+    Returns:
+        uint8 (height, width).
+
+    Raises:
+        ShardError: no such image, or bytes that are not a picture of the right size.
+    """
+    entry = prepared.index.get(image_id)
+    if entry is None:
+        raise ShardError(f"{prepared.root}: no image {image_id!r} in the shards; it may stand in failures.csv.")
+    path = prepared.root / entry.shard
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        content = os.pread(descriptor, entry.length, entry.offset)
+    finally:
+        os.close(descriptor)
+    image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED) if content else None
+    if image is None or image.dtype != np.uint8 or image.shape != (prepared.image.height, prepared.image.width):
+        raise ShardError(f"{path}: image {image_id} at byte {entry.offset} is damaged. "
+                         "Delete the shard and run prepare again: it makes only that shard.")  # fmt: skip
+    return image

@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rsna_kit.data.sampling import epoch_order, positives_per_batch
+from rsna_kit.runtime.errors import RsnaKitError, UsageError
+
+
+def labels_of(positives: int, negatives: int) -> np.ndarray:
+    return np.random.default_rng(0).permutation(np.repeat([1, 0], [positives, negatives]))
+
+
+@given(
+    positives=st.integers(1, 40),
+    negatives=st.integers(1, 120),
+    batch_size=st.integers(2, 24),
+    share=st.floats(0, 1),
+    seed=st.integers(0, 5),
+)
+def test_every_batch_has_both_classes_and_every_image_of_the_rarer_need_comes(
+    positives: int, negatives: int, batch_size: int, share: float, seed: int
+) -> None:
+    labels = labels_of(positives, negatives)
+    order = epoch_order(labels, batch_size, share, seed, epoch=0)
+    per_batch = positives_per_batch(labels, batch_size, share)
+    counts = labels[order].reshape(-1, batch_size).sum(axis=1)
+    assert set(counts) == {per_batch}
+    assert 1 <= per_batch < batch_size
+    assert set(np.flatnonzero(labels == 0)) <= set(order)
+
+
+def test_negatives_come_once_where_the_batch_divides_them() -> None:
+    labels = labels_of(2, 36)
+    order = epoch_order(labels, 16, 0.25, seed=1, epoch=0)
+    assert len(order) == 48
+    assert sorted(order[labels[order] == 0]) == list(np.flatnonzero(labels == 0))
+
+
+def test_positives_are_used_evenly() -> None:
+    labels = labels_of(5, 120)
+    order = epoch_order(labels, 16, 0.25, seed=1, epoch=0)
+    counts = np.bincount(order)[labels == 1]
+    assert counts.max() - counts.min() <= 1
+
+
+def test_common_cancers_keep_their_natural_share() -> None:
+    """CBIS-DDSM has 47 % malignant: a wanted share of 25 % must not hide half of them."""
+    labels = labels_of(47, 53)
+    assert positives_per_batch(labels, 16, 0.25) == 8
+    order = epoch_order(labels, 16, 0.25, seed=1, epoch=0)
+    assert set(order) == set(range(100))
+
+
+def test_seed_and_epoch_decide() -> None:
+    labels = labels_of(5, 60)
+    first = epoch_order(labels, 8, 0.25, seed=1, epoch=3)
+    np.testing.assert_array_equal(first, epoch_order(labels, 8, 0.25, seed=1, epoch=3))
+    assert (first != epoch_order(labels, 8, 0.25, seed=1, epoch=4)).any()
+    assert (first != epoch_order(labels, 8, 0.25, seed=2, epoch=3)).any()
+
+
+@pytest.mark.parametrize("labels", [np.zeros(9), np.ones(9)])
+def test_one_class_alone_is_refused(labels: np.ndarray) -> None:
+    with pytest.raises(RsnaKitError, match="expected both classes"):
+        epoch_order(labels, 8, 0.25, seed=0, epoch=0)
+
+
+def test_a_batch_of_one_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"train.batch_size: got 1, expected at least 2"):
+        epoch_order(labels_of(3, 9), 1, 0.25, seed=0, epoch=0)
