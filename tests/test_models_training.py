@@ -24,7 +24,16 @@ pytestmark = [pytest.mark.tf, pytest.mark.slow]
 
 CONFIG = with_overrides(
     preset("smoke"),
-    ["image.height=64", "image.width=32", "train.epochs=4", "train.batch_size=8", "infer.batch_size=16"],
+    [
+        "image.height=64",
+        "image.width=32",
+        "train.epochs=4",
+        "train.batch_size=8",
+        "infer.batch_size=16",
+        "model.head=linear",
+        "model.trunk=train",
+        "data.augment=light",
+    ],
 )
 STEPS = 6  # 32 healthy training images, 6 in a batch
 

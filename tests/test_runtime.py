@@ -39,12 +39,17 @@ def test_a_clock_without_limit_never_ends() -> None:
     assert Clock(limit_s=-1).remaining_s() < 0
 
 
+def write_half(target: Path) -> None:
+    with replacing(target) as temporary:
+        temporary.write_text("half a new")
+        raise RuntimeError("disk full")
+
+
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     target = tmp_path / "scores.csv"
     target.write_text("old")
-    with pytest.raises(RuntimeError, match="disk full"), replacing(target) as temporary:
-        temporary.write_text("half a new")
-        raise RuntimeError("disk full")
+    with pytest.raises(RuntimeError, match="disk full"):
+        write_half(target)
     assert target.read_text() == "old"
     assert list(tmp_path.iterdir()) == [target]
 

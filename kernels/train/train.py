@@ -33,11 +33,10 @@ def attach_library() -> None:
 
 attach_library()
 
-from rsna_kit.recipes.train import train
-
 from rsna_kit.competition.paths import find_inputs
 from rsna_kit.config import preset, with_overrides
 from rsna_kit.data.shards import open_prepared
+from rsna_kit.recipes.train import train
 from rsna_kit.runtime.clock import Clock, parse_duration
 from rsna_kit.runtime.events import Events
 from rsna_kit.runtime.hardware import describe

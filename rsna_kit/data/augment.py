@@ -24,16 +24,23 @@ def build_augmentation(name: str) -> Augmentation:
     """The named recipe as a function of a uint8 (h, w) image and a seed, giving uint8 (h, w).
 
     Args:
-        name: `"light"` (Albumentations) or `"none"`.
+        name: `"light"` (Albumentations), `"flip"` (see `flips`) or `"none"`.
 
     Raises:
         UsageError: another name.
     """
     if name == "none":
         return lambda image, seed: image
+    if name == "flip":
+        return lambda image, seed: image[::-1] if flips(seed) else image
     if name != "light":
-        raise UsageError(f"data.augment: got {name!r}, expected one of light, none")
+        raise UsageError(f"data.augment: got {name!r}, expected one of light, flip, none")
     return _Light()
+
+
+def flips(seed: int) -> bool:
+    """Whether the recipe `"flip"` turns the image upside down for this seed: every other seed."""
+    return bool(seed & 1)
 
 
 class _Light:

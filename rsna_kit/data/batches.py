@@ -68,7 +68,7 @@ class TrainingSet:
     """
 
     def __init__(self, pictures: Pictures, image_ids: Sequence[str], labels: np.ndarray, config: Config) -> None:
-        self.pictures, self._ids = pictures, list(image_ids)
+        self.pictures, self.image_ids = pictures, list(image_ids)
         self.labels = np.asarray(labels, np.float32)
         self.shape, self.batch_size = pictures.shape, config.train.batch_size
         self._share, self._seed = config.data.positive_share, config.train.seed
@@ -82,7 +82,7 @@ class TrainingSet:
 
     def load(self, position: int, seed: int) -> np.ndarray:
         """One augmented picture, uint8 (h, w, 1)."""
-        return self._augment(self.pictures[self._ids[int(position)]], int(seed))[..., None]
+        return self._augment(self.pictures[self.image_ids[int(position)]], int(seed))[..., None]
 
 
 def train_batches(training: TrainingSet, epoch: int) -> Any:

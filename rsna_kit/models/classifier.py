@@ -5,6 +5,7 @@ Names and order of the layers are those of keras-cv 0.9, whichever builder made 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from rsna_kit.config import ImageConfig, ModelConfig
@@ -21,6 +22,8 @@ _LITE0: dict[str, list[int]] = {
     "stackwise_strides": [1, 2, 2, 2, 1, 2, 1],
 }
 _DROP_CONNECT = 0.2
+LAST = "top_activation"
+_TAPS = {"linear": LAST, "conv": "block5c_add"}  # the layer each head looks at
 
 # Keras' 0.99 needs some 500 steps to forget the ImageNet statistics; a fold may have 200. With 0.9 the statistics
 # follow the last few hundred pictures, and the cosine schedule has made steps small by then. `batch_norm="frozen"`
@@ -49,19 +52,68 @@ def build_classifier(model: ModelConfig, image: ImageConfig) -> Any:
     layers = keras.layers
     picture = keras.Input((image.height, image.width, 1), dtype="uint8", name="picture")
     scaled = layers.Rescaling(1 / 128, offset=-127 / 128, name="scale")(picture)
-    pooling = {"avg": layers.GlobalAveragePooling2D, "max": layers.GlobalMaxPooling2D}[model.pooling]
-    features = pooling(name="pool")(build_backbone(model.backbone, scaled))
-    features = layers.Dropout(model.dropout, name="dropout")(features)
-    logit = layers.Dense(1, dtype="float32", name="logit")(features)
+    made = _head_layers(layers, model)
+    logit = _head(model.head, build_backbone(model.backbone, scaled, _TAPS[model.head]), made.__getitem__)
     network = keras.Model(picture, logit, name=model.backbone)
     for layer in network.layers:
         if isinstance(layer, layers.BatchNormalization):
             layer.momentum = BATCH_NORM_MOMENTUM
-            layer.trainable = model.batch_norm == "train"
+        if layer.name not in made:
+            batch_norm = isinstance(layer, layers.BatchNormalization) and model.batch_norm == "frozen"
+            layer.trainable = model.trunk == "train" and not batch_norm
     return network
 
 
-def build_backbone(name: str, scaled: Any) -> Any:
+def split_classifier(network: Any, model: ModelConfig) -> tuple[Any, Any]:
+    """The same layers as two models: picture → feature map, and feature map → logit.
+
+    Args:
+        network: from `build_classifier(model, ...)`.
+        model: the same section.
+
+    Returns:
+        Two keras.Model that share their weights with `network`.
+    """
+    keras = require("keras", "train")
+    tap = network.get_layer(_TAPS[model.head]).output
+    features = keras.Input(tap.shape[1:], name="features")
+    head = keras.Model(features, _head(model.head, features, network.get_layer), name="head")
+    return keras.Model(network.input, tap, name="trunk"), head
+
+
+def _head_layers(layers: Any, model: ModelConfig) -> dict[str, Any]:
+    """The head's layers by name.
+
+    `conv`: a lesion covers a few cells of the map at 1/16, so convolutions look at neighbourhoods there and the
+    maximum finds the worst of them; an average over the picture would drown it.
+    """
+    made = [layers.Dropout(model.dropout, name="dropout"), layers.Dense(1, dtype="float32", name="logit")]
+    if model.head == "linear":
+        return {layer.name: layer for layer in [layers.GlobalAveragePooling2D(name="pool"), *made]}
+    made += [
+        layers.BatchNormalization(name="head_norm"),
+        layers.Conv2D(128, 3, padding="same", activation="relu", name="head_conv1"),
+        layers.SpatialDropout2D(model.dropout, name="head_drop"),
+        layers.Conv2D(64, 3, padding="same", activation="relu", name="head_conv2"),
+        layers.GlobalMaxPooling2D(name="head_max"),
+        layers.GlobalAveragePooling2D(name="head_mean"),
+        layers.Concatenate(name="head_join"),
+    ]
+    return {layer.name: layer for layer in made}
+
+
+def _head(kind: str, tensor: Any, layer: Callable[[str], Any]) -> Any:
+    """Feature map to logit through the layers that `layer` finds by name."""
+    if kind == "linear":
+        tensor = layer("pool")(tensor)
+    else:
+        for name in ("head_norm", "head_conv1", "head_drop", "head_conv2"):
+            tensor = layer(name)(tensor)
+        tensor = layer("head_join")([layer("head_max")(tensor), layer("head_mean")(tensor)])
+    return layer("logit")(layer("dropout")(tensor))
+
+
+def build_backbone(name: str, scaled: Any, until: str = LAST) -> Any:
     """Feature map of a scaled picture.
 
     keras-cv's generic constructor builds it. keras-cv imports TensorFlow whatever the backend; on a machine with
@@ -70,9 +122,10 @@ def build_backbone(name: str, scaled: Any) -> Any:
     Args:
         name: `efficientnet_lite0`.
         scaled: Keras tensor float (batch, h, w, channels).
+        until: name of the layer whose output is wanted, the last one unless given.
 
     Returns:
-        Keras tensor (batch, h / 32, w / 32, 1280).
+        Keras tensor (batch, h / 32, w / 32, 1280), or (batch, h / 16, w / 16, 112) of `block5c_add`.
 
     Raises:
         UsageError: unknown name.
@@ -82,7 +135,7 @@ def build_backbone(name: str, scaled: Any) -> Any:
     try:
         from keras_cv.models import EfficientNetLiteBackbone
     except ImportError:
-        return lite0_from_layers(scaled)
+        return lite0_from_layers(scaled, until)
     backbone = EfficientNetLiteBackbone(
         include_rescaling=False,
         width_coefficient=1.0,
@@ -92,10 +145,10 @@ def build_backbone(name: str, scaled: Any) -> Any:
         **_LITE0,
     )
     # `backbone.output` belongs to a clone of the graph; the layer's first call belongs to ours.
-    return backbone.get_layer("top_activation").output
+    return backbone.get_layer(until).output
 
 
-def lite0_from_layers(scaled: Any) -> Any:
+def lite0_from_layers(scaled: Any, until: str = LAST) -> Any:
     """EfficientNet-Lite0 from core Keras layers, named as keras-cv names them."""
     tensor = _convolution(scaled, 32, 3, "stem_", strides=2)
     tensor = _relu6(tensor, "stem_activation")
@@ -115,7 +168,9 @@ def lite0_from_layers(scaled: Any) -> Any:
             name = f"block{stage + 1}{chr(ord('a') + repeat)}_"
             tensor = _block(tensor, shape, _DROP_CONNECT * done / total, name)
             done += 1
-    return _relu6(_convolution(tensor, 1280, 1, "top_"), "top_activation")
+            if until == name + "add":
+                return tensor
+    return _relu6(_convolution(tensor, 1280, 1, "top_"), LAST)
 
 
 def _block(tensor: Any, shape: tuple[int, int, int, int], drop: float, name: str) -> Any:

@@ -28,8 +28,9 @@ from rsna_kit.config import Config
 from rsna_kit.data.batches import Pictures, TrainingSet, picture_stream, training_stream
 from rsna_kit.data.sampling import positives_per_batch
 from rsna_kit.data.shards import Prepared
-from rsna_kit.models.classifier import build_classifier
+from rsna_kit.models.classifier import build_classifier, split_classifier
 from rsna_kit.models.curves import draw_curves
+from rsna_kit.models.features import FeatureMaps
 from rsna_kit.models.weights import load_imagenet, save_weights
 from rsna_kit.runtime.clock import Clock
 from rsna_kit.runtime.errors import RsnaKitError
@@ -102,7 +103,14 @@ class Trainer:
         self.model = build_classifier(config.model, prepared.image)
         if config.model.weights == "imagenet":
             load_imagenet(self.model)
-        self._optimizer = _compile(self.model, config)
+        # What learns: the whole network, or its head on maps that the frozen trunk gives once and for all.
+        self._learner, self._maps = self.model, None
+        if config.model.trunk == "frozen":
+            trunk, head = split_classifier(self.model, config.model)
+            if FeatureMaps.fit(trunk, len(prepared.table), config):
+                self._learner = head
+                self._maps = FeatureMaps(trunk, self._pictures, prepared.table["image_id"].tolist(), config, events)
+        self._optimizer = _compile(self._learner, config)
         self._variables = [*self.model.variables, *self._optimizer.variables]
         self._start = [np.array(variable) for variable in self._variables]
 
@@ -160,13 +168,14 @@ class Trainer:
     def _train_epoch(self, state: _Fold, epoch: int, progress: Progress) -> tuple[float, bool]:
         """Mean loss of the epoch, and whether it was whole."""
         train, loss = self._config.train, math.nan
-        self.model.reset_metrics()
+        self._learner.reset_metrics()
+        stream = training_stream if self._maps is None else self._maps.training_stream
         begun, note = time.monotonic(), f"epoch {epoch}/{train.epochs}"
-        for step, (images, labels, weights) in enumerate(training_stream(state.training, epoch)):
+        for step, (images, labels, weights) in enumerate(stream(state.training, epoch)):
             total = state.steps * train.epochs
             rate = learning_rate_at((epoch - 1) * state.steps + step, total, train.learning_rate, train.warmup_share)
             self._optimizer.learning_rate = rate
-            logs = self.model.train_on_batch(images, labels, sample_weight=weights, return_dict=True)
+            logs = self._learner.train_on_batch(images, labels, sample_weight=weights, return_dict=True)
             loss = float(logs["loss"])  # mean since the epoch began
             if not math.isfinite(loss):
                 raise RsnaKitError(
@@ -196,7 +205,7 @@ class Trainer:
             metrics = self._evaluate(frame) if self._evaluate else {}
             monitored = float(metrics.get(self._monitor, math.nan))
             key = (monitored if math.isfinite(monitored) else -math.inf, -val_loss)
-            if not state.history or key > state.best:
+            if not state.history or key > state.best or self._config.train.keep == "last":
                 state.best, state.best_epoch, state.scores = key, epoch, scores
                 save_weights(self.model, state.out / WEIGHTS)
         row: dict[str, Any] = {"epoch": epoch, "loss": loss, "val_loss": val_loss}
@@ -214,10 +223,16 @@ class Trainer:
         """Logits float64 (N,); the last batch is padded, so that one shape is traced."""
         size = self._config.infer.batch_size
         logits = []
-        for images in picture_stream(self._pictures, image_ids, size):
-            padded = np.zeros((size, *self._pictures.shape), np.uint8)
-            padded[: len(images)] = images
-            logits.append(np.asarray(self.model.predict_on_batch(padded), np.float64)[: len(images), 0])
+        stream = (
+            picture_stream(self._pictures, image_ids, size)
+            if self._maps is None
+            else self._maps.stream(image_ids, size)
+        )
+        for inputs in stream:
+            batch = np.asarray(inputs)
+            padded = np.zeros((size, *batch.shape[1:]), batch.dtype)
+            padded[: len(batch)] = batch
+            logits.append(np.asarray(self._learner.predict_on_batch(padded), np.float64)[: len(batch), 0])
         return np.concatenate(logits)
 
 

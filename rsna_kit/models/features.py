@@ -1,0 +1,75 @@
+"""Pictures to feature maps, computed once: what a head learns from while the trunk is frozen.
+
+The trunk costs some fifty times what the head costs. Frozen, it gives the same map for the same picture in every
+epoch and every fold, so the maps are computed once and kept as float16 (three decimal digits, far finer than the
+noise of dropout). Of the augmentations only the flip can be kept too, as a second map.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from rsna_kit.config import Config
+from rsna_kit.data.augment import flips
+from rsna_kit.data.batches import Batch, Pictures, TrainingSet
+from rsna_kit.runtime.events import Events
+
+CACHE_BYTES = 4 << 30
+
+
+class FeatureMaps:
+    """The feature maps of all pictures, and of their mirror images where the recipe flips.
+
+    Args:
+        trunk: keras.Model, uint8 (B, h, w, 1) to float (B, h', w', c).
+        pictures: where the pictures come from.
+        image_ids: all pictures that will be asked for.
+        config: its data, infer and train sections are used.
+        events: shows progress.
+    """
+
+    def __init__(
+        self, trunk: Any, pictures: Pictures, image_ids: Sequence[str], config: Config, events: Events
+    ) -> None:
+        self._row = {image_id: row for row, image_id in enumerate(image_ids)}
+        self._flip = config.data.augment == "flip"
+        shape = tuple(trunk.output.shape[1:])
+        self._maps = np.empty((1 + self._flip, len(image_ids), *shape), np.float16)
+        size = config.infer.batch_size
+        padded = np.zeros((size, *pictures.shape), np.uint8)
+        with events.progress(self._maps.shape[0] * len(image_ids), "features") as progress:
+            for mirrored, maps in enumerate(self._maps):
+                for start in range(0, len(image_ids), size):
+                    part = image_ids[start : start + size]
+                    for row, image_id in enumerate(part):
+                        picture = pictures[image_id]
+                        padded[row] = (picture[::-1] if mirrored else picture)[..., None]
+                    maps[start : start + size] = np.asarray(trunk.predict_on_batch(padded))[: len(part)]
+                    progress.advance(len(part))
+
+    @staticmethod
+    def fit(trunk: Any, count: int, config: Config) -> bool:
+        """Whether `count` pictures' maps fit in memory and the recipe changes pictures only by flips."""
+        if config.data.augment not in ("flip", "none"):
+            return False
+        size = int(np.prod(trunk.output.shape[1:])) * 2 * count * (1 + (config.data.augment == "flip"))
+        return size <= CACHE_BYTES
+
+    def training_stream(self, training: TrainingSet, epoch: int) -> Iterator[Batch]:
+        """The batches of one epoch: float32 (B, h', w', c), label (B, 1), weight (B,)."""
+        order, seeds = training.plan(epoch)
+        rows = np.array([self._row[image_id] for image_id in training.image_ids])
+        mirrored = np.array([self._flip and flips(int(seed)) for seed in seeds], np.int64)
+        for start in range(0, len(order), training.batch_size):
+            part = slice(start, start + training.batch_size)
+            maps = self._maps[mirrored[part], rows[order[part]]].astype(np.float32)
+            yield maps, training.labels[order[part], None], np.ones(len(maps), np.float32)
+
+    def stream(self, image_ids: Sequence[str], batch_size: int) -> Iterator[np.ndarray]:
+        """The maps of these pictures once, in order: float32 (up to B, h', w', c)."""
+        for start in range(0, len(image_ids), batch_size):
+            rows = [self._row[image_id] for image_id in image_ids[start : start + batch_size]]
+            yield self._maps[0, rows].astype(np.float32)
