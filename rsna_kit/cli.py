@@ -36,7 +36,8 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         known = [option for action in self._actions for option in action.option_strings]
         verbs = [str(name) for action in self._actions if isinstance(action.choices, dict) for name in action.choices]
-        words = message.replace("'", " ").replace(",", " ").split()
+        # Behind "(choose from" argparse lists the verbs themselves: each would be its own suggestion.
+        words = message.partition("(choose from")[0].replace("'", " ").replace(",", " ").split()
         hints = [did_you_mean(word, known if word.startswith("--") else verbs) for word in words]
         hint = next((text for text in hints if text), "")
         raise UsageError(f"{message}.{hint}\nTry '{self.prog} --help'.")
@@ -147,7 +148,7 @@ def build_parser() -> argparse.ArgumentParser:
     prepare.add_argument("competition", type=Path, help="competition folder with train.csv and train_images/")
     prepare.add_argument("out", type=Path, help="prepared folder to write")
     prepare.add_argument("--limit", type=int, help="only the first N patients, for a quick look")
-    _add_config(prepare, ["image", "data"], "image.height=1024")
+    _add_config(prepare, ["image", "data", "infer"], "image.height=1024")
 
     train = verb("train", _train, "Train one network per fold and leave a bundle for each; resumes.",
                  "train runs/prepared runs/model --preset smoke")  # fmt: skip
@@ -155,7 +156,7 @@ def build_parser() -> argparse.ArgumentParser:
     train.add_argument("out", type=Path, help="folder for bundles, out-of-fold scores and curves")
     train.add_argument("--fold", type=int, action="append", help="train only this fold; may be repeated")
     train.add_argument("--time-limit", metavar="DURATION", help="stop in time, keeping the best: 90s, 15m, 8h30m")
-    _add_config(train, ["image", "data", "model", "train"], "train.epochs=20")
+    _add_config(train, ["image", "data", "model", "train", "infer"], "train.epochs=20")
 
     infer = verb("infer", _infer, "Score test DICOMs with one or more bundles into submission.csv; resumes.",
                  "infer runs/phantom/hidden runs/submission --bundle runs/model/bundles")  # fmt: skip

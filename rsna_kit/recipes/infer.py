@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from rsna_kit.models.ensemble import Ensemble
 
 SAVE_EVERY_S = 60.0  # how often the scores so far are written
-WRITE_RESERVE_S = 20.0  # what is kept of the time limit for the last batch and the writing
+WRITE_RESERVE_S = 20.0  # what is kept of the time limit for the writing
 
 
 def infer(
@@ -75,13 +75,14 @@ def infer(
 
     ensemble = Ensemble(bundles, settings.batch_size)
     outcomes = stream_images(competition.files("test", left), image, settings.workers)
-    saved = clock.elapsed_s()
+    saved = begun = clock.elapsed_s()
     with events.progress(len(left), "infer") as progress:
         while batch := list(islice(outcomes, settings.batch_size)):
             _score_batch(batch, ensemble, ledger)
             progress.advance(len(batch))
-            if clock.remaining_s() < WRITE_RESERVE_S:
+            if clock.remaining_s() < WRITE_RESERVE_S + clock.elapsed_s() - begun:  # the next batch takes as long
                 break
+            begun = clock.elapsed_s()
             if clock.elapsed_s() - saved > SAVE_EVERY_S:
                 saved = clock.elapsed_s()
                 _write_results(out, test, sample, ledger, settings.prior, threshold)
@@ -113,7 +114,8 @@ def _open_bundles(paths: Sequence[Path]) -> list[Bundle]:
     """Every bundle at or below the given folders, checked."""
     from rsna_kit.models.bundle import open_bundle
 
-    folders = [folder for path in paths for folder in find_inputs("metadata.json", path)]
+    found = [folder for path in paths for folder in find_inputs("metadata.json", path)]
+    folders = list({folder.resolve(): folder for folder in found}.values())  # one that is given twice counts once
     if not folders:
         given = ", ".join(map(str, paths)) or "none"
         raise BundleError(f"no bundle (a folder with metadata.json) found in: {given}. Train first: rsna-kit train")

@@ -11,6 +11,7 @@ import pandas as pd
 from rsna_kit.competition.paths import find_competition
 from rsna_kit.competition.tables import read_train
 from rsna_kit.config import Config
+from rsna_kit.runtime.errors import UsageError
 from rsna_kit.runtime.events import Events, Progress
 from rsna_kit.runtime.files import replacing
 
@@ -39,6 +40,8 @@ def prepare(
 
     competition = find_competition(where)
     table = read_train(competition.table("train.csv"))
+    if limit is not None and limit < 1:
+        raise UsageError(f"--limit: got {limit}, expected at least 1 patient")
     if limit is not None:
         table = table[table["patient_id"].isin(table["patient_id"].unique()[:limit])].reset_index(drop=True)
     events.say(

@@ -121,7 +121,7 @@ def _tell(name: str, summary: Mapping[str, Any], events: Events) -> None:
 
 def _cases(breasts: pd.DataFrame, threshold: float, competition: Competition) -> dict[str, list[Case]]:
     """The notable breasts with up to two of their images side by side."""
-    split, table = _images(competition)
+    split, table = _images(competition, breasts)
     groups: dict[str, list[Case]] = {}
     for name, rows in notable(breasts, threshold).items():
         groups[name] = []
@@ -134,10 +134,14 @@ def _cases(breasts: pd.DataFrame, threshold: float, competition: Competition) ->
     return groups
 
 
-def _images(competition: Competition) -> tuple[str, pd.DataFrame]:
-    if competition.test_csv is not None:
-        return "test", read_test(competition.test_csv)
-    return "train", read_train(competition.table("train.csv"))
+def _images(competition: Competition, breasts: pd.DataFrame) -> tuple[str, pd.DataFrame]:
+    """The split that holds the scored breasts, and its table."""
+    for split, path, read in (("test", competition.test_csv, read_test), ("train", competition.train_csv, read_train)):
+        if path is not None:
+            table = read(path)
+            if table["prediction_id"].isin(breasts["prediction_id"]).any():
+                return split, table
+    raise UsageError(f"--pictures {competition.root}: none of its breasts is among the last file's predictions")
 
 
 def _draw(files: Sequence[tuple[str, Path]]) -> np.ndarray | None:

@@ -2,8 +2,8 @@
 
 Files in the run's folder: `image_scores.csv` (image_id, score), `failures.csv` (image_id, stage, reason)
 and `run.json`, whose `identity` names the bundles and the test table. Another identity is another run and
-starts from nothing. `image_scores.csv` and `failures.csv` are each replaced in one step, failures first:
-an image named by neither is simply scored again.
+starts from nothing. Both tables are replaced in one step each. Only scores are taken up again: an image that
+failed is tried once more, because the file or the missing decoder may be there by now.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from rsna_kit.runtime.errors import BundleError
 from rsna_kit.runtime.files import read_json, replacing, write_json
 
 FAILURE_COLUMNS = ["image_id", "stage", "reason"]
@@ -44,16 +45,22 @@ class ScoreLedger:
         if self._scores_path.is_file():
             table = pd.read_csv(self._scores_path, dtype={"image_id": str})
             self.scores = dict(zip(table["image_id"], table["score"], strict=True))
-        if self._failures_path.is_file():
-            table = pd.read_csv(self._failures_path, dtype=str, keep_default_na=False)
-            self.failures = {str(row["image_id"]): row for row in table.to_dict("records")}  # type: ignore[misc]
 
     def done(self, image_id: str) -> bool:
         """Whether this image was scored or has failed."""
         return image_id in self.scores or image_id in self.failures
 
     def add(self, image_ids: Sequence[str], scores: np.ndarray) -> None:
-        """Record scores, float (N,) in [0, 1]."""
+        """Record scores, float (N,) in [0, 1].
+
+        Raises:
+            BundleError: a score is NaN or outside [0, 1], so the weights are of no use.
+        """
+        if not ((scores >= 0) & (scores <= 1)).all():
+            raise BundleError(
+                f"scores of {', '.join(image_ids[:3])}, …: got {np.min(scores)} to {np.max(scores)}, expected numbers "
+                "in [0, 1]. The weights of a bundle are not finite: train again."
+            )
         self.scores.update(zip(image_ids, (float(score) for score in scores), strict=True))
 
     def fail(self, failure: dict[str, str]) -> None:
