@@ -189,6 +189,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except RsnaKitError as error:
         print(f"Error: {error}", file=sys.stderr)
         return error.exit_code
+    except OSError as error:  # disk full, no permission, a file where a folder should be: the message names the path
+        print(f"Error: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("Interrupted. What is on disk is whole; the same command resumes.", file=sys.stderr)
         return 130

@@ -47,6 +47,25 @@ def test_what_the_person_can_mend_exits_with_1(tmp_path: Path, capsys: pytest.Ca
     assert "Did you mean" in capsys.readouterr().err
 
 
+def test_a_suggestion_is_never_one_of_the_choices_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["xyz"]) == 2
+    assert "Did you mean" not in capsys.readouterr().err
+
+
+def test_a_refused_command_leaves_nothing_behind(tmp_path: Path) -> None:
+    assert main(["prepare", str(tmp_path / "nowhere"), str(tmp_path / "prepared")]) == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_where_a_folder_should_be_is_an_error_without_a_traceback(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "report").write_text("a file")
+    (tmp_path / "oof.csv").write_text("prediction_id,score,cancer\n1_L,0.1,0\n2_L,0.2,0\n3_L,0.8,1\n4_L,0.9,1\n")
+    assert main(["score", str(tmp_path / "oof.csv"), "--out", str(tmp_path / "report")]) == 1
+    assert str(tmp_path / "report") in capsys.readouterr().err
+
+
 def test_results_are_json_on_stdout_and_talk_is_on_stderr(tmp_path: Path) -> None:
     rows = "".join(f"{n}_L,{n / 40},{int(n > 30)}\n" for n in range(40))
     (tmp_path / "oof.csv").write_text("prediction_id,score,cancer\n" + rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import shutil
@@ -90,6 +91,52 @@ def test_a_kernel_that_takes_too_long_times_out(phantom: Path, tmp_path: Path) -
         "infer", "--competition", phantom / "hidden", "--out", tmp_path / "out", "--time-limit", "0.3"
     )
     assert verdict["verdict"] == "Notebook Timeout"
+
+
+SPY = """
+import os, socket, sys
+from pathlib import Path
+
+def can(action):
+    try:
+        action()
+    except OSError:
+        return False
+    return True
+
+here = Path(__file__)
+print("FOUND", {
+    "script": str(here), "siblings": sorted(p.name for p in here.parent.iterdir()), "cwd": os.getcwd(),
+    "writes_working": can(lambda: Path("/kaggle/working/a").write_text("x")),
+    "writes_input": can(lambda: Path("/kaggle/input/a").write_text("x")),
+    "writes_source": can(lambda: Path("/kaggle/src/a").write_text("x")),
+    "writes_root": can(lambda: Path("/a").write_text("x")),
+    "network": can(lambda: socket.create_connection(("192.0.2.1", 80), timeout=1)),
+    "interfaces": sorted(name for _, name in socket.if_nameindex()),
+    "environment": sorted(name for name in os.environ if "SECRET" in name),
+}, file=sys.stderr)
+"""
+
+
+@pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewrap is not installed")
+def test_the_sandbox_is_what_kaggle_gives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel = tmp_path / "kernel"
+    shutil.copytree(ROOT / "kernels" / "prepare", kernel)
+    (kernel / "prepare.py").write_text(SPY)
+    (kernel / "sibling.py").write_text("")
+    (tmp_path / "competition").mkdir()
+    monkeypatch.setenv("MY_SECRET", "1")
+    command = [sys.executable, ROOT / "scripts/rehearse", kernel, "--competition", tmp_path / "competition"]
+    done = subprocess.run([*command, "--out", tmp_path / "out"], capture_output=True, text=True)
+    verdict = json.loads(done.stdout)
+    if not verdict["sandbox"]:
+        pytest.skip(f"bubblewrap cannot start here: {done.stderr[-200:]}")
+    found = ast.literal_eval(done.stderr.split("FOUND ")[1])
+    assert found == {
+        "script": "/kaggle/src/script.py", "siblings": ["script.py"], "cwd": "/kaggle/working",
+        "writes_working": True, "writes_input": False, "writes_source": False, "writes_root": False,
+        "network": False, "interfaces": ["lo"], "environment": [],
+    }  # fmt: skip
 
 
 @pytest.mark.slow

@@ -192,6 +192,23 @@ def test_the_bundles_own_threshold_decides(
         assert submission(tmp_path / "out", hidden)["cancer"].mean() == share
 
 
+def test_a_submission_that_stands_is_not_thrown_back_to_the_prior(
+    hidden: Path, bundle: Path, tmp_path: Path, tiny: Config, quiet: Events
+) -> None:
+    infer(hidden, tmp_path / "out", [bundle], tiny.infer, quiet, Clock())
+    before = (tmp_path / "out" / "submission.csv").read_bytes()
+    with pytest.raises(BundleError, match="no bundle"):
+        infer(hidden, tmp_path / "out", [tmp_path / "nowhere"], tiny.infer, quiet, Clock())
+    assert (tmp_path / "out" / "submission.csv").read_bytes() == before
+
+
+def test_a_bundle_found_twice_counts_once(
+    hidden: Path, bundle: Path, tmp_path: Path, tiny: Config, quiet: Events
+) -> None:
+    result = infer(hidden, tmp_path / "out", [bundle.parent, bundle], tiny.infer, quiet, Clock())
+    assert result["bundles"] == [str(bundle)]
+
+
 def test_tables_that_disagree_are_refused_before_work(
     hidden: Path, bundle: Path, tmp_path: Path, tiny: Config, quiet: Events
 ) -> None:

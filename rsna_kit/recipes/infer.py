@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from rsna_kit.competition.paths import find_competition, find_inputs
-from rsna_kit.competition.submission import expected_ids, prior_submission, write_submission
+from rsna_kit.competition.submission import check_submission, expected_ids, prior_submission, write_submission
 from rsna_kit.competition.tables import read_sample, read_test
 from rsna_kit.config import InferConfig
 from rsna_kit.runtime.clock import Clock, format_duration
@@ -36,17 +36,17 @@ def infer(
 ) -> dict[str, Any]:
     """Score the test DICOMs of a competition.
 
-    A valid `submission.csv` holds the prior before anything else happens and is only ever replaced by a better
-    one. Decoding runs ahead in threads while the models score. An image that cannot be used goes to
-    `failures.csv` and its breast is scored from the others, by the prior when there is none. When the clock
-    runs out, what is left is scored by the prior.
+    A valid `submission.csv` holds the prior before anything else happens (one that an earlier run left stays) and
+    is only ever replaced by a better one. Decoding runs ahead in threads while the models score. An image that
+    cannot be used goes to `failures.csv` and its breast is scored from the others, by the prior when there is none.
+    When the clock runs out, what is left is scored by the prior.
 
     Args:
         where: folder with test.csv, sample_submission.csv and test_images/, None for Kaggle's mounts.
         out: folder for submission.csv, scores.csv, image_scores.csv and failures.csv.
         bundle_paths: bundles, or folders of bundles.
         settings: the infer section of the configuration.
-        clock: its limit is honoured with `WRITE_RESERVE_S` to spare.
+        clock: its limit is honoured with `WRITE_RESERVE_S` and the time of one batch to spare.
 
     Returns:
         Counts and paths, ready for JSON; `ok` is False when more than `max_failure_share` of the images failed.
@@ -58,8 +58,11 @@ def infer(
     test = read_test(competition.table("test.csv"))
     sample = None if competition.sample_submission is None else read_sample(competition.sample_submission)
     sample = pd.DataFrame({"prediction_id": expected_ids(test, sample)})
-    write_submission(prior_submission(sample, settings.prior), sample, out / "submission.csv")
-    events.say(f"infer: {len(test)} images, {len(sample)} breasts; {out / 'submission.csv'} holds the prior")
+    stands = _stands(out / "submission.csv", sample)
+    if not stands:
+        write_submission(prior_submission(sample, settings.prior), sample, out / "submission.csv")
+    holds = "stands from an earlier run" if stands else "holds the prior"
+    events.say(f"infer: {len(test)} images, {len(sample)} breasts; {out / 'submission.csv'} {holds}")
 
     bundles = _open_bundles(bundle_paths)
     image = common_image(bundles)
@@ -108,6 +111,15 @@ def infer(
         "bundles": [str(bundle.path) for bundle in bundles],
         "minutes": round(clock.elapsed_s() / 60, 2),
     }
+
+
+def _stands(path: Path, sample: pd.DataFrame) -> bool:
+    """Whether an earlier run left a submission that would score."""
+    try:
+        check_submission(pd.read_csv(path, dtype={"prediction_id": str}), sample)
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def _open_bundles(paths: Sequence[Path]) -> list[Bundle]:

@@ -29,8 +29,6 @@ class Events:
         self._path = path
         self._stream = stream
         self._start = time.monotonic()
-        if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
 
     @property
     def stream(self) -> TextIO:
@@ -42,6 +40,7 @@ class Events:
         if self._path is None:
             return
         line = {"t": round(time.monotonic() - self._start, 3), "event": kind, **fields}
+        self._path.parent.mkdir(parents=True, exist_ok=True)  # here, so that a refused command leaves no folder
         with open(self._path, "a", encoding="utf-8") as file:
             file.write(json.dumps(line, default=str) + "\n")
 
