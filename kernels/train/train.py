@@ -1,7 +1,7 @@
 """Kaggle kernel: prepared shards become one bundle per fold, ready for the kernel rsna-kit-infer.
 
-Inputs: the output of the kernel rsna-kit-prepare, the dataset rsna-kit, and rsna-wheels (it brings keras-cv
-and the ImageNet weights). The session ends after 12 h; the run stops itself before and keeps the best.
+Inputs: the output of the kernel rsna-kit-prepare, the dataset rsna-kit, and rsna-wheels (it brings
+the ImageNet weights). The session ends after 12 h; the run stops itself before and keeps the best.
 """
 
 import dataclasses
