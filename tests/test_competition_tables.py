@@ -148,3 +148,12 @@ def test_a_sample_with_a_repeated_id_or_a_bad_score_is_refused(tmp_path: Path) -
         read_sample(write(tmp_path / "s.csv", SAMPLE.replace("10008_R", "10008_L")))
     with pytest.raises(TableError, match=r"line 2: cancer is '1\.1', expected a number from 0 to 1"):
         read_sample(write(tmp_path / "s.csv", SAMPLE.replace("0.0211676964", "1.1", 1)))
+
+
+@pytest.mark.parametrize("column", ["patient_id", "image_id"])
+@pytest.mark.parametrize("value", ["../../x", "/tmp/x", "a b", ".hidden", "a/b"])
+def test_ids_that_lead_elsewhere_are_refused(tmp_path: Path, column: str, value: str) -> None:
+    """Ids become file names: one that climbs out of the folder must not be read or written."""
+    text = TRAIN.replace("00107" if column == "patient_id" else "1864590858", value)
+    with pytest.raises(TableError, match=rf"line 4.*{column}"):
+        read_train(write(tmp_path / "train.csv", text))

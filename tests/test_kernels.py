@@ -43,6 +43,12 @@ def test_metadata_is_explicit(kernel: Path) -> None:
     assert sorted(path.name for path in kernel.iterdir()) == sorted([metadata["code_file"], "kernel-metadata.json"])
 
 
+def test_kernels_attach_the_library_alike() -> None:
+    """A kernel is one file, so each has its copy: of the same text."""
+    heads = {(k / f"{k.name}.py").read_text().split("INPUT = ")[1].split("\nattach_library()")[0] for k in KERNELS}
+    assert len(heads) == 1
+
+
 @pytest.mark.parametrize("layout", ["new", "old"])
 def test_infer_runs_in_both_mount_layouts(phantom: Path, bundle: Path, tmp_path: Path, layout: str) -> None:
     weights = tmp_path / "weights"

@@ -19,6 +19,7 @@ from rsna_kit.models.classifier import build_classifier, split_classifier
 from rsna_kit.models.features import FeatureMaps
 from rsna_kit.models.training import Trainer
 from rsna_kit.runtime.clock import Clock
+from rsna_kit.runtime.errors import RsnaKitError
 from rsna_kit.runtime.events import Events
 
 pytest.importorskip("tensorflow")
@@ -62,7 +63,7 @@ def test_kept_maps_are_those_of_the_augmented_pictures(prepared: Prepared) -> No
     """Order, labels and flips of an epoch are the same whether maps are kept or pictures are read."""
     trunk, _ = split_classifier(build_classifier(CONFIG.model, CONFIG.image), CONFIG.model)
     pictures, table = Pictures(prepared), prepared.table
-    maps = FeatureMaps(trunk, pictures, table["image_id"].tolist(), CONFIG, silent())
+    maps = FeatureMaps(trunk, pictures, table["image_id"].tolist(), CONFIG, silent(), Clock())
     training = TrainingSet(pictures, table["image_id"].tolist()[4:], table["cancer"].to_numpy()[4:], CONFIG)
     order, seeds = training.plan(1)
     assert {flips(int(seed)) for seed in seeds} == {True, False}
@@ -89,6 +90,11 @@ def test_a_head_trained_on_maps_scores_as_its_bundle_does(prepared: Prepared, tm
     batch = np.stack([pictures[i] for i in result.scores["image_id"][:16]])[..., None]
     logits = load_model(open_bundle(tmp_path / "bundle")).predict_on_batch(batch)[:, 0]
     np.testing.assert_allclose(1 / (1 + np.exp(-logits)), result.scores["score"][:16], atol=2e-3)
+
+
+def test_maps_that_would_outlast_the_clock_are_refused(prepared: Prepared) -> None:
+    with pytest.raises(RsnaKitError, match="Give more time"):
+        Trainer(prepared, CONFIG, silent(), clock=Clock(limit_s=0.001))
 
 
 @pytest.mark.parametrize(("setting", "fits"), [("flip", True), ("none", True), ("light", False)])

@@ -155,6 +155,34 @@ def test_a_killed_run_leaves_a_valid_submission(hidden: Path, bundle: Path, tmp_
     assert set(submission(out, hidden)["cancer"]) <= {0, 1}
 
 
+def test_a_run_killed_while_scoring_resumes(hidden: Path, bundle: Path, tmp_path: Path) -> None:
+    """SIGKILL once some images are scored: they are not scored again, and the end is that of a whole run."""
+    out, whole = tmp_path / "out", tmp_path / "whole"
+    code = (
+        "import sys, time; from rsna_kit.recipes import infer; from rsna_kit import cli; infer.SAVE_EVERY_S = 0\n"
+        "save = infer._write_results\n"
+        "def slowly(*arguments): time.sleep(0.2); return save(*arguments)\n"
+        "infer._write_results = slowly\n"
+        "sys.exit(cli.main(sys.argv[1:]))"
+    )
+    arguments = ["infer", hidden, out, "--bundle", bundle, "--set", "infer.batch_size=4"]
+    process = subprocess.Popen([sys.executable, "-c", code, *arguments], stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not (out / "image_scores.csv").exists() and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    scored = pd.read_csv(out / "image_scores.csv")
+    assert 0 < len(scored) < len(read_test(hidden / "test.csv"))
+    submission(out, hidden)
+    command = [sys.executable, "-m", "rsna_kit"]
+    resumed = subprocess.run([*command, *arguments], capture_output=True, text=True, check=True)
+    assert f"resuming: {len(scored)} images are done" in resumed.stderr
+    arguments[2] = whole
+    subprocess.run([*command, *arguments], check=True, capture_output=True)
+    assert (out / "submission.csv").read_bytes() == (whole / "submission.csv").read_bytes()
+
+
 def test_bundles_of_other_images_are_refused_together(
     hidden: Path, bundle: Path, tmp_path: Path, tiny: Config, quiet: Events
 ) -> None:

@@ -54,6 +54,15 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [target]
 
 
+def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
+    dead, alive = tmp_path / "scores.tmp-999999999.csv", tmp_path / "scores.tmp-1.csv"
+    for path in (dead, alive):
+        path.write_text("half")
+    with replacing(tmp_path / "scores.csv") as temporary:
+        temporary.write_text("whole")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["scores.csv", "scores.tmp-1.csv"]
+
+
 def test_json_goes_round_and_refuses_nan(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "value.json"
     write_json(path, {"b": 1, "a": [0.5, None]})

@@ -2,13 +2,14 @@
 
 Inputs: the competition, the datasets rsna-kit and rsna-weights (or the output of the kernel rsna-kit-train),
 and rsna-wheels where the image lacks a package. Internet off. A commit run that fails too many images ends
-with an error; the scoring rerun always keeps the submission it has.
+with an error; the scoring rerun keeps the submission it has once images are scored.
 """
 
 import json
 import os
 import subprocess
 import sys
+import traceback
 from pathlib import Path
 
 INPUT = Path(os.environ.get("RSNA_KIT_INPUT", "/kaggle/input"))
@@ -34,18 +35,26 @@ def attach_library() -> None:
 attach_library()
 
 from rsna_kit.competition.paths import find_inputs
-from rsna_kit.config import InferConfig
+from rsna_kit.config import Config, with_overrides
 from rsna_kit.recipes.infer import infer
 from rsna_kit.runtime.clock import Clock, parse_duration
 from rsna_kit.runtime.events import Events
 from rsna_kit.runtime.hardware import describe
 
 print(json.dumps(describe()))
+rerun = bool(os.environ.get("KAGGLE_IS_COMPETITION_RERUN"))
+settings = with_overrides(Config(), os.environ.get("RSNA_KIT_SET", "").split()).infer
 bundles = [folder for folder in find_inputs("metadata.json", INPUT, depth=7) if (folder / "model.weights.h5").is_file()]
 print("bundles:", *bundles, sep="\n  ")
 # Kaggle stops the run at 9 h; half an hour is left for its start, its end and the writing.
 clock = Clock(parse_duration(os.environ.get("RSNA_KIT_TIME_LIMIT", "8h30m")))
-result = infer(None, WORKING, bundles, InferConfig(), Events(WORKING / "events.jsonl"), clock)
+try:
+    result = infer(None, WORKING, bundles, settings, Events(WORKING / "events.jsonl"), clock)
+except Exception:
+    if not (rerun and (WORKING / "image_scores.csv").is_file()):
+        raise
+    traceback.print_exc()  # some images are scored, and nobody can start the scoring rerun again
+    sys.exit(0)
 print(json.dumps(result, indent=2))
-if not result["ok"] and not os.environ.get("KAGGLE_IS_COMPETITION_RERUN"):
+if not result["ok"] and not rerun:
     sys.exit(1)

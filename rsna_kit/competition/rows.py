@@ -54,6 +54,11 @@ class Rows:
         self.refuse(values.duplicated(), name, "each one once", "Remove the repeated row.")
         return values
 
+    def file_name(self, name: str) -> None:
+        """Refuse cells that could not be a file's name and would lead elsewhere (`../x`, `/x`)."""
+        good = self.frame[name].str.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
+        self.refuse(~good, name, "letters, digits, '.', '_' and '-'", "Rename it, in the table and on the disk.")
+
     def choice(self, name: str, allowed: Sequence[str], blank: bool = False) -> pd.Series:
         """The column as `str` out of `allowed`; with `blank`, an empty cell becomes None."""
         values = self.frame[name]

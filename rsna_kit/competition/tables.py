@@ -79,8 +79,14 @@ def _column(rows: Rows, name: str) -> pd.Series:
     """One column with the type that the module's docstring promises."""
     match name:
         case "image_id":
-            return rows.unique(name)
-        case "patient_id" | "prediction_id":
+            image_ids = rows.unique(name)
+            rows.file_name(name)
+            return image_ids
+        case "patient_id":
+            patient_ids = rows.text(name)
+            rows.file_name(name)
+            return patient_ids
+        case "prediction_id":
             return rows.text(name)
         case "view":
             return rows.text(name, blank=True)

@@ -115,7 +115,10 @@ class ShardWriter:
         self._sidecars: dict[int, dict[str, Any]] = {}
 
     def complete(self, number: int, expected_ids: Sequence[str]) -> bool:
-        """Whether shard `number` is there, undamaged, of this image section, and holds exactly these images."""
+        """Whether shard `number` is there, undamaged, of this image section, and holds exactly these images.
+
+        A shard with failed images is not complete: the files may have been mended since.
+        """
         sidecar, shard = self._root / _name(number, "json"), self._root / _name(number, "tfrecord")
         if not (sidecar.is_file() and shard.is_file()):
             return False
@@ -127,7 +130,7 @@ class ShardWriter:
         except (ValueError, KeyError, TypeError):
             return False
         known = dict(zip(self._table["image_id"], self._table["cancer"], strict=True))
-        same = same and sorted(ids) == sorted(expected_ids)
+        same = same and sorted(ids) == sorted(expected_ids) and not content["failures"]
         same = same and all(known.get(image_id) == label for image_id, label in labels.items())
         if not same or sha256_file(shard) != content["sha256"]:
             return False

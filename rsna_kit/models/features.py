@@ -15,6 +15,8 @@ import numpy as np
 from rsna_kit.config import Config
 from rsna_kit.data.augment import flips
 from rsna_kit.data.batches import Batch, Pictures, TrainingSet
+from rsna_kit.runtime.clock import Clock, format_duration
+from rsna_kit.runtime.errors import RsnaKitError
 from rsna_kit.runtime.events import Events
 
 CACHE_BYTES = 4 << 30
@@ -29,10 +31,14 @@ class FeatureMaps:
         image_ids: all pictures that will be asked for.
         config: its data, infer and train sections are used.
         events: shows progress.
+        clock: the time that is left.
+
+    Raises:
+        RsnaKitError: the maps would take longer than that.
     """
 
     def __init__(
-        self, trunk: Any, pictures: Pictures, image_ids: Sequence[str], config: Config, events: Events
+        self, trunk: Any, pictures: Pictures, image_ids: Sequence[str], config: Config, events: Events, clock: Clock
     ) -> None:
         self._row = {image_id: row for row, image_id in enumerate(image_ids)}
         self._flip = config.data.augment == "flip"
@@ -40,6 +46,7 @@ class FeatureMaps:
         self._maps = np.empty((1 + self._flip, len(image_ids), *shape), np.float16)
         size = config.infer.batch_size
         padded = np.zeros((size, *pictures.shape), np.uint8)
+        begun = clock.elapsed_s()
         with events.progress(self._maps.shape[0] * len(image_ids), "features") as progress:
             for mirrored, maps in enumerate(self._maps):
                 for start in range(0, len(image_ids), size):
@@ -49,6 +56,13 @@ class FeatureMaps:
                         padded[row] = (picture[::-1] if mirrored else picture)[..., None]
                     maps[start : start + size] = np.asarray(trunk.predict_on_batch(padded))[: len(part)]
                     progress.advance(len(part))
+                    needed = (clock.elapsed_s() - begun) / progress.done * (progress.total - progress.done)
+                    if needed > clock.remaining_s():
+                        raise RsnaKitError(
+                            f"the maps of {len(image_ids)} pictures need {format_duration(needed)} more, the time "
+                            f"limit leaves {format_duration(max(clock.remaining_s(), 0))}. Give more time or a smaller "
+                            "image section."
+                        )
 
     @staticmethod
     def fit(trunk: Any, count: int, config: Config) -> bool:

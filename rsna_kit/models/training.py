@@ -85,6 +85,7 @@ class Trainer:
         events: progress and one line per epoch go there.
         evaluate: image scores (`image_id`, `score`) to validation metrics, all better when higher.
         monitor: the metric that decides which epoch is kept; where there is no such number, the validation loss.
+        clock: the time there is for what comes before the folds.
     """
 
     def __init__(
@@ -94,6 +95,7 @@ class Trainer:
         events: Events,
         evaluate: Evaluate | None = None,
         monitor: str = "roc_auc",
+        clock: Clock | None = None,
     ) -> None:
         self._prepared, self._config, self._events = prepared, config, events
         self._evaluate, self._monitor = evaluate, monitor
@@ -109,7 +111,8 @@ class Trainer:
             trunk, head = split_classifier(self.model, config.model)
             if FeatureMaps.fit(trunk, len(prepared.table), config):
                 self._learner = head
-                self._maps = FeatureMaps(trunk, self._pictures, prepared.table["image_id"].tolist(), config, events)
+                ids = prepared.table["image_id"].tolist()
+                self._maps = FeatureMaps(trunk, self._pictures, ids, config, events, clock or Clock())
         self._optimizer = _compile(self._learner, config)
         self._variables = [*self.model.variables, *self._optimizer.variables]
         self._start = [np.array(variable) for variable in self._variables]

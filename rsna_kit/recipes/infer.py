@@ -106,7 +106,7 @@ def infer(
         "out_of_time": unscored,
         "breasts": len(breasts),
         "breasts_without_image": int((breasts["images"] == 0).sum()),
-        "called_positive": int((breasts["score"] >= threshold).sum()),
+        "called_positive": int(((breasts["score"] >= threshold) & (breasts["images"] > 0)).sum()),
         "threshold": threshold,
         "bundles": [str(bundle.path) for bundle in bundles],
         "minutes": round(clock.elapsed_s() / 60, 2),
@@ -126,12 +126,13 @@ def _open_bundles(paths: Sequence[Path]) -> list[Bundle]:
     """Every bundle at or below the given folders, checked."""
     from rsna_kit.models.bundle import open_bundle
 
-    found = [folder for path in paths for folder in find_inputs("metadata.json", path)]
-    folders = list({folder.resolve(): folder for folder in found}.values())  # one that is given twice counts once
+    folders = [folder for path in paths for folder in find_inputs("metadata.json", path)]
     if not folders:
         given = ", ".join(map(str, paths)) or "none"
         raise BundleError(f"no bundle (a folder with metadata.json) found in: {given}. Train first: rsna-kit train")
-    bundles = [open_bundle(folder) for folder in folders]
+    opened = [open_bundle(folder) for folder in folders]
+    # Weights that are given twice, as one folder or as two copies, count once.
+    bundles = list({bundle.metadata["sha256"]["model.weights.h5"]: bundle for bundle in opened}.values())
     without = [str(bundle.path) for bundle in bundles if bundle.threshold is None]
     if without:
         raise BundleError(f"no threshold in {', '.join(without)}: the training run has not ended. Run it again.")
@@ -155,7 +156,10 @@ def _score_batch(batch: Sequence[Outcome], ensemble: Ensemble, ledger: ScoreLedg
 def _write_results(
     out: Path, test: pd.DataFrame, sample: pd.DataFrame, ledger: ScoreLedger, prior: float, threshold: float
 ) -> pd.DataFrame:
-    """Save the ledger, scores.csv (probabilities) and submission.csv (0 or 1, best for pF1)."""
+    """Save the ledger, scores.csv (probabilities) and submission.csv (0 or 1, best for pF1).
+
+    A breast without a scored image has the prior as its score and is called negative whatever the threshold.
+    """
     ledger.save(test["image_id"])
     scores = test["image_id"].map(ledger.scores).groupby(test["prediction_id"])
     breasts = pd.DataFrame({"score": scores.mean(), "images": scores.count()}).reindex(sample["prediction_id"])
@@ -163,5 +167,8 @@ def _write_results(
     breasts = breasts.rename_axis("prediction_id").reset_index()
     with replacing(out / "scores.csv") as temporary:
         breasts.to_csv(temporary, index=False)
-    write_submission(apply_threshold(breasts, threshold), sample, out / "submission.csv")
+    calls = apply_threshold(breasts, threshold)
+    write_submission(
+        calls.assign(cancer=calls["cancer"].where(breasts["images"] > 0, 0)), sample, out / "submission.csv"
+    )
     return breasts

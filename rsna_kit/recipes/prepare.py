@@ -52,7 +52,10 @@ def prepare(
     with events.progress(len(table), "prepare") as progress:
         for number, start in enumerate(range(0, len(table), config.data.shard_images)):
             rows = table.iloc[start : start + config.data.shard_images]
-            if writer.complete(number, list(rows["image_id"])):
+            saved = [_picture_path(out, row, config.data.save) for row in rows.itertuples()]
+            if writer.complete(number, list(rows["image_id"])) and all(
+                path is None or path.is_file() for path in saved
+            ):
                 progress.advance(len(rows), "kept")
                 continue
             outcomes = stream_images(competition.files("train", rows), config.image, workers)
@@ -82,8 +85,15 @@ def _pictures(
             failures.append(outcome.failure())
             continue
         png = encode_picture(outcome.rendered.image, "png")
-        if save != "none":
-            path = out / "images" / str(row.patient_id) / f"{row.image_id}.{'jpg' if save == 'jpeg' else 'png'}"
+        path = _picture_path(out, row, save)
+        if path is not None:
             with replacing(path) as temporary:
                 temporary.write_bytes(png if save == "png" else encode_picture(outcome.rendered.image, "jpeg"))
         yield outcome.image_id, float(row.cancer), png  # type: ignore[arg-type]
+
+
+def _picture_path(out: Path, row: Any, save: str) -> Path | None:
+    """Where the picture of this row of the table is kept for looking at, None when it is not."""
+    if save == "none":
+        return None
+    return out / "images" / row.patient_id / f"{row.image_id}.{'jpg' if save == 'jpeg' else 'png'}"

@@ -58,6 +58,10 @@ def score(
     Returns:
         `threshold` and, per file, the summary of `rsna_kit.scoring.report.summarise`; ready for JSON.
     """
+    if threshold is not None and not 0 <= threshold <= 1:
+        raise UsageError(f"--threshold: got {threshold}, expected a number from 0 to 1")
+    if out is None and (case_pictures is not None or model is not None):
+        raise UsageError("--pictures and --model belong on a page: give its folder with --out")
     tables = {path: read_predictions(path, _labels(path, truth)) for path in predictions}
     rule: float | Threshold
     if threshold is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -56,24 +57,31 @@ def train(
         f"{int(table['cancer'].sum())} with cancer; folds {', '.join(map(str, chosen))} of {config.train.folds}"
     )
 
-    left = [fold for fold in chosen if not _done(out, fold, config, prepared)]
+    _remove_foreign(out, config, prepared, events)
+    left = [fold for fold in chosen if _state(out, fold, config, prepared) != "done"]
     for fold in sorted(set(chosen) - set(left)):
         events.say(f"fold {fold}: kept from an earlier run")
-    stopped = []
-    trainer = Trainer(prepared, config, events, lambda scores: _validate(scores, table)) if left else None
+    stopped, skipped, epoch_s = [], [], 0.0
+    trainer = Trainer(prepared, config, events, lambda scores: _validate(scores, table), clock=clock) if left else None
     for position, fold in enumerate(left):
         assert trainer is not None
+        if clock.remaining_s() < 1.5 * epoch_s:  # of the folds before: not even one epoch would fit
+            events.say(f"fold {fold}: no time left for it")
+            skipped.append(fold)
+            continue
         share = Clock(clock.remaining_s() / (len(left) - position))
         result = trainer.train_fold(table, fold, out / f"fold{fold}", share)
         kept = result.history[result.best_epoch - 1]
         with replacing(out / f"fold{fold}" / "validation.csv") as temporary:
             result.scores.to_csv(temporary, index=False)
-        cv = {"epoch": result.best_epoch, **{name: value for name, value in kept.items() if name.startswith("val_")}}
+        epoch_s = 60 * result.minutes / len(result.history)
+        metrics = {name: value for name, value in kept.items() if name.startswith("val_")}
+        cv = {"epoch": result.best_epoch, "stopped": result.stopped, **metrics}
         write_bundle(out / "bundles" / f"fold{fold}", trainer.model, config, fold, None, cv, prepared.data_fingerprint)
         stopped += [fold] if result.stopped else []
         events.say(f"fold {fold}: done in {format_duration(result.minutes * 60)}, epoch {result.best_epoch} kept")
 
-    done = [fold for fold in range(config.train.folds) if _done(out, fold, config, prepared)]
+    done = [fold for fold in range(config.train.folds) if _state(out, fold, config, prepared)]
     scores = pd.concat([_validation_scores(out, fold) for fold in done])
     oof = table.loc[table["fold"].isin(done), _OOF_COLUMNS].merge(scores, on="image_id", validate="1:1")
     with replacing(out / "oof.csv") as temporary:
@@ -87,11 +95,12 @@ def train(
     write_json(out / "config.json", to_dict(config))
     called = (breasts["score"] >= threshold.value).astype(float)
     return {
-        "ok": not stopped,
+        "ok": not stopped and not skipped,
         "bundles": str(out / "bundles"),
         "oof": str(out / "oof.csv"),
         "folds": done,
         "stopped_by_clock": stopped,
+        "skipped": skipped,
         "breasts": len(breasts),
         "positives": int(breasts["cancer"].sum()),
         "roc_auc": roc_auc_score(breasts["cancer"], breasts["score"]),
@@ -110,19 +119,34 @@ def _validate(scores: pd.DataFrame, table: pd.DataFrame) -> dict[str, float]:
             "pf1": pf1_score(labels, values)}  # fmt: skip
 
 
-def _done(out: Path, fold: int, config: Config, prepared: Prepared) -> bool:
-    """Whether this fold's bundle is whole and of the same data and configuration."""
+def _state(out: Path, fold: int, config: Config, prepared: Prepared) -> str:
+    """`done`, `stopped` (by the clock: usable, but trained again by the next run), or nothing.
+
+    A bundle counts when it is whole and of the same data and configuration.
+    """
     from rsna_kit.models.bundle import open_bundle
 
-    folder = out / "bundles" / f"fold{fold}"
-    if not (folder / "metadata.json").is_file() or not (out / f"fold{fold}" / "validation.csv").is_file():
-        return False
+    if not (out / f"fold{fold}" / "validation.csv").is_file():
+        return ""
     try:
-        bundle = open_bundle(folder)
+        bundle = open_bundle(out / "bundles" / f"fold{fold}")
     except BundleError:
-        return False
-    same_data = bundle.metadata["data_fingerprint"] == prepared.data_fingerprint
-    return same_data and dataclasses.replace(bundle.config, infer=config.infer) == config
+        return ""
+    # What concerns inference, and how shards are cut and saved, does not concern the weights.
+    data = dataclasses.replace(config.data, save=bundle.config.data.save, shard_images=bundle.config.data.shard_images)
+    same = bundle.config == dataclasses.replace(config, data=data, infer=bundle.config.infer)
+    if bundle.metadata["data_fingerprint"] != prepared.data_fingerprint or not same:
+        return ""
+    return "stopped" if bundle.metadata["cv"].get("stopped") else "done"
+
+
+def _remove_foreign(out: Path, config: Config, prepared: Prepared, events: Events) -> None:
+    """Bundles of another configuration or of other data would be scored beside the new ones: remove them."""
+    for folder in sorted((out / "bundles").glob("fold*")):
+        number = folder.name.removeprefix("fold")
+        if not number.isdigit() or int(number) >= config.train.folds or not _state(out, int(number), config, prepared):
+            events.say(f"{folder}: of another configuration or unfinished, removed")
+            shutil.rmtree(folder)
 
 
 def _validation_scores(out: Path, fold: int) -> pd.DataFrame:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
@@ -19,6 +20,10 @@ def replacing(path: Path) -> Iterator[Path]:
     their format by it. A crash leaves the old `path` untouched.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    for left in path.parent.glob(f"{glob.escape(path.stem)}.tmp-*{glob.escape(path.suffix)}"):
+        pid = left.name.removeprefix(f"{path.stem}.tmp-").removesuffix(path.suffix)
+        if pid.isdigit() and not Path(f"/proc/{pid}").exists():
+            left.unlink(missing_ok=True)  # of a process that was killed while it wrote
     temporary = path.with_name(f"{path.stem}.tmp-{os.getpid()}{path.suffix}")
     try:
         yield temporary
