@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import signal
 import subprocess
@@ -64,10 +65,10 @@ def test_scores_are_those_of_the_model(hidden: Path, bundle: Path, tmp_path: Pat
 def test_bad_files_cost_their_images_only(
     hidden: Path, bundle: Path, tmp_path: Path, tiny: Config, quiet: Events
 ) -> None:
-    """Truncated, empty, non-DICOM, missing and constant files: the run ends, the submission scores, each is named."""
+    """Truncated, empty, non-DICOM, missing, constant, wrong-size, unknown: the submission scores, each is named."""
     test = read_test(hidden / "test.csv")
     first = test[test["prediction_id"] == test["prediction_id"].iloc[0]]
-    others = test[test["prediction_id"] != test["prediction_id"].iloc[0]].iloc[:4]
+    others = test[test["prediction_id"] != test["prediction_id"].iloc[0]].iloc[:7]
     files = dict(find_competition(hidden).files("test", pd.concat([first, others])))
     for image_id in first["image_id"]:
         files[image_id].write_bytes(files[image_id].read_bytes()[: files[image_id].stat().st_size // 2])
@@ -75,14 +76,18 @@ def test_bad_files_cost_their_images_only(
     files[names[0]].write_bytes(b"")
     files[names[1]].write_bytes(b"GIF89a" * 500)
     files[names[2]].unlink()
-    make_constant(files[names[3]])
+    rewrite(files[names[3]], np.full((64, 64), 900, "<u2"))
+    rewrite(files[names[4]], np.zeros((64, 64), "<u2"))
+    rewrite(files[names[5]], Rows=4000)
+    unknown = re.sub(rb"1\.2\.840\.10008\.1\.2\.4\.[79]0", b"1.2.840.10008.1.2.4.99", files[names[6]].read_bytes())
+    files[names[6]].write_bytes(unknown)
     result = infer(hidden, tmp_path / "out", [bundle], tiny.infer, quiet, Clock())
     failures = pd.read_csv(tmp_path / "out" / "failures.csv", dtype=str).set_index("image_id")
     assert not result["ok"]
-    assert result["failed"] == len(failures) == len(first) + 4
+    assert result["failed"] == len(failures) == len(first) + 7
     assert set(failures.index) == set(first["image_id"]) | set(names)
     assert set(failures.loc[list(first["image_id"]), "stage"]) <= {"header", "decode"}
-    assert failures.loc[names, "stage"].tolist() == ["header", "header", "header", "render"]
+    assert failures.loc[names, "stage"].tolist() == ["header"] * 3 + ["render"] * 2 + ["decode"] * 2
     assert failures["reason"].str.len().min() > 20
     submission(tmp_path / "out", hidden)
     scores = pd.read_csv(tmp_path / "out" / "scores.csv").set_index("prediction_id")
@@ -90,16 +95,20 @@ def test_bad_files_cost_their_images_only(
     assert scores.loc[first["prediction_id"].iloc[0], "images"] == 0
 
 
-def make_constant(path: Path) -> None:
-    """Replace the pixels of a DICOM file by one grey value, everything else kept."""
+def rewrite(path: Path, pixels: np.ndarray | None = None, **elements: int) -> None:
+    """Change a DICOM file: other pixels (uncompressed), other elements."""
     import pydicom
     from pydicom.uid import ExplicitVRLittleEndian
 
     dataset = pydicom.dcmread(path)
-    dataset.PixelData = np.full((dataset.Rows, dataset.Columns), 900, "<u2").tobytes()
-    dataset["PixelData"].VR = "OW"
-    dataset["PixelData"].is_undefined_length = False
-    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    if pixels is not None:
+        dataset.PixelData = pixels.tobytes()
+        dataset["PixelData"].VR = "OW"
+        dataset["PixelData"].is_undefined_length = False
+        dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        elements = {"Rows": pixels.shape[0], "Columns": pixels.shape[1]}
+    for keyword, value in elements.items():
+        setattr(dataset, keyword, value)
     dataset.save_as(path)
 
 

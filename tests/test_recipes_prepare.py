@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -42,8 +43,6 @@ def test_every_picture_is_the_one_infer_would_make(phantom: Path, tmp_path: Path
 
 
 def test_pictures_are_saved_by_patient(phantom: Path, tmp_path: Path, tiny: Config, quiet: Events) -> None:
-    from dataclasses import replace
-
     for kind, suffix in (("png", "png"), ("jpeg", "jpg")):
         out = tmp_path / kind
         prepare(phantom, out, replace(tiny, data=replace(tiny.data, save=kind)), quiet, limit=1)
@@ -58,6 +57,7 @@ def test_a_broken_file_costs_one_image(phantom: Path, tmp_path: Path, tiny: Conf
     shutil.copytree(phantom, competition)
     table = read_train(competition / "train.csv")
     (_, empty), (_, text), (_, gone) = find_competition(competition).files("train", table.iloc[[0, 3, 17]])
+    content = empty.read_bytes()
     empty.write_bytes(b"")
     text.write_text("not a DICOM file")
     gone.unlink()
@@ -68,6 +68,8 @@ def test_a_broken_file_costs_one_image(phantom: Path, tmp_path: Path, tiny: Conf
     assert list(failures["image_id"]) == list(table["image_id"].iloc[[0, 3, 17]])
     assert set(failures["stage"]) == {"header"}
     assert len(open_prepared(tmp_path / "prepared").table) == len(table) - 3
+    empty.write_bytes(content)
+    assert prepare(competition, tmp_path / "prepared", tiny, quiet)["failed"] == 2  # a mended file is tried again
 
 
 def test_a_missing_column_is_refused_before_any_work(
@@ -112,3 +114,12 @@ def test_the_same_run_gives_the_same_bytes(phantom: Path, tmp_path: Path, tiny: 
     for name, workers in (("one", 1), ("two", 2)):
         prepare(phantom, tmp_path / name, tiny, quiet, workers=workers)
     assert digests(tmp_path / "one") == digests(tmp_path / "two")
+
+
+def test_pictures_that_were_not_kept_are_made_when_asked_for(
+    phantom: Path, tmp_path: Path, tiny: Config, quiet: Events
+) -> None:
+    prepare(phantom, tmp_path, tiny, quiet, limit=1)
+    assert not (tmp_path / "images").exists()
+    prepare(phantom, tmp_path, replace(tiny, data=replace(tiny.data, save="png")), quiet, limit=1)
+    assert len(list(tmp_path.glob("images/*/*.png"))) == len(open_prepared(tmp_path).table)
