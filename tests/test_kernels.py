@@ -24,7 +24,7 @@ KEYS = {"id", "title", "code_file", "language", "kernel_type", "is_private", "en
 
 
 def rehearse(kernel: str, *arguments: str | Path, settings: str = "") -> tuple[dict, str]:
-    command = [sys.executable, ROOT / "scripts/rehearse", ROOT / "kernels" / kernel, *arguments]
+    command = [sys.executable, ROOT / "scripts/rehearse", Path("kernels") / kernel, *arguments]
     environment = {**os.environ, "RSNA_KIT_SET": settings}
     done = subprocess.run([str(word) for word in command], capture_output=True, text=True, env=environment, cwd=ROOT)
     assert done.stdout, done.stderr

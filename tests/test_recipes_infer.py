@@ -246,6 +246,26 @@ def test_a_bundle_found_twice_counts_once(
     assert result["bundles"] == [str(bundle)]
 
 
+def test_a_cell_that_inference_does_not_need_costs_nothing(
+    hidden: Path, bundle: Path, tmp_path: Path, tiny: Config, quiet: Events
+) -> None:
+    table = pd.read_csv(hidden / "test.csv", dtype=str)
+    table.loc[0, ["implant", "age", "machine_id"]] = ["", "unknown", "new"]
+    table.to_csv(hidden / "test.csv", index=False)
+    assert infer(hidden, tmp_path / "out", [bundle], tiny.infer, quiet, Clock())["ok"]
+
+
+def test_a_test_table_that_cannot_be_used_leaves_the_prior(
+    hidden: Path, bundle: Path, tmp_path: Path, tiny: Config, quiet: Events
+) -> None:
+    table = pd.read_csv(hidden / "test.csv", dtype=str)
+    table.loc[0, "laterality"] = "B"
+    table.to_csv(hidden / "test.csv", index=False)
+    with pytest.raises(TableError, match="laterality"):
+        infer(hidden, tmp_path / "out", [bundle], tiny.infer, quiet, Clock())
+    assert set(submission(tmp_path / "out", hidden)["cancer"]) == {tiny.infer.prior}
+
+
 def test_tables_that_disagree_are_refused_before_work(
     hidden: Path, bundle: Path, tmp_path: Path, tiny: Config, quiet: Events
 ) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import gzip
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TextIO
@@ -69,9 +70,8 @@ class Rows:
     def number(self, name: str, low: float, high: float, blank: bool = False) -> pd.Series:
         """The column as float64 in [low, high]; with `blank`, an empty cell becomes NaN."""
         text = self.frame[name]
-        # A word such as "nan" is not an empty cell: to_numeric would take it for one.
         empty = text == ""
-        values = pd.to_numeric(text.where(~empty, None), errors="coerce").astype("float64")
+        values = text.map(_float).astype("float64")
         good = values.between(low, high) | (empty if blank else False)
         expected = f"a number from {low:g} to {high:g}" + (" or nothing" if blank else "")
         self.refuse(~good, name, expected, "Correct it or remove the row.")
@@ -153,3 +153,11 @@ def _read_cells(path: Path, reader: Iterable[list[str]], header: list[str]) -> t
         cells.append([cell.strip() for cell in row])
         lines.append(line)
     return cells, lines
+
+
+def _float(cell: str) -> float:
+    """The number exactly as written (pandas' own reader is off by the last bit); NaN, which is refused, for words."""
+    try:
+        return math.nan if "_" in cell else float(cell)
+    except ValueError:
+        return math.nan

@@ -29,6 +29,7 @@ TRAIN_COLUMNS = (
 TEST_COLUMNS = (
     "site_id", "patient_id", "image_id", "laterality", "view", "age", "implant", "machine_id", "prediction_id",
 )  # fmt: skip
+_NEEDED = ("patient_id", "image_id", "laterality", "prediction_id")  # without these there is no submission
 _OLDEST = 130
 _LARGEST_ID = 2**53  # a float64 holds every whole number up to here
 
@@ -50,13 +51,16 @@ def read_train(path: Path) -> pd.DataFrame:
 def read_test(path: Path) -> pd.DataFrame:
     """The 9 columns of test.csv, one row per image.
 
+    Inference needs the ids and the side. A cell of another column that is outside its type must not cost the run:
+    that column then comes as text.
+
     Raises:
         TableError: a missing column, a duplicate image_id, a cell outside its type, or a prediction_id that
             stands for two patients or two sides.
     """
     rows = read_rows(path)
     rows.require(TEST_COLUMNS)
-    table = pd.DataFrame({name: _column(rows, name) for name in TEST_COLUMNS})
+    table = pd.DataFrame({name: _column(rows, name, lenient=name not in _NEEDED) for name in TEST_COLUMNS})
     first = table.drop_duplicates("prediction_id").set_index("prediction_id")
     for name in ("patient_id", "laterality"):
         bad = table[name] != table["prediction_id"].map(first[name])
@@ -75,8 +79,17 @@ def read_sample(path: Path) -> pd.DataFrame:
     return pd.DataFrame({"prediction_id": rows.unique("prediction_id"), "cancer": rows.number("cancer", 0, 1)})
 
 
-def _column(rows: Rows, name: str) -> pd.Series:
-    """One column with the type that the module's docstring promises."""
+def _column(rows: Rows, name: str, lenient: bool = False) -> pd.Series:
+    """One column with the type that the module's docstring promises; when `lenient`, as text if it has another."""
+    try:
+        return _typed(rows, name)
+    except TableError:
+        if lenient:
+            return rows.text(name, blank=True)
+        raise
+
+
+def _typed(rows: Rows, name: str) -> pd.Series:
     match name:
         case "image_id":
             image_ids = rows.unique(name)

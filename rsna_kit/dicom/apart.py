@@ -1,7 +1,7 @@
 """A decoder run in a process of its own: what crashes, hangs or eats memory there costs one image, not the run.
 
 Damaged lossless JPEG makes gdcm abort and dicomsdl corrupt its heap (`scripts/fuzz-decode` found both in minutes; see
-docs/decoding.md). Those decoders are only asked after imagecodecs refused a frame, so the half second that a process
+docs/decoding.md). Those decoders are only asked after imagecodecs refused a frame, so the second that a process
 costs is spent on damaged and odd files alone.
 
 Child: `python -m rsna_kit.dicom.apart BACKEND`; the frame's facts as one JSON line and its codestream on standard
@@ -22,7 +22,7 @@ import numpy as np
 
 from rsna_kit.dicom.frame import EncodedFrame
 
-_PATIENCE_S = 120  # the slowest real file takes 2 s; a hang must not hold a decoding thread for the whole run
+_PATIENCE_S = 30  # the slowest real file takes 2 s; a hang must not hold a decoding thread for the whole run
 _MEMORY = 8 * 2**30
 _FACTS = ("transfer_syntax", "rows", "columns", "bits_allocated", "bits_stored", "signed", "photometric")
 

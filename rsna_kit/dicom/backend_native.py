@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from rsna_kit.dicom.frame import EXPLICIT_BIG_ENDIAN, NATIVE_UIDS, EncodedFrame
+from rsna_kit.dicom.frame import EncodedFrame
+from rsna_kit.dicom.header import EXPLICIT_BIG_ENDIAN, NATIVE_UIDS
 
 UIDS = NATIVE_UIDS
 

@@ -42,26 +42,29 @@ def read_facts(codestream: bytes, jpeg2000: bool) -> StreamFacts:
         StreamError: another format, damaged, or cut short.
     """
     try:
-        facts = _siz(codestream) if jpeg2000 else _start_of_frame(codestream)
+        facts, end = _siz(codestream) if jpeg2000 else (_start_of_frame(codestream), len(codestream))
     except (struct.error, IndexError) as error:
         raise StreamError(f"the {len(codestream)} bytes end inside the stream's head") from error
-    if _EOI not in codestream[-_TAIL:]:
+    if _EOI not in codestream[max(end - _TAIL, 0) : end]:
         raise StreamError(f"the {len(codestream)} bytes do not end with an end marker (FF D9): cut short")
     return facts
 
 
-def _siz(stream: bytes) -> StreamFacts:
-    """The SIZ marker of JPEG 2000, which T.800 A.5 puts right behind SOC."""
-    start = _codestream_box(stream) if stream.startswith(_JP2_SIGNATURE) else 0
+def _siz(stream: bytes) -> tuple[StreamFacts, int]:
+    """The SIZ marker of JPEG 2000, which T.800 A.5 puts right behind SOC, and where the codestream ends."""
+    start, end = _codestream_box(stream) if stream.startswith(_JP2_SIGNATURE) else (0, len(stream))
     if stream[start : start + 4] != _SOC_SIZ:
         raise StreamError(f"begins with {stream[start : start + 4].hex(' ')}, expected JPEG 2000 (ff 4f ff 51)")
     x1, y1, x0, y0 = struct.unpack_from(">4I", stream, start + 8)
     components, depth = struct.unpack_from(">HB", stream, start + 40)
-    return StreamFacts(y1 - y0, x1 - x0, components, (depth & 0x7F) + 1, bool(depth & 0x80))
+    return StreamFacts(y1 - y0, x1 - x0, components, (depth & 0x7F) + 1, bool(depth & 0x80)), end
 
 
-def _codestream_box(stream: bytes) -> int:
-    """Where the contents of the contiguous codestream box of a JP2 file begin (T.800 I.4)."""
+def _codestream_box(stream: bytes) -> tuple[int, int]:
+    """Where the contents of the contiguous codestream box of a JP2 file begin and end (T.800 I.4).
+
+    Other boxes may follow it; length 0 means that it is the last.
+    """
     position = 0
     while True:
         length, kind = struct.unpack_from(">I4s", stream, position)
@@ -69,7 +72,11 @@ def _codestream_box(stream: bytes) -> int:
         if length == 1:
             length, header = struct.unpack_from(">Q", stream, position + 8)[0], 16
         if kind == b"jp2c":
-            return position + header
+            end = position + length if length else len(stream)
+            if end > len(stream):
+                missing = end - len(stream)
+                raise StreamError(f"is cut short: {missing} of its box's {length} bytes are missing")
+            return position + header, end
         if length < header:
             raise StreamError(f"JP2 box {kind!r} says {length} bytes, expected at least {header}")
         position += length

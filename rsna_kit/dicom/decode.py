@@ -19,7 +19,8 @@ import numpy as np
 from rsna_kit.dicom import backend_dicomsdl, backend_imagecodecs, backend_native, backend_pydicom
 from rsna_kit.dicom.apart import decode_apart
 from rsna_kit.dicom.codestream import StreamError, read_facts
-from rsna_kit.dicom.frame import NATIVE_UIDS, EncodedFrame
+from rsna_kit.dicom.frame import EncodedFrame
+from rsna_kit.dicom.header import NATIVE_UIDS
 from rsna_kit.runtime.errors import DecodeError
 
 LADDER: tuple[ModuleType, ...] = (backend_native, backend_imagecodecs, backend_dicomsdl, backend_pydicom)
@@ -27,6 +28,10 @@ _CRASHING = (backend_dicomsdl, backend_pydicom)
 
 _JPEG2000 = ("1.2.840.10008.1.2.4.90", "1.2.840.10008.1.2.4.91")
 _JPEG_LOSSLESS = ("1.2.840.10008.1.2.4.57", "1.2.840.10008.1.2.4.70")
+_LOSSLESS = (*_JPEG_LOSSLESS, "1.2.840.10008.1.2.4.80", "1.2.840.10008.1.2.4.90")
+# Markers and padding burnt in above the stored bits: a lossless stream keeps them. When no decoder gives an answer in
+# range, that is what they are, and they are clipped. A stream that is scaled exceeds the range in far more pixels.
+_STRAY_SHARE = 0.05
 _RLE = "1.2.840.10008.1.2.5"
 
 
@@ -59,7 +64,8 @@ def decode(frame: EncodedFrame) -> np.ndarray:
         )
     if frame.transfer_syntax not in (*NATIVE_UIDS, _RLE):
         _check_stream(frame)
-    failures = []
+    failures: list[str] = []
+    above: list[np.ndarray] = []  # answers out of range; two that agree are what the stream says
     for module in rungs:
         if not module.is_available():
             failures.append(f"{_name(module)}: not installed")
@@ -69,6 +75,13 @@ def decode(frame: EncodedFrame) -> np.ndarray:
             return _stored(array, frame)
         except Exception as error:  # whatever a native library raises, the next rung is asked
             failures.append(f"{_name(module)}: {_short(error)}")
+            if isinstance(error, _RangeError) and frame.transfer_syntax in _LOSSLESS:
+                if any(np.array_equal(error.pixels, other) for other in above):
+                    break  # pydicom's plug-ins would only mask the bits above, and give other pixels
+                above.append(error.pixels)
+    top = np.uint16((1 << frame.bits_stored) - 1)
+    if above and np.mean(above[0] > top) <= _STRAY_SHARE:
+        return np.minimum(above[0], top)
     listed = "".join(f"\n  {failure}" for failure in failures)
     raise DecodeError(
         f"{frame.where}: no decoder could read its {len(frame.codestream)} bytes of {frame.transfer_syntax}. "
@@ -128,7 +141,19 @@ def _stored(array: np.ndarray, frame: EncodedFrame) -> np.ndarray:
         if not np.all((pixels == low) | (pixels == extended)):
             raise ValueError(f"gave values outside {bits} signed bits")
         return extended if frame.signed else low
-    largest = int(pixels.max())
-    if largest >= 1 << bits:
-        raise ValueError(f"gave a largest value of {largest}, expected at most {(1 << bits) - 1} ({bits} bits stored)")
-    return pixels
+    largest, top = int(pixels.max()), (1 << bits) - 1
+    if largest <= top:
+        return pixels
+    raise _RangeError(
+        f"gave a largest value of {largest}, expected at most {top} ({bits} bits stored); "
+        f"{np.mean(pixels > top):.2%} are above",
+        pixels,
+    )
+
+
+class _RangeError(ValueError):
+    """`pixels`, uint16, hold values above the stored bits."""
+
+    def __init__(self, message: str, pixels: np.ndarray) -> None:
+        super().__init__(message)
+        self.pixels = pixels

@@ -16,16 +16,13 @@ import numpy as np
 from rsna_kit.dicom.encapsulation import read_fragments
 from rsna_kit.dicom.header import (
     EXPLICIT_BIG_ENDIAN,
-    EXPLICIT_LITTLE_ENDIAN,
-    IMPLICIT_LITTLE_ENDIAN,
+    NATIVE_UIDS,
     Elements,
     LookupTable,
     parse_header,
     read_elements,
 )
 from rsna_kit.runtime.errors import HeaderError
-
-NATIVE_UIDS = (IMPLICIT_LITTLE_ENDIAN, EXPLICIT_LITTLE_ENDIAN, EXPLICIT_BIG_ENDIAN)
 
 _HEADER_BYTES = 2**20  # read_header looks at this much of a file first; real headers are far shorter
 _UNDEFINED = 0xFFFFFFFF

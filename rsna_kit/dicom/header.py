@@ -24,6 +24,7 @@ from rsna_kit.runtime.errors import HeaderError
 IMPLICIT_LITTLE_ENDIAN = "1.2.840.10008.1.2"
 EXPLICIT_LITTLE_ENDIAN = "1.2.840.10008.1.2.1"
 EXPLICIT_BIG_ENDIAN = "1.2.840.10008.1.2.2"
+NATIVE_UIDS = (IMPLICIT_LITTLE_ENDIAN, EXPLICIT_LITTLE_ENDIAN, EXPLICIT_BIG_ENDIAN)
 
 # The largest mammogram of the competition has 28 million pixels. A header is never believed beyond this:
 # 2**26 pixels are 128 MiB of uint16 (a decoder may need thrice that), so a damaged Rows cannot take the machine down.
@@ -153,7 +154,8 @@ def parse_header(elements: Elements, name: str) -> dict[str, Any]:
     reader.integer("NumberOfFrames", default=1, allowed=(1,), hint="one frame; split multi-frame files first")
     allocated = reader.integer("BitsAllocated", allowed=(8, 16))
     stored = reader.integer("BitsStored", allowed=tuple(range(1, allocated + 1)))
-    reader.integer("HighBit", default=stored - 1, allowed=(stored - 1,), hint="BitsStored - 1; right-justify it first")
+    if elements.transfer_syntax in NATIVE_UIDS:  # a codestream brings its own depth, and writers leave this one stale
+        reader.integer("HighBit", default=stored - 1, allowed=(stored - 1,), hint="BitsStored - 1; right-justify first")
     photometric = reader.text("PhotometricInterpretation").upper()
     if photometric not in ("MONOCHROME1", "MONOCHROME2"):
         raise HeaderError(
@@ -163,9 +165,9 @@ def parse_header(elements: Elements, name: str) -> dict[str, Any]:
     modality_luts = reader.tables("ModalityLUTSequence", signed)
     slope = reader.number("RescaleSlope", default=1.0) or 1.0
     intercept = reader.number("RescaleIntercept", default=0.0)
-    function = reader.text("VOILUTFunction").upper() or "LINEAR"
-    if function not in _VOI_FUNCTIONS:
-        raise HeaderError(f"{name}: VOI LUT Function is {function!r}, expected one of {', '.join(_VOI_FUNCTIONS)}")
+    # An unknown curve leaves its windows without a meaning: then the VOI LUT or the range of the pixels serves.
+    function = reader.text("VOILUTFunction").split("\\")[0].strip().upper() or "LINEAR"
+    windows = _windows(reader) if function in _VOI_FUNCTIONS else ()
     return {
         "transfer_syntax": elements.transfer_syntax,
         "rows": rows,
@@ -174,8 +176,8 @@ def parse_header(elements: Elements, name: str) -> dict[str, Any]:
         "bits_stored": stored,
         "signed": signed,
         "photometric": photometric,
-        "windows": _windows(reader),
-        "voi_function": function,
+        "windows": windows,
+        "voi_function": function if function in _VOI_FUNCTIONS else "LINEAR",
         # PS3.3 C.11.2.1.1: the inputs of a VOI LUT are signed when the values before it can be.
         "voi_luts": reader.tables("VOILUTSequence", (signed and not modality_luts) or intercept < 0),
         "modality_lut": modality_luts[0] if modality_luts else None,

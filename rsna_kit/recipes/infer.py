@@ -55,14 +55,15 @@ def infer(
     from rsna_kit.models.ensemble import Ensemble, common_image
 
     competition = find_competition(where)
-    test = read_test(competition.table("test.csv"))
     sample = None if competition.sample_submission is None else read_sample(competition.sample_submission)
-    sample = pd.DataFrame({"prediction_id": expected_ids(test, sample)})
-    stands = _stands(out / "submission.csv", sample)
-    if not stands:
-        write_submission(prior_submission(sample, settings.prior), sample, out / "submission.csv")
-    holds = "stands from an earlier run" if stands else "holds the prior"
-    events.say(f"infer: {len(test)} images, {len(sample)} breasts; {out / 'submission.csv'} {holds}")
+    if sample is not None:  # before test.csv is read: a bad row there must not cost the submission
+        _write_prior(out / "submission.csv", sample, settings.prior, events)
+    test = read_test(competition.table("test.csv"))
+    ids = expected_ids(test, sample)
+    if sample is None:
+        sample = pd.DataFrame({"prediction_id": ids})
+        _write_prior(out / "submission.csv", sample, settings.prior, events)
+    events.say(f"infer: {len(test)} images, {len(sample)} breasts")
 
     bundles = _open_bundles(bundle_paths)
     image = common_image(bundles)
@@ -89,8 +90,8 @@ def infer(
             if clock.elapsed_s() - saved > SAVE_EVERY_S:
                 saved = clock.elapsed_s()
                 _write_results(out, test, sample, ledger, settings.prior, threshold)
-    outcomes.close()
     breasts = _write_results(out, test, sample, ledger, settings.prior, threshold)
+    outcomes.close()  # waits for the files that are being decoded, so it comes after the writing
 
     unscored = len(test) - len(ledger.scores) - len(ledger.failures)
     if unscored:
@@ -113,13 +114,14 @@ def infer(
     }
 
 
-def _stands(path: Path, sample: pd.DataFrame) -> bool:
-    """Whether an earlier run left a submission that would score."""
+def _write_prior(path: Path, sample: pd.DataFrame, prior: float, events: Events) -> None:
+    """The first submission: the prior, unless an earlier run left one that would score."""
     try:
         check_submission(pd.read_csv(path, dtype={"prediction_id": str}), sample)
+        events.say(f"{path} stands from an earlier run")
     except (OSError, ValueError):
-        return False
-    return True
+        write_submission(prior_submission(sample, prior), sample, path)
+        events.say(f"{path} holds the prior")
 
 
 def _open_bundles(paths: Sequence[Path]) -> list[Bundle]:

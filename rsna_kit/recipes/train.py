@@ -150,4 +150,4 @@ def _remove_foreign(out: Path, config: Config, prepared: Prepared, events: Event
 
 
 def _validation_scores(out: Path, fold: int) -> pd.DataFrame:
-    return pd.read_csv(out / f"fold{fold}" / "validation.csv", dtype={"image_id": str})
+    return pd.read_csv(out / f"fold{fold}" / "validation.csv", dtype={"image_id": str}, float_precision="round_trip")

@@ -43,7 +43,7 @@ class ScoreLedger:
 
     def _load(self) -> None:
         if self._scores_path.is_file():
-            table = pd.read_csv(self._scores_path, dtype={"image_id": str})
+            table = pd.read_csv(self._scores_path, dtype={"image_id": str}, float_precision="round_trip")
             self.scores = dict(zip(table["image_id"], table["score"], strict=True))
 
     def done(self, image_id: str) -> bool:
