@@ -111,6 +111,7 @@ class ShardWriter:
 
     def __init__(self, root: Path, image: ImageConfig, table: pd.DataFrame) -> None:
         self._root, self._image, self._table = root, image, table
+        self._labels = dict(zip(table["image_id"], table["cancer"], strict=True))
         self._fingerprint = image_fingerprint(image)
         self._sidecars: dict[int, dict[str, Any]] = {}
 
@@ -129,9 +130,8 @@ class ShardWriter:
             labels = {row["image_id"]: row["label"] for row in content["images"]}
         except (ValueError, KeyError, TypeError):
             return False
-        known = dict(zip(self._table["image_id"], self._table["cancer"], strict=True))
         same = same and sorted(ids) == sorted(expected_ids) and not content["failures"]
-        same = same and all(known.get(image_id) == label for image_id, label in labels.items())
+        same = same and all(self._labels.get(image_id) == label for image_id, label in labels.items())
         if not same or sha256_file(shard) != content["sha256"]:
             return False
         self._sidecars[number] = content

@@ -96,7 +96,7 @@ def _without_padding(pixels: np.ndarray, padding: int | None, table: np.ndarray)
     """Pixels with padding replaced by the darkest stored value that occurs besides it.
 
     Nothing is done, and nothing copied, when padding already is as dark as any value from the smallest to the
-    largest: 0 in MONOCHROME2, the maximum in MONOCHROME1, which is all that the competition has.
+    largest: 0 in MONOCHROME2, the maximum in MONOCHROME1, as in the competition's files that are described.
     """
     low, high = int(pixels.min()), int(pixels.max())
     if padding is None or not low <= padding <= high or low == high:

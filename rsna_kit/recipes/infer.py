@@ -107,7 +107,7 @@ def infer(
         "out_of_time": unscored,
         "breasts": len(breasts),
         "breasts_without_image": int((breasts["images"] == 0).sum()),
-        "called_positive": int(((breasts["score"] >= threshold) & (breasts["images"] > 0)).sum()),
+        "called_positive": int(breasts["cancer"].sum()),
         "threshold": threshold,
         "bundles": [str(bundle.path) for bundle in bundles],
         "minutes": round(clock.elapsed_s() / 60, 2),
@@ -169,8 +169,6 @@ def _write_results(
     breasts = breasts.rename_axis("prediction_id").reset_index()
     with replacing(out / "scores.csv") as temporary:
         breasts.to_csv(temporary, index=False)
-    calls = apply_threshold(breasts, threshold)
-    write_submission(
-        calls.assign(cancer=calls["cancer"].where(breasts["images"] > 0, 0)), sample, out / "submission.csv"
-    )
+    breasts["cancer"] = apply_threshold(breasts, threshold)["cancer"].where(breasts["images"] > 0, 0)
+    write_submission(breasts, sample, out / "submission.csv")
     return breasts

@@ -18,7 +18,7 @@ from rsna_kit.runtime.events import Events
 from rsna_kit.runtime.files import replacing, write_json
 from rsna_kit.scoring.breasts import to_breasts
 from rsna_kit.scoring.metrics import average_precision_score, pf1_score, roc_auc_score
-from rsna_kit.scoring.threshold import choose_threshold
+from rsna_kit.scoring.threshold import apply_threshold, choose_threshold
 
 if TYPE_CHECKING:
     from rsna_kit.data.shards import Prepared
@@ -93,7 +93,6 @@ def train(
         set_threshold(out / "bundles" / f"fold{fold}", threshold.value, how)
     write_json(out / "threshold.json", how)
     write_json(out / "config.json", to_dict(config))
-    called = (breasts["score"] >= threshold.value).astype(float)
     return {
         "ok": not stopped and not skipped,
         "bundles": str(out / "bundles"),
@@ -105,7 +104,7 @@ def train(
         "positives": int(breasts["cancer"].sum()),
         "roc_auc": roc_auc_score(breasts["cancer"], breasts["score"]),
         "pr_auc": average_precision_score(breasts["cancer"], breasts["score"]),
-        "pf1_binary": pf1_score(breasts["cancer"], called),
+        "pf1_binary": pf1_score(breasts["cancer"], apply_threshold(breasts, threshold.value)["cancer"]),
         "threshold": threshold.value,
         "minutes": round(clock.elapsed_s() / 60, 2),
     }
