@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from rsna_kit.competition.paths import SLUG, check_files, find_competition, find_inputs
+from rsna_kit.competition.paths import SLUG, find_competition, find_inputs
 from rsna_kit.runtime.errors import UsageError
 
 
@@ -96,14 +96,3 @@ def test_image_trees_are_never_entered(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(os, "scandir", lambda path: listed.append(Path(path).name) or scandir(path))
     assert find_inputs("metadata.json", tmp_path) == [marked]
     assert sorted(listed) == sorted([tmp_path.name, "pictures"])
-
-
-def test_missing_images_are_named_in_table_order(tmp_path: Path) -> None:
-    touch(tmp_path / "train.csv")
-    touch(tmp_path / "train_images" / "1" / "12.dcm")
-    table = pd.DataFrame({"patient_id": ["2", "1", "1"], "image_id": ["21", "12", "11"]})
-    missing = check_files(find_competition(tmp_path), "train", table)
-    assert [path.relative_to(tmp_path).as_posix() for path in missing] == [
-        "train_images/2/21.dcm",
-        "train_images/1/11.dcm",
-    ]

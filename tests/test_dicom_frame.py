@@ -2,22 +2,61 @@
 
 from __future__ import annotations
 
+import dataclasses
+import io
 import struct
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
-from dicom_files import BIG_ENDIAN, EXPLICIT, IMPLICIT, J2K, NATIVE, SV1, encode, literal, make_dicom
+from dicom_files import (
+    BIG_ENDIAN,
+    EXPLICIT,
+    IMPLICIT,
+    J2K,
+    J2K_LOSSY,
+    JPEG_LS,
+    JPEG_LS_NEAR,
+    LOSSLESS,
+    NATIVE,
+    RLE,
+    SV1,
+    encode,
+    literal,
+    make_dicom,
+)
 from pydicom.dataset import Dataset
 
-from rsna_kit.dicom.frame import EncodedFrame, read_frame, read_header
-from rsna_kit.runtime.errors import HeaderError
+from rsna_kit.dicom.codestream import StreamFacts, Wavelet
+from rsna_kit.dicom.decode import decode
+from rsna_kit.dicom.frame import EncodedFrame, Head, read_frame, read_head, stream_facts
+from rsna_kit.runtime.errors import DecodeError, HeaderError, ImageError
 
 
 def read(tmp_path: Path, content: bytes) -> EncodedFrame:
     path = tmp_path / "77.dcm"
     path.write_bytes(content)
     return read_frame(path)
+
+
+def read_head_of(tmp_path: Path, content: bytes) -> Head:
+    path = tmp_path / "77.dcm"
+    path.write_bytes(content)
+    return read_head(path)
+
+
+def in_fragments(pixels: np.ndarray, syntax: str, fragments: list[bytes]) -> bytes:
+    """A file whose codestream is cut into these pieces."""
+    whole = make_dicom(pixels, syntax)
+    at = whole.index(b"\xe0\x7f\x10\x00OB") + 12
+    items = [struct.pack("<HHI", 0xFFFE, 0xE000, len(piece)) + piece for piece in [b"", *fragments]]
+    return whole[:at] + b"".join(items) + struct.pack("<HHI", 0xFFFE, 0xE0DD, 0)
+
+
+def noise(side: int = 160) -> np.ndarray:
+    """Pixels whose codestream is longer than the first look at it."""
+    return np.random.default_rng(7).integers(0, 4096, (side, side), dtype=np.uint16)
 
 
 def lut(first: int, bits: int, entries: list[int] | bytes | None) -> Dataset:
@@ -109,18 +148,171 @@ def test_a_file_without_meta_group_whose_elements_carry_vrs_is_explicit(tmp_path
     assert read(tmp_path, whole[whole.index(b"\x08\x00\x20\x00DA") :]).transfer_syntax == EXPLICIT
 
 
-def test_the_header_alone_is_the_frame_without_its_codestream(tmp_path: Path) -> None:
-    path = tmp_path / "77.dcm"
-    path.write_bytes(make_dicom(literal(), J2K, WindowCenter="5", WindowWidth="4"))
-    frame, header = read_frame(path), read_header(path)
-    assert header.codestream == b""
-    assert {**vars(frame), "codestream": b""} == vars(header)
+HALVED_ONCE = Wavelet(levels=1, reversible=True, layers=1, progression="LRCP", tiles=1, plain=True)
+NOT_HALVED = dataclasses.replace(HALVED_ONCE, levels=0)  # the encoder does not halve 5 x 7 pixels
 
 
-def test_a_header_longer_than_the_first_look_is_still_read(tmp_path: Path) -> None:
-    path = tmp_path / "77.dcm"
-    path.write_bytes(make_dicom(literal(), EncapsulatedDocument=bytes(3 * 2**20)))
-    assert read_header(path).rows == 5
+@pytest.mark.parametrize(
+    ("syntax", "facts", "jp2"),
+    [
+        *((syntax, None, False) for syntax in (*NATIVE, RLE)),
+        (LOSSLESS, StreamFacts(5, 7, 1, 16, False, predictor=6), False),
+        (SV1, StreamFacts(5, 7, 1, 16, False, predictor=1), False),
+        (JPEG_LS, StreamFacts(5, 7, 1, 16, False), False),
+        (JPEG_LS_NEAR, StreamFacts(5, 7, 1, 16, False), False),
+        (J2K, StreamFacts(5, 7, 1, 16, False, NOT_HALVED), True),
+        (J2K_LOSSY, StreamFacts(5, 7, 1, 16, False, NOT_HALVED), False),
+    ],
+)
+def test_a_head_is_the_frame_without_its_codestream_and_how_that_is_coded(
+    tmp_path: Path, syntax: str, facts: StreamFacts | None, jp2: bool
+) -> None:
+    content = make_dicom(literal(), syntax, WindowCenter="5", WindowWidth="4")
+    head = read_head_of(tmp_path, content)
+    frame = read_frame(tmp_path / "77.dcm")
+    assert vars(head.frame) == {**vars(frame), "codestream": b""}
+    assert (head.facts, head.jp2, head.size, head.problem) == (facts, jp2, len(content), None)
+    assert stream_facts(frame, frame.codestream) == facts
+
+
+def test_a_head_takes_one_read_however_long_the_file_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """32,000 files on a network disk: a MiB of each was 32 GB."""
+    reads: list[int] = []
+
+    class Counting(io.FileIO):
+        def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+            reads.append(len(buffer))
+            return super().readinto(buffer) or 0
+
+    content = make_dicom(noise(400), J2K)
+    assert len(content) > 200_000
+    monkeypatch.setattr(io, "FileIO", Counting)
+    assert read_head_of(tmp_path, content).facts is not None
+    assert reads == [65536]
+
+
+@pytest.mark.parametrize("syntax", [EXPLICIT, IMPLICIT, SV1, J2K])
+def test_pixels_behind_a_long_element_are_found(tmp_path: Path, syntax: str) -> None:
+    content = make_dicom(literal(), syntax, EncapsulatedDocument=bytes(3 * 2**20))
+    head = read_head_of(tmp_path, content)
+    assert (head.frame.rows, head.frame.columns, head.problem) == (5, 7, None)
+    assert (head.facts is None) == (syntax in NATIVE)
+
+
+def test_a_damaged_length_allocates_no_more_than_the_file_holds(tmp_path: Path) -> None:
+    whole = make_dicom(literal(), IMPLICIT)
+    at = whole.index(b"\x28\x00\x10\x00") + 4  # Rows
+    tracemalloc.start()
+    with pytest.raises(HeaderError, match="no Pixel Data"):
+        read_head_of(tmp_path, whole[:at] + b"\xf0\xff\xff\xff" + whole[at + 4 :])
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2**20
+
+
+@pytest.mark.parametrize("syntax", [SV1, J2K, J2K_LOSSY])
+@pytest.mark.parametrize("size", [2, 3, 1000])
+def test_a_head_is_joined_from_the_fragments_it_lies_in(tmp_path: Path, syntax: str, size: int) -> None:
+    """With pieces of 2 and 3 bytes the first marker, FF4F FF51, is cut in the middle."""
+    stream = encode(noise(), syntax)
+    pieces = [stream[at : at + size] for at in range(0, len(stream), size)]
+    head = read_head_of(tmp_path, in_fragments(noise(), syntax, pieces))
+    assert head.facts is not None
+    assert head.facts == stream_facts(head.frame, stream)
+
+
+@pytest.mark.parametrize("comments", [0, 1, 2, 18])
+def test_a_frame_header_behind_long_comments_is_found(tmp_path: Path, comments: int) -> None:
+    """Of 64 KiB each: it lies behind the first, the second and the third look."""
+    stream = encode(noise(), SV1)
+    stream = stream[:2] + comments * (b"\xff\xfe\xff\xff" + bytes(65533)) + stream[2:]
+    head = read_head_of(tmp_path, make_dicom(noise(), SV1, codestream=stream))
+    assert head.facts == StreamFacts(160, 160, 1, 16, False, predictor=1)
+
+
+def test_a_codestream_behind_a_long_box_is_found(tmp_path: Path) -> None:
+    stream = encode(noise(), J2K)
+    at = stream.index(b"jp2c") - 4
+    stream = stream[:at] + struct.pack(">I4s", 100_008, b"xml ") + bytes(100_000) + stream[at:]
+    head = read_head_of(tmp_path, make_dicom(noise(), J2K, codestream=stream))
+    assert (head.facts, head.jp2) == (StreamFacts(160, 160, 1, 16, False, HALVED_ONCE), True)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (make_dicom(literal(), SV1, Rows=6), "holds 5 x 7 pixels, expected the header's 6 x 7"),
+        (make_dicom(literal(), J2K, BitsAllocated=8, BitsStored=8), "holds 1 components of 16 bits, expected 1 of at"),
+        (make_dicom(literal(), SV1, codestream=encode(literal(), J2K)), "begins with 00 00, expected JPEG"),
+        (make_dicom(literal(), J2K, codestream=encode(literal(), SV1)), "begins with ff d8 ff e0, expected JPEG 2000"),
+        (make_dicom(literal(), SV1, codestream=b"\xff\xd8\xff\xfe\x60\x00" + bytes(8)), "end inside the stream's head"),
+        (make_dicom(noise(), J2K, codestream=bytes(100_000)), "begins with 00 00 00 00, expected JPEG 2000"),
+    ],
+)
+def test_a_head_that_contradicts_its_header_says_what_decode_will_say(
+    tmp_path: Path, content: bytes, said: str
+) -> None:
+    head = read_head_of(tmp_path, content)
+    assert head.facts is None
+    assert head.problem is not None
+    assert said in head.problem
+    with pytest.raises(DecodeError) as caught:
+        decode(read_frame(tmp_path / "77.dcm"))
+    assert str(caught.value) == head.problem
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"no DICOM file",
+        make_dicom(literal())[:-2],
+        make_dicom(literal())[:-100],
+        make_dicom(noise(), SV1)[:-2000],
+        make_dicom(noise(), J2K)[:-20],
+        in_fragments(literal(), J2K, []),
+        in_fragments(literal(), J2K, [b""]),
+        make_dicom(literal(), SV1, SamplesPerPixel=3),
+    ],
+)
+def test_a_head_refuses_what_the_frame_refuses(tmp_path: Path, content: bytes) -> None:
+    """Also a file that is cut short behind its head: its items say how long they should be."""
+    with pytest.raises(HeaderError) as caught:
+        read(tmp_path, content)
+    with pytest.raises(HeaderError) as head:
+        read_head_of(tmp_path, content)
+    assert str(head.value) == str(caught.value)
+
+
+@pytest.mark.parametrize("syntax", [EXPLICIT, SV1, J2K])
+def test_damaged_files_have_the_head_of_the_whole_or_its_error(tmp_path: Path, syntax: str) -> None:
+    """300 files with one to three wrong bytes in front of or at the start of their pixels."""
+    rng = np.random.default_rng(11)
+    whole = make_dicom(noise(), syntax, VOILUTSequence=[lut(0, 12, [7, 8, 9])], WindowCenter="5", WindowWidth="4")
+    refused = 0
+    for _ in range(300):
+        damaged = bytearray(whole)
+        for at in rng.integers(128, 900, rng.integers(1, 4)):
+            damaged[at] = rng.integers(256)
+        head, frame, facts, seen, full = None, None, None, "", ""
+        try:
+            head = read_head_of(tmp_path, bytes(damaged))
+            seen = head.problem or ""
+        except HeaderError as error:
+            seen = str(error)
+        try:
+            frame = read_frame(tmp_path / "77.dcm")
+            facts = stream_facts(frame, frame.codestream)
+        except ImageError as error:
+            full = str(error)
+        if full:  # what is damaged may lie behind the head, such as a later item
+            assert seen in (full, "")
+            refused += 1
+        else:
+            assert head is not None
+            assert frame is not None
+            assert (seen, head.facts, head.frame.windows) == ("", facts, frame.windows)
+    assert 30 < refused < 300
 
 
 @pytest.mark.parametrize(("function", "windows"), [("LOG", 0), (["LINEAR", "SIGMOID"], 1), ("SIGMOID", 1)])

@@ -112,15 +112,6 @@ def find_inputs(marker: str, root: Path | None = None, depth: int = 4) -> list[P
     return sorted(folder for folder in _folders(root or input_root(), depth) if (folder / marker).is_file())
 
 
-def check_files(competition: Competition, split: str, table: pd.DataFrame) -> list[Path]:
-    """The DICOM files that `table` names and the disk does not have, in table order.
-
-    Args:
-        table: columns `patient_id` and `image_id`, as `read_train` and `read_test` return them.
-    """
-    return [path for _, path in competition.files(split, table) if not path.is_file()]
-
-
 def _file_or_none(path: Path) -> Path | None:
     return path if path.is_file() else None
 

@@ -1,4 +1,4 @@
-"""The head of a compressed frame → what it says about itself: rows, columns, precision, sign.
+"""The head of a compressed frame → what it says about itself: rows, columns, precision, sign, and how it is coded.
 
 Read before any decoder runs, so that a stream that contradicts its DICOM header, or that was cut short, is
 refused in microseconds and no decoder is asked to allocate what a damaged byte says. Covered: JPEG and
@@ -7,6 +7,7 @@ JPEG-LS markers (ITU-T T.81 B, T.87 C), JPEG 2000 codestreams with or without JP
 
 from __future__ import annotations
 
+import dataclasses
 import struct
 from dataclasses import dataclass
 
@@ -21,6 +22,22 @@ class StreamError(ValueError):
 
 
 @dataclass(frozen=True)
+class Wavelet:
+    """How a JPEG 2000 codestream is coded (T.800 A.6.1); all of it from the main header.
+
+    `plain`: the picture starts at the origin of its grid, without subsampling and without coding that differs by
+    component or tile, so that the lowest subbands are those of the whole picture.
+    """
+
+    levels: int  # wavelet decompositions: how often the picture can be halved
+    reversible: bool  # 5/3 integer transform, else 9/7
+    layers: int
+    progression: str  # LRCP, RLCP, RPCL, PCRL or CPRL
+    tiles: int
+    plain: bool
+
+
+@dataclass(frozen=True)
 class StreamFacts:
     """What a codestream says about itself."""
 
@@ -29,38 +46,80 @@ class StreamFacts:
     components: int
     precision: int  # bits
     signed: bool
+    wavelet: Wavelet | None = None  # JPEG 2000 with a coding style in its main header
+    predictor: int | None = None  # lossless JPEG: 1 to 7 (T.81 H.1.2.1)
+    restart_interval: int = 0  # JPEG: MCUs between restart markers, 0 for none
 
 
-def read_facts(codestream: bytes, jpeg2000: bool) -> StreamFacts:
+def read_facts(codestream: bytes, jpeg2000: bool, whole: bool = True) -> StreamFacts:
     """Facts from the head of a codestream, and a check that its end is there.
 
     Args:
-        codestream: one frame.
+        codestream: one frame, or the beginning of one.
         jpeg2000: JPEG 2000 is expected, else JPEG or JPEG-LS.
+        whole: all of the frame is given, so its end marker must be there.
 
     Raises:
         StreamError: another format, damaged, or cut short.
     """
     try:
-        facts, end = _siz(codestream) if jpeg2000 else (_start_of_frame(codestream), len(codestream))
+        facts, end = _jpeg2000(codestream, whole) if jpeg2000 else (_jpeg(codestream), len(codestream))
     except (struct.error, IndexError) as error:
         raise StreamError(f"the {len(codestream)} bytes end inside the stream's head") from error
-    if _EOI not in codestream[max(end - _TAIL, 0) : end]:
+    if whole and _EOI not in codestream[max(end - _TAIL, 0) : end]:
         raise StreamError(f"the {len(codestream)} bytes do not end with an end marker (FF D9): cut short")
     return facts
 
 
-def _siz(stream: bytes) -> tuple[StreamFacts, int]:
+def bare_codestream(stream: bytes) -> bytes:
+    """JPEG 2000 without JP2 boxes.
+
+    Raises:
+        StreamError: the boxes are damaged or cut short.
+    """
+    if not stream.startswith(_JP2_SIGNATURE):
+        return stream
+    try:
+        start, end = _codestream_box(stream, whole=True)
+    except (struct.error, IndexError) as error:
+        raise StreamError(f"the {len(stream)} bytes end inside the JP2 boxes") from error
+    return stream[start:end]
+
+
+def _jpeg2000(stream: bytes, whole: bool) -> tuple[StreamFacts, int]:
     """The SIZ marker of JPEG 2000, which T.800 A.5 puts right behind SOC, and where the codestream ends."""
-    start, end = _codestream_box(stream) if stream.startswith(_JP2_SIGNATURE) else (0, len(stream))
+    start, end = _codestream_box(stream, whole) if stream.startswith(_JP2_SIGNATURE) else (0, len(stream))
     if stream[start : start + 4] != _SOC_SIZ:
         raise StreamError(f"begins with {stream[start : start + 4].hex(' ')}, expected JPEG 2000 (ff 4f ff 51)")
-    x1, y1, x0, y0 = struct.unpack_from(">4I", stream, start + 8)
-    components, depth = struct.unpack_from(">HB", stream, start + 40)
-    return StreamFacts(y1 - y0, x1 - x0, components, (depth & 0x7F) + 1, bool(depth & 0x80)), end
+    length, _, x1, y1, x0, y0, width, height, tile_x0, tile_y0 = struct.unpack_from(">HH8I", stream, start + 4)
+    components, depth, step_x, step_y = struct.unpack_from(">HBBB", stream, start + 40)
+    if not (x1 > x0 and y1 > y0 and width and height and tile_x0 <= x0 and tile_y0 <= y0):
+        raise StreamError(f"has a grid of {x0},{y0} to {x1},{y1} in tiles of {width} x {height}: damaged")
+    tiles = -(-(x1 - tile_x0) // width) * -(-(y1 - tile_y0) // height)
+    plain = (x0, y0, step_x, step_y) == (0, 0, 1, 1)
+    wavelet = _coding_style(stream, start + 4 + length, tiles, plain)
+    return StreamFacts(y1 - y0, x1 - x0, components, (depth & 0x7F) + 1, bool(depth & 0x80), wavelet), end
 
 
-def _codestream_box(stream: bytes) -> tuple[int, int]:
+_PROGRESSIONS = ("LRCP", "RLCP", "RPCL", "PCRL", "CPRL")
+
+
+def _coding_style(stream: bytes, position: int, tiles: int, plain: bool) -> Wavelet | None:
+    """The COD marker of the main header; None when there is none, which leaves the complaint to the decoder."""
+    found = None
+    while stream[position] == 0xFF and stream[position + 1] != 0x90:  # SOT ends the main header
+        marker, length = struct.unpack_from(">HH", stream, position)
+        if marker == 0xFF52:
+            order, layers, _, levels, *_, transform = struct.unpack_from(">BHBBBBBB", stream, position + 5)
+            if order < len(_PROGRESSIONS) and levels <= 32:
+                found = Wavelet(levels, transform == 1, layers, _PROGRESSIONS[order], tiles, plain)
+        elif marker == 0xFF53:  # COC: another coding style for a component
+            plain = False
+        position += 2 + max(length, 2)
+    return found if found is None or plain else dataclasses.replace(found, plain=False)
+
+
+def _codestream_box(stream: bytes, whole: bool) -> tuple[int, int]:
     """Where the contents of the contiguous codestream box of a JP2 file begin and end (T.800 I.4).
 
     Other boxes may follow it; length 0 means that it is the last.
@@ -73,7 +132,7 @@ def _codestream_box(stream: bytes) -> tuple[int, int]:
             length, header = struct.unpack_from(">Q", stream, position + 8)[0], 16
         if kind == b"jp2c":
             end = position + length if length else len(stream)
-            if end > len(stream):
+            if whole and end > len(stream):
                 missing = end - len(stream)
                 raise StreamError(f"is cut short: {missing} of its box's {length} bytes are missing")
             return position + header, end
@@ -82,13 +141,15 @@ def _codestream_box(stream: bytes) -> tuple[int, int]:
         position += length
 
 
-def _start_of_frame(stream: bytes) -> StreamFacts:
-    """The SOF marker of JPEG or JPEG-LS, reached by walking the marker segments."""
+def _jpeg(stream: bytes) -> StreamFacts:
+    """The SOF marker of JPEG or JPEG-LS, and what precedes the first scan, reached by walking the marker segments."""
     if stream[:2] != b"\xff\xd8":
         raise StreamError(f"begins with {stream[:2].hex(' ')}, expected JPEG (ff d8)")
-    position = 2
+    position, facts, restarts, lossless = 2, None, 0, False
     while True:
         if stream[position] != 0xFF:
+            if facts is not None:  # what follows the frame header is for the decoder to judge
+                return facts
             raise StreamError(f"no marker at byte {position}")
         marker = stream[position + 1]
         if marker == 0xFF:  # fill bytes may precede a marker (T.81 B.1.1.2)
@@ -96,7 +157,13 @@ def _start_of_frame(stream: bytes) -> StreamFacts:
             continue
         if marker == 0xF7 or (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)):
             _, precision, rows, columns, components = struct.unpack_from(">HBHHB", stream, position + 2)
-            return StreamFacts(rows, columns, components, precision, False)
-        if marker in (0xD9, 0xDA):
-            raise StreamError("the image data begin before any frame header (SOF)")
+            facts, lossless = StreamFacts(rows, columns, components, precision, False), marker == 0xC3
+        elif marker == 0xDD:
+            restarts = struct.unpack_from(">H", stream, position + 4)[0]
+        elif marker in (0xD9, 0xDA):
+            if facts is None:
+                raise StreamError("the image data begin before any frame header (SOF)")
+            # Behind the list of components, T.81 B.2.3 keeps the predictor where other processes keep Ss.
+            predictor = stream[position + 5 + 2 * stream[position + 4]] if lossless and marker == 0xDA else None
+            return dataclasses.replace(facts, predictor=predictor, restart_interval=restarts)
         position += 2 + struct.unpack_from(">H", stream, position + 2)[0]

@@ -1,18 +1,22 @@
 """A DICOM file → `EncodedFrame`: what the header says and the bytes of its one frame, nothing decoded.
 
-Door 2. The transfer syntax is the literal UID, because libraries have renamed their constants (pydicom 3
-moved `JPEGLossless` from …4.70 to …4.57). Not covered: several frames, colour, float pixels, deflated files.
+Door 2. `read_frame` reads all of a file, `read_head` only what tells how it is coded. The transfer syntax is
+the literal UID, because libraries have renamed their constants (pydicom 3 moved `JPEGLossless` from …4.70 to …4.57).
+Not covered: several frames, colour, float pixels, deflated files.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import io
+import os
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from rsna_kit.dicom.codestream import StreamError, StreamFacts, read_facts
 from rsna_kit.dicom.encapsulation import read_fragments
 from rsna_kit.dicom.header import (
     EXPLICIT_BIG_ENDIAN,
@@ -22,10 +26,20 @@ from rsna_kit.dicom.header import (
     parse_header,
     read_elements,
 )
-from rsna_kit.runtime.errors import HeaderError
+from rsna_kit.runtime.errors import DecodeError, HeaderError
 
-_HEADER_BYTES = 2**20  # read_header looks at this much of a file first; real headers are far shorter
+JPEG2000_UIDS = ("1.2.840.10008.1.2.4.90", "1.2.840.10008.1.2.4.91")
+JPEG_LOSSLESS_UIDS = ("1.2.840.10008.1.2.4.57", "1.2.840.10008.1.2.4.70")
+JPEG_UIDS = (
+    "1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51", *JPEG_LOSSLESS_UIDS,
+    "1.2.840.10008.1.2.4.80", "1.2.840.10008.1.2.4.81",
+)  # fmt: skip
+
+_LOOK = 2**16  # bytes read at a time by read_head; the headers described so far are shorter, LUTs included
+# How much of a codestream is looked at until its facts are found: 200 bytes suffice, unless boxes or APPn come first.
+_STREAM_LOOKS = (2**12, 2**16, 2**20, 2**24)
 _UNDEFINED = 0xFFFFFFFF
+_ITEM = b"\xfe\xff\x00\xe0"
 
 
 @dataclass(frozen=True)
@@ -35,7 +49,7 @@ class EncodedFrame:
     image_id: str
     path: Path | None
     transfer_syntax: str  # literal UID
-    codestream: bytes  # joined fragments, or the plain pixel bytes of a native syntax; b"" from read_header
+    codestream: bytes  # joined fragments, or the plain pixel bytes of a native syntax; b"" from read_head
     rows: int
     columns: int
     bits_allocated: int  # 8 or 16
@@ -56,6 +70,25 @@ class EncodedFrame:
         return where(self.image_id, self.path)
 
 
+@dataclass(frozen=True)
+class Head:
+    """How a file is coded, known from its beginning.
+
+    Attributes:
+        frame: with `codestream=b""`.
+        facts: what the codestream says about itself; None for syntaxes without one, and beside a `problem`.
+        jp2: the codestream lies inside JP2 boxes.
+        size: bytes of the file.
+        problem: what `decode` will say of this file when the head of its codestream is enough to refuse it.
+    """
+
+    frame: EncodedFrame
+    facts: StreamFacts | None
+    jp2: bool
+    size: int
+    problem: str | None
+
+
 def where(image_id: str, path: Path | None) -> str:
     """How errors name an image."""
     return f"image {image_id} ({path})" if path is not None else f"image {image_id}"
@@ -71,61 +104,177 @@ def read_frame(path: Path, image_id: str | None = None) -> EncodedFrame:
     Raises:
         HeaderError: missing, empty, not DICOM, cut short, or not one monochrome frame of 8 or 16 bits.
     """
-    return _read(Path(path), image_id, pixels=True)
+    path = Path(path)
+    name = where(path.stem if image_id is None else image_id, path)
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise _unreadable(name, error) from error
+    frame, elements = _parse(io.BytesIO(content), path, image_id)
+    return _with_codestream(frame, content, elements)
 
 
-def read_header(path: Path, image_id: str | None = None) -> EncodedFrame:
-    """The same facts with `codestream=b""`: only the beginning of the file is read.
+def read_head(path: Path, image_id: str | None = None) -> Head:
+    """The same facts and how the codestream is coded, from one read of 64 KiB in ordinary files.
+
+    Elements that nobody needs are skipped and not read, however long they are.
 
     Raises:
-        HeaderError: as `read_frame`, except for what only shows inside Pixel Data.
+        HeaderError: as `read_frame`, except for damage behind the codestream's head that leaves its length whole.
     """
-    return _read(Path(path), image_id, pixels=False)
+    path = Path(path)
+    name = where(path.stem if image_id is None else image_id, path)
+    try:
+        with _Looks(path) as file:
+            frame, elements = _parse(file, path, image_id)
+            return _look(file, frame, elements)
+    except OSError as error:
+        raise _unreadable(name, error) from error
 
 
-def _read(path: Path, image_id: str | None, pixels: bool) -> EncodedFrame:
+class _Looks(io.BufferedReader):
+    """A file read `_LOOK` bytes at a time, which never allocates more than it holds, whatever a length says."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(io.FileIO(path), _LOOK)
+        self.size = os.fstat(self.fileno()).st_size
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is not None and size > _LOOK:
+            size = min(size, max(self.size - self.tell(), 0))
+        return super().read(size)
+
+
+def _unreadable(name: str, error: OSError) -> HeaderError:
+    return HeaderError(f"{name}: cannot be read ({error}). Check the path and its permissions")
+
+
+def _parse(file: io.BytesIO | _Looks, path: Path, image_id: str | None) -> tuple[EncodedFrame, Elements]:
+    """The frame without its codestream, and where that lies."""
     image_id = path.stem if image_id is None else image_id
     name = where(image_id, path)
-    try:
-        with open(path, "rb") as file:
-            content = file.read() if pixels else file.read(_HEADER_BYTES)
-            elements = read_elements(io.BytesIO(content), name)
-            if elements.pixels is None and not pixels and (rest := file.read()):
-                content += rest
-                elements = read_elements(io.BytesIO(content), name)
-    except OSError as error:
-        raise HeaderError(f"{name}: cannot be read ({error}). Check the path and its permissions") from error
+    elements = read_elements(file, name)
     try:
         facts = parse_header(elements, name)
     except HeaderError:
         raise
     except Exception as error:  # pydicom converts some raw elements on access, and raises anything at all
         raise HeaderError(f"{name}: the DICOM header is damaged ({error}). Copy the file again") from error
-    frame = EncodedFrame(image_id=image_id, path=path, codestream=b"", **facts)
-    return _with_codestream(frame, content, elements) if pixels else frame
+    return EncodedFrame(image_id=image_id, path=path, codestream=b"", **facts), elements
+
+
+def _look(file: _Looks, frame: EncodedFrame, elements: Elements) -> Head:
+    """The head of a file whose header is read: the beginning of its codestream is looked at."""
+    if frame.transfer_syntax in NATIVE_UIDS:
+        _check_native(frame, elements, file.size - elements.pixels_at)
+        return Head(frame, None, False, file.size, None)
+    _check_encapsulated(frame, elements)
+    problem = None
+    for count in _STREAM_LOOKS:
+        beginning = _beginning(file, elements.pixels_at, count, frame.where)
+        try:
+            facts = stream_facts(frame, beginning, whole=False)
+            return Head(frame, facts, beginning[4:8] == b"jP  ", file.size, None)
+        except DecodeError as error:
+            problem = str(error)
+        if len(beginning) < count:
+            break  # else what it misses may lie further on
+    return Head(frame, None, False, file.size, problem)
+
+
+def _beginning(file: _Looks, start: int, count: int, name: str) -> bytes:
+    """The first `count` bytes of the joined fragments, fewer when there are fewer.
+
+    The walk of `encapsulation.read_fragments`, ended early. Where that is not possible (a short frame, or damage), the
+    function itself is asked.
+    """
+    held, position, items = b"", start, 0
+    while len(held) < count and position + 8 <= file.size:
+        file.seek(position)
+        tag, length = struct.unpack("<4sI", file.read(8))
+        position += 8
+        if tag != _ITEM or position + length > file.size:
+            break
+        if items > 0:  # item 0 is the Basic Offset Table
+            held += file.read(min(length, count - len(held)))
+        position += length
+        items += 1
+    if len(held) == count:
+        return held
+    file.seek(start)
+    return read_fragments(memoryview(file.read()), name)[:count]
+
+
+def stream_facts(frame: EncodedFrame, codestream: bytes, whole: bool = True) -> StreamFacts | None:
+    """Refuse a codestream that says something else than the header, before memory is spent on it.
+
+    Args:
+        frame: what the header says.
+        codestream: of the frame, or its beginning.
+        whole: it is all of it.
+
+    Returns:
+        What the codestream says about itself, None for syntaxes without a JPEG or JPEG 2000 codestream.
+
+    Raises:
+        DecodeError: another format, a contradiction, or cut short.
+    """
+    uid = frame.transfer_syntax
+    if uid not in (*JPEG_UIDS, *JPEG2000_UIDS):
+        return None
+    try:
+        facts = read_facts(codestream, uid in JPEG2000_UIDS, whole)
+        if (facts.rows, facts.columns) != (frame.rows, frame.columns):
+            raise StreamError(
+                f"holds {facts.rows} x {facts.columns} pixels, expected the header's {frame.rows} x {frame.columns}"
+            )
+        if facts.components != 1 or facts.precision > frame.bits_allocated:
+            raise StreamError(
+                f"holds {facts.components} components of {facts.precision} bits, expected 1 of at most the "
+                f"{frame.bits_allocated} bits allocated"
+            )
+        # A Huffman code has at least one bit, so fewer bits than pixels means that most of the frame is missing.
+        if whole and uid in JPEG_LOSSLESS_UIDS and 8 * len(codestream) < frame.rows * frame.columns:
+            raise StreamError(f"has {len(codestream)} bytes for {frame.rows * frame.columns} pixels: cut short")
+    except StreamError as error:
+        raise DecodeError(f"{frame.where}: the codestream of {uid} {error}. Copy the file again") from error
+    return facts
 
 
 def _with_codestream(frame: EncodedFrame, content: bytes, elements: Elements) -> EncodedFrame:
     """`frame` with the bytes of its frame."""
-    value, length = memoryview(content)[elements.pixels_at :], elements.pixels_length
+    value = memoryview(content)[elements.pixels_at :]
     if frame.transfer_syntax not in NATIVE_UIDS:
-        if length != _UNDEFINED:
-            raise HeaderError(
-                f"{frame.where}: Pixel Data of compressed syntax {frame.transfer_syntax} has a defined length of "
-                f"{length} bytes, expected encapsulated items. The file was written wrongly; convert it again"
-            )
+        _check_encapsulated(frame, elements)
         return dataclasses.replace(frame, codestream=read_fragments(value, frame.where))
-    expected = frame.rows * frame.columns * frame.bits_allocated // 8
-    if length == _UNDEFINED or not expected <= min(length, len(value)) or length > expected + 1:
-        came = "an undefined length" if length == _UNDEFINED else f"{min(length, len(value))} of {length} bytes"
-        raise HeaderError(
-            f"{frame.where}: native Pixel Data has {came}, expected {expected} bytes for {frame.rows} x "
-            f"{frame.columns} pixels of {frame.bits_allocated} bits. The file is cut short or its header is wrong; "
-            "copy it again"
-        )
+    expected = _check_native(frame, elements, len(value))
     plain = bytes(value[:expected])
     if frame.transfer_syntax == EXPLICIT_BIG_ENDIAN and frame.bits_allocated == 8 and elements.pixels_vr == "OW":
         # PS3.5 8.1.2: 8-bit pixels in OW words are swapped in pairs in the big endian syntax.
         words = bytes(value[: expected + expected % 2]).ljust(expected + expected % 2, b"\0")
         plain = np.frombuffer(words, np.uint16).byteswap().tobytes()[:expected]
     return dataclasses.replace(frame, codestream=plain)
+
+
+def _check_encapsulated(frame: EncodedFrame, elements: Elements) -> None:
+    """Refuse compressed Pixel Data that is not a list of items."""
+    if elements.pixels_length != _UNDEFINED:
+        raise HeaderError(
+            f"{frame.where}: Pixel Data of compressed syntax {frame.transfer_syntax} has a defined length of "
+            f"{elements.pixels_length} bytes, expected encapsulated items. The file was written wrongly; convert it "
+            "again"
+        )
+
+
+def _check_native(frame: EncodedFrame, elements: Elements, there: int) -> int:
+    """The bytes that native Pixel Data must have; `there` are left in the file behind its header."""
+    length = elements.pixels_length
+    expected = frame.rows * frame.columns * frame.bits_allocated // 8
+    if length == _UNDEFINED or not expected <= min(length, there) or length > expected + 1:
+        came = "an undefined length" if length == _UNDEFINED else f"{min(length, there)} of {length} bytes"
+        raise HeaderError(
+            f"{frame.where}: native Pixel Data has {came}, expected {expected} bytes for {frame.rows} x "
+            f"{frame.columns} pixels of {frame.bits_allocated} bits. The file is cut short or its header is wrong; "
+            "copy it again"
+        )
+    return expected

@@ -73,7 +73,7 @@ class Elements:
     pixels_vr: str | None = None
 
 
-def read_elements(file: io.BytesIO, name: str) -> Elements:
+def read_elements(file: BinaryIO, name: str) -> Elements:
     """Walk the elements up to Pixel Data.
 
     A file without preamble or without meta group is read as implicit little endian (PS3.10 7.1 demands the

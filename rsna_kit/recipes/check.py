@@ -1,20 +1,32 @@
-"""What this machine can decode, and what a competition folder holds: tables, files, headers, one decode a group."""
+"""What this machine can decode, and what a folder of mammograms holds: how it is coded, what is wrong, how long.
+
+A folder is a competition (its tables are checked first) or any folder of DICOM files. Every head is read; a few files
+of each kind are then read as `prepare` and `infer` read them, which finds decoders that fail and gives the time.
+"""
 
 from __future__ import annotations
 
+import os
+import re
+import statistics
+import textwrap
 from collections import Counter
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from rsna_kit import __version__
-from rsna_kit.competition.paths import Competition, check_files, find_competition
+from rsna_kit.competition.paths import Competition, find_competition
 from rsna_kit.competition.submission import expected_ids
 from rsna_kit.competition.tables import read_sample, read_test, read_train
-from rsna_kit.runtime.errors import ImageError
+from rsna_kit.config import ImageConfig
+from rsna_kit.dicom.decode import backends
+from rsna_kit.dicom.frame import JPEG2000_UIDS, JPEG_LOSSLESS_UIDS, where
+from rsna_kit.dicom.survey import Failure, Kind, Survey, Surveyed, survey
+from rsna_kit.runtime.clock import format_duration
+from rsna_kit.runtime.errors import DecodeError, UsageError
 from rsna_kit.runtime.events import Events
-from rsna_kit.runtime.hardware import describe
+from rsna_kit.runtime.hardware import cpu_count, describe
 
 # DICOM PS3.6 table A-1; keyed by UID because names changed between libraries.
 SYNTAXES = {
@@ -26,81 +38,276 @@ SYNTAXES = {
     "1.2.840.10008.1.2.4.90": "JPEG 2000 Lossless",
     "1.2.840.10008.1.2.4.91": "JPEG 2000",
 }
-_MOST_PROBLEMS = 20
+_RARE_SYNTAXES = {
+    "1.2.840.10008.1.2.2": "Explicit VR Big Endian",
+    "1.2.840.10008.1.2.4.50": "JPEG Baseline (Process 1)",
+    "1.2.840.10008.1.2.4.51": "JPEG Extended (Process 2 & 4)",
+    "1.2.840.10008.1.2.4.81": "JPEG-LS Near-Lossless",
+    "1.2.840.10008.1.2.5": "RLE Lossless",
+}
+_MOST_IDS = 20  # of one reason, in the JSON
+_MOST_ROWS = 10  # of one property, on the screen
+_WIDTH = 100
 
 
-def check(where: Path | None, events: Events) -> dict[str, Any]:
-    """Describe the machine and, when a folder is given, check it without changing anything.
+def check(folder: Path | None, events: Events, image: ImageConfig) -> dict[str, Any]:
+    """Describe the machine and, when a folder is given, what it holds, without changing anything.
 
     Args:
-        where: competition folder; tables are read, every header is read, and one file of each group (transfer
-            syntax, photometric interpretation, bits, window function, size) is decoded.
+        folder: with train.csv or test.csv, or with DICOM files.
+        image: the image section for which time is measured.
 
     Returns:
-        JSON-ready; `ok` is False when a table's file is missing, or a header or a decode failed.
-    """
-    from rsna_kit.dicom.decode import backends
+        JSON-ready; `ok` is False when an image cannot be used.
 
+    Raises:
+        UsageError: no such folder, or nothing in it.
+        TableError: a table that is wrong.
+    """
     decoders = {}
     for uid, name in SYNTAXES.items():
         rungs = backends(uid)
         decoders[f"{uid} {name}"] = {rung: "available" if there else "not installed" for rung, there in rungs}
         events.say(f"{name} ({uid}): {', '.join(rung for rung, there in rungs if there) or 'no decoder installed'}")
     result: dict[str, Any] = {"ok": True, "rsna_kit": __version__, **describe(), "decoders": decoders}
-    if where is None:
+    if folder is None:
         return result
-    competition = find_competition(where)
-    for split, path in (("train", competition.train_csv), ("test", competition.test_csv)):
-        if path is not None:
-            result[split] = _check_split(competition, split, path, events)
-            result["ok"] &= not result[split]["problems"]
+    if any((folder / name).is_file() for name in ("train.csv", "test.csv")):
+        competition = find_competition(folder)
+        splits = [("train", competition.train_csv), ("test", competition.test_csv)]
+        # All tables before any image: a wrong table is known at once.
+        sets = {split: _read_split(competition, split, path) for split, path in splits if path is not None}
+    else:
+        sets = {"folder": (find_dicoms(folder), {})}
+    for label, (files, facts) in sets.items():
+        result[label] = _check_files(label, files, facts, image, events)
+        result["ok"] &= not result[label]["problem_count"]
     return result
 
 
-def _check_split(competition: Competition, split: str, path: Path, events: Events) -> dict[str, Any]:
-    from rsna_kit.dicom.decode import decode
-    from rsna_kit.dicom.frame import read_frame, read_header
-
+def _read_split(competition: Competition, split: str, path: Path) -> tuple[list[tuple[str, Path]], dict[str, int]]:
+    """The files that a table names, and what else it counts."""
     table = read_train(path) if split == "train" else read_test(path)
     if split == "test" and competition.sample_submission is not None:
         expected_ids(table, read_sample(competition.sample_submission))
-    missing = check_files(competition, split, table)
-    problems = [f"{file}: no such file" for file in missing]
-    absent = set(missing)
-    groups: Counter[str] = Counter()
-    examples: dict[str, tuple[str, Path]] = {}
-    with events.progress(len(table), f"{split} headers", "files") as progress:
-        for image_id, file in competition.files(split, table):
-            progress.advance()
-            if file in absent:
-                continue
-            try:
-                frame = read_header(file, image_id)
-            except ImageError as error:
-                problems.append(str(error))
-                continue
-            group = (
-                f"{frame.transfer_syntax} {frame.photometric} {frame.bits_stored}/{frame.bits_allocated} bit "
-                f"{frame.rows}x{frame.columns} {frame.voi_function} x{len(frame.windows)}"
-            )
-            groups[group] += 1
-            examples.setdefault(group, (image_id, file))
-    for group, (image_id, file) in examples.items():
-        try:
-            pixels = decode(read_frame(file, image_id))
-        except ImageError as error:
-            problems.append(str(error))
-            continue
-        if np.ptp(pixels) == 0:
-            problems.append(f"{file}: all pixels are {pixels.flat[0]} ({group})")
-    events.say(f"{split}: {len(table)} images, {len(groups)} kinds of file, {len(problems)} problems")
-    for problem in problems[:_MOST_PROBLEMS]:
-        events.say(f"  {problem}", kind="problem")
-    return {
-        "images": len(table),
-        "patients": int(table["patient_id"].nunique()),
-        "breasts": int(table["prediction_id"].nunique()),
-        "groups": dict(groups.most_common()),
-        "problems": problems[:_MOST_PROBLEMS],
-        "problem_count": len(problems),
+    facts = {"patients": int(table["patient_id"].nunique()), "breasts": int(table["prediction_id"].nunique())}
+    return competition.files(split, table), facts
+
+
+def find_dicoms(folder: Path) -> list[tuple[str, Path]]:
+    """Every `.dcm` file below a folder; every file that is not hidden, where none is called so.
+
+    Returns:
+        Names relative to the folder, without `.dcm`, and paths, sorted.
+
+    Raises:
+        UsageError: no such folder, or no file in it.
+    """
+    if not folder.is_dir():
+        raise UsageError(f"{folder}: no such folder, expected one with train.csv, test.csv or DICOM files")
+    paths = [Path(root, name) for root, _, names in os.walk(folder) for name in names]
+    named = [path for path in paths if path.suffix.lower() == ".dcm"]
+    # DICOMDIR is the name of a table of contents (PS3.10 8.6).
+    others = [path for path in paths if not path.name.startswith(".") and path.name != "DICOMDIR" and path.is_file()]
+    if not (named or others):
+        raise UsageError(f"{folder}: no file in it, expected train.csv, test.csv or DICOM files")
+    return sorted(
+        ((path.with_suffix("") if named else path).relative_to(folder).as_posix(), path) for path in named or others
+    )
+
+
+def _check_files(
+    label: str, files: list[tuple[str, Path]], facts: dict[str, int], image: ImageConfig, events: Events
+) -> dict[str, Any]:
+    from rsna_kit.imaging.timing import choose, measure
+
+    with events.progress(len(files), f"{label} heads", "files") as progress:
+        found = survey(files, advance=progress.advance)
+    unknown = list(_without_decoder(found.files))
+    refused = {failure.path for failure in unknown}
+    readable = Survey([file for file in found.files if file.path not in refused], [])
+    chosen = choose(readable)
+    with events.progress(len(chosen), f"{label} samples", "files") as progress:
+        timing = measure(readable, chosen, image, progress.advance)
+    failures = [*found.failures, *unknown, *timing.failures]
+    sizes = [file.size for file in found.files]
+    result = {
+        "images": len(files),
+        **facts,
+        "bytes": sum(sizes),
+        "median_bytes": statistics.median(sizes) if sizes else None,
+        "counts": {name: _counted(found.kinds, tell) for name, tell in _PROPERTIES.items()},
+        "problem_count": len(failures),
+        "problems": _by_reason(failures),
+        "time": {
+            "image": [image.height, image.width],
+            "images": timing.images,
+            "tried": len(chosen),
+            "timed": timing.timed,
+            "cpus": cpu_count(),
+            "core_hours": timing.cpu_s / 3600,
+            "wall_hours": timing.cpu_s / 3600 / cpu_count(),
+            "sizes": [
+                {**row.size._asdict(), "images": row.images, "timed": row.timed, "cpu_s": row.cpu_s}
+                for row in timing.sizes
+            ],
+        },
     }
+    _tell(label, result, events)
+    return result
+
+
+def _without_decoder(files: Iterable[Surveyed]) -> Iterable[Failure]:
+    """The files whose transfer syntax nothing here decodes."""
+    advice: dict[str, str] = {}
+    for image_id, path, _, kind in files:
+        uid = kind.group.transfer_syntax
+        if uid not in advice:
+            rungs = backends(uid)
+            names = ", ".join(name for name, _ in rungs)
+            missing = f"no decoder of {uid} is installed. Install one of {names}"
+            unknown = f"no decoder knows transfer syntax {uid}. Convert the file first"
+            advice[uid] = "" if any(there for _, there in rungs) else missing if rungs else unknown
+        if advice[uid]:
+            yield Failure(image_id, path, DecodeError.stage, f"{where(image_id, path)}: {advice[uid]}")
+
+
+# --- What the heads say --------------------------------------------------------------------------------------------
+
+
+def _plural(count: int, noun: str) -> str:
+    return f"{count:,} {noun}" + ("" if count == 1 else "s")
+
+
+def _syntax(kind: Kind) -> str:
+    uid = kind.group.transfer_syntax
+    return f"{uid} {SYNTAXES.get(uid) or _RARE_SYNTAXES.get(uid, 'unknown')}"
+
+
+def _windows(kind: Kind) -> str:
+    return f"{kind.voi_function}, {_plural(kind.num_windows, 'window')}" if kind.num_windows else "none"
+
+
+def _jpeg2000(kind: Kind) -> str:
+    if kind.group.transfer_syntax not in JPEG2000_UIDS:
+        return ""
+    boxes, wavelet = "JP2 boxes" if kind.jp2 else "bare", kind.wavelet
+    if wavelet is None:
+        return f"no coding style, {boxes}"
+    transform = "reversible" if wavelet.reversible else "irreversible"
+    counts = (_plural(wavelet.levels, "level"), _plural(wavelet.layers, "layer"), _plural(wavelet.tiles, "tile"))
+    return ", ".join([counts[0], wavelet.progression, *counts[1:], transform, boxes])
+
+
+def _lossless_jpeg(kind: Kind) -> str:
+    if kind.group.transfer_syntax not in JPEG_LOSSLESS_UIDS:
+        return ""
+    restarts = f"restarts every {kind.restart_interval}" if kind.restart_interval else "no restarts"
+    return f"predictor {kind.predictor}, {restarts}"
+
+
+# What is counted → how a kind is called; an empty name is not counted.
+_PROPERTIES: dict[str, Callable[[Kind], str]] = {
+    "transfer syntax": _syntax,
+    "bits": lambda k: f"{k.group.precision} coded, {k.group.bits_stored} stored" + ", signed" * k.group.signed,
+    "rows x columns": lambda kind: f"{kind.rows} x {kind.columns}",
+    "photometric": lambda kind: kind.group.photometric,
+    "VOI window": _windows,
+    "JPEG 2000": _jpeg2000,
+    "lossless JPEG": _lossless_jpeg,
+}
+
+
+def _counted(kinds: Counter[Kind], tell: Callable[[Kind], str]) -> dict[str, int]:
+    """Files by what `tell` calls their kind, most of them first."""
+    counts: Counter[str] = Counter()
+    for kind, number in kinds.items():
+        counts[tell(kind)] += number
+    return {name: counts[name] for name in sorted(counts, key=lambda name: (-counts[name], name)) if name}
+
+
+def _by_reason(failures: Iterable[Failure]) -> list[dict[str, Any]]:
+    """Failures that differ in names and numbers alone are one row; most images first."""
+    rows: dict[tuple[str, str], dict[str, Any]] = {}
+    for image_id, path, stage, reason in failures:
+        said = reason.removeprefix(f"{where(image_id, path)}: ").replace(str(path), path.name)
+        first, *others = said.splitlines()  # what each decoder said follows in lines of its own
+        said = " ".join([first, "; ".join(line.strip() for line in others)]).strip()
+        like = re.sub(r"\b[0-9a-f]{2}( [0-9a-f]{2})+\b|\d+", "#", said.replace(path.name, "").replace(image_id, ""))
+        new = {"stage": stage, "reason": said, "images": 0, "example": str(path), "image_ids": []}
+        row = rows.setdefault((stage, like), new)
+        row["images"] += 1
+        if row["images"] <= _MOST_IDS:
+            row["image_ids"].append(image_id)
+    return sorted(rows.values(), key=lambda row: -row["images"])
+
+
+# --- What people read ----------------------------------------------------------------------------------------------
+
+
+def _tell(label: str, result: dict[str, Any], events: Events) -> None:
+    """The same facts as tables of at most 100 columns."""
+    images, median = result["images"], result["median_bytes"]
+    parts = [_plural(images, "image")]
+    if "patients" in result:
+        parts += [_plural(result["patients"], "patient"), _plural(result["breasts"], "breast")]
+    if median:
+        parts += [_bytes(result["bytes"]), f"median {_bytes(median)} a file"]
+    events.say(f"\n{label}: {', '.join(parts)}\n")
+    for name, counts in result["counts"].items():
+        rows = list(counts.items())
+        if len(rows) > _MOST_ROWS:
+            rest = rows[_MOST_ROWS - 1 :]
+            rows[_MOST_ROWS - 1 :] = [(f"{len(rest)} others", sum(count for _, count in rest))]
+        for row, (value, count) in enumerate(rows):
+            shown = value.replace("Selection Value 1", "SV1")
+            events.say(f"  {name if row == 0 else '':<16}{count:>8,} {count / images:>7.1%}  {shown}")
+    _tell_time(result["time"], events)
+    if not result["problems"]:
+        events.say("\n  no problem found")
+        return
+    events.say(f"\n  {result['problem_count']:,} of {_plural(images, 'image')} cannot be used\n")
+    events.say(f"  {'images':>8}  {'stage':<7} reason, and an example")
+    paragraph = textwrap.TextWrapper(_WIDTH, break_long_words=False, break_on_hyphens=False)
+    paragraph.subsequent_indent = " " * 20
+    for problem in result["problems"]:
+        paragraph.initial_indent = f"  {problem['images']:>8,}  {problem['stage']:<7} "
+        events.say(paragraph.fill(problem["reason"]), kind="problem")
+        events.say(f"{paragraph.subsequent_indent}{problem['example']}")
+    if failed := result["time"]["tried"] - result["time"]["timed"]:
+        tried = _plural(result["time"]["tried"], "image")
+        events.say(f"\n  {failed} of the {tried} tried failed: others of their kind may fail, too")
+
+
+def _tell_time(time: dict[str, Any], events: Events) -> None:
+    if not time["timed"]:
+        return
+    height, width = time["image"]
+    events.say(
+        f"\n  CPU time from file to image of {height} x {width}, projected from {_plural(time['timed'], 'file')}; "
+        "without waiting for disks\n"
+    )
+    events.say(f"  {'images':>8} {'timed':>6} {'s each':>8} {'one core':>10}  kind")
+    shown = _MOST_ROWS if len(time["sizes"]) <= _MOST_ROWS else _MOST_ROWS - 1
+    for row in time["sizes"][:shown]:
+        known = row["cpu_s"] is not None
+        each, total = (f"{row['cpu_s']:.3f}", format_duration(row["images"] * row["cpu_s"])) if known else ("?", "?")
+        kind = f"{row['transfer_syntax']} {row['rows']} x {row['columns']}"
+        events.say(f"  {row['images']:>8,} {row['timed']:>6} {each:>8} {total:>10}  {kind}")
+    if rest := time["sizes"][shown:]:
+        total = format_duration(sum(row["images"] * (row["cpu_s"] or 0) for row in rest))
+        images, timed = sum(row["images"] for row in rest), sum(row["timed"] for row in rest)
+        events.say(f"  {images:>8,} {timed:>6} {'':>8} {total:>10}  {len(rest)} others")
+    core, wall = (format_duration(time[name] * 3600) for name in ("core_hours", "wall_hours"))
+    events.say(
+        f"  {time['images']:>8,} {time['timed']:>6} {'':>8} {core:>10}  all; {wall} on {_plural(time['cpus'], 'core')} "
+        "that do nothing else"
+    )
+
+
+def _bytes(count: float) -> str:
+    """Decimal units: `5.1 MB`."""
+    for size, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count:.0f} bytes"

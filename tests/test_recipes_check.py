@@ -1,0 +1,231 @@
+"""Checking a folder: the counts, the reasons, the tables that people read, and the exit code."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from dicom_files import EXPLICIT, J2K, LOSSLESS, RLE, SV1, make_dicom
+
+from rsna_kit.cli import main
+from rsna_kit.config import ImageConfig, preset
+from rsna_kit.dicom import decode
+from rsna_kit.imaging import timing
+from rsna_kit.recipes import check as recipe
+from rsna_kit.recipes.check import check, find_dicoms
+from rsna_kit.runtime.errors import TableError, UsageError
+from rsna_kit.runtime.events import Events
+
+SMALL = ImageConfig(height=64, width=32)
+MPEG = "1.2.840.10008.1.2.4.100"
+
+
+def breast(rows: int = 80, columns: int = 60) -> np.ndarray:
+    """A half ellipse of growing brightness on air 0."""
+    y, x = np.mgrid[:rows, :columns]
+    inside = np.hypot((y - rows / 2) / (0.45 * rows), x / (0.7 * columns)) < 1
+    return np.where(inside, 1000 + 10 * x, 0).astype(np.uint16)
+
+
+def checked(folder: Path) -> tuple[dict[str, Any], str]:
+    """The result, and what people read."""
+    stream = io.StringIO()
+    result = check(folder, Events(stream=stream), SMALL)
+    assert json.loads(json.dumps(result)) == result
+    return result, stream.getvalue()
+
+
+@pytest.fixture
+def mixed(tmp_path: Path) -> Path:
+    """Good files of four syntaxes, and one bad file of each kind, two of one kind."""
+    windows = {"WindowCenter": ["1000", "2000"], "WindowWidth": ["500", "800"], "VOILUTFunction": "SIGMOID"}
+    good = make_dicom(breast(), SV1, WindowCenter="1000", WindowWidth="800")
+    contents = {
+        "a/1": good, "a/2": good, "a/3": good,
+        "b/4": make_dicom(breast(96, 64), J2K, PhotometricInterpretation="MONOCHROME1", **windows),
+        "b/5": make_dicom(breast(), EXPLICIT), "b/6": make_dicom(breast(), LOSSLESS),
+        "bad/text": b"image_id,laterality\n", "bad/empty": b"",
+        "bad/cut": good[:-300], "bad/cut2": good[:-200],
+        "bad/colour": make_dicom(breast(), EXPLICIT, PhotometricInterpretation="RGB"),
+        "bad/rows": make_dicom(breast(), SV1, Rows=81),
+        "bad/film": make_dicom(breast(), MPEG, codestream=bytes(100)),
+        "bad/blank": make_dicom(np.full((50, 40), 7, np.uint16), SV1),
+        "bad/broken": make_dicom(breast(44, 33), J2K, codestream=_broken()),
+    }  # fmt: skip
+    for name, content in contents.items():
+        path = tmp_path / "files" / f"{name}.dcm"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    return tmp_path / "files"
+
+
+def _broken() -> bytes:
+    """A codestream with a good head and a good end, and no packets between them."""
+    from dicom_files import encode
+
+    stream = encode(breast(44, 33), J2K)
+    at = stream.index(b"\xff\x93") + 2
+    return stream[:at] + b"\xff" * (len(stream) - at - 2) + b"\xff\xd9"
+
+
+def test_files_are_counted_by_how_they_are_coded(mixed: Path) -> None:
+    found = checked(mixed)[0]["folder"]
+    assert found["images"] == 15
+    assert found["counts"] == {
+        "transfer syntax": {
+            "1.2.840.10008.1.2.4.70 JPEG Lossless (Process 14, Selection Value 1)": 4,
+            "1.2.840.10008.1.2.4.90 JPEG 2000 Lossless": 2,
+            "1.2.840.10008.1.2.1 Explicit VR Little Endian": 1,
+            "1.2.840.10008.1.2.4.100 unknown": 1,
+            "1.2.840.10008.1.2.4.57 JPEG Lossless (Process 14)": 1,
+        },
+        "bits": {"16 coded, 12 stored": 9},
+        "rows x columns": {"80 x 60": 6, "44 x 33": 1, "50 x 40": 1, "96 x 64": 1},
+        "photometric": {"MONOCHROME2": 8, "MONOCHROME1": 1},
+        "VOI window": {"none": 5, "LINEAR, 1 window": 3, "SIGMOID, 2 windows": 1},
+        "JPEG 2000": {"1 level, LRCP, 1 layer, 1 tile, reversible, JP2 boxes": 2},
+        "lossless JPEG": {"predictor 1, no restarts": 4, "predictor 6, no restarts": 1},
+    }
+    good = [mixed / f"{name}.dcm" for name in ("a/1", "a/2", "a/3", "b/4", "b/5", "b/6")]
+    good += [mixed / f"bad/{name}.dcm" for name in ("film", "blank", "broken")]
+    sizes = sorted(path.stat().st_size for path in good)
+    assert (found["bytes"], found["median_bytes"]) == (sum(sizes), sizes[4])
+
+
+def test_each_kind_of_bad_file_is_one_reason_with_an_example(mixed: Path) -> None:
+    result = checked(mixed)[0]
+    found = result["folder"]
+    assert result["ok"] is False
+    assert found["problem_count"] == 9
+    rows = {tuple(row["image_ids"]): (row["stage"], row["images"], row["reason"]) for row in found["problems"]}
+    expected = {
+        ("bad/cut", "bad/cut2"): ("header", 2, "Pixel Data item 1 says"),
+        ("bad/text",): ("header", 1, "not a DICOM file"),
+        ("bad/empty",): ("header", 1, "the file is empty"),
+        ("bad/colour",): ("header", 1, "is 'RGB', expected MONOCHROME1"),
+        ("bad/rows",): ("decode", 1, "holds 80 x 60 pixels, expected the header's 81 x 60"),
+        ("bad/film",): ("decode", 1, f"no decoder knows transfer syntax {MPEG}"),
+        ("bad/blank",): ("render", 1, "is 7"),
+        ("bad/broken",): ("decode", 1, "no decoder could read"),
+    }
+    assert rows.keys() == expected.keys()
+    for ids, (stage, images, said) in expected.items():
+        assert rows[ids][:2] == (stage, images)
+        assert said in rows[ids][2]
+        assert str(mixed) not in rows[ids][2]
+    assert found["problems"][0]["example"] == str(mixed / "bad/cut.dcm")
+
+
+def test_people_read_the_same_in_a_hundred_columns(mixed: Path) -> None:
+    result, text = checked(mixed)
+    assert "folder: 15 images, " in text
+    assert "  rows x columns         6   40.0%  80 x 60\n" in text
+    assert "                         1    6.7%  44 x 33\n" in text
+    assert "  9 of 15 images cannot be used\n" in text
+    assert "         2  header  Pixel Data item 1 says" in text
+    assert "2 of the 8 images tried failed" in text
+    for problem in result["folder"]["problems"]:
+        assert problem["example"] in text
+    lines = text[text.index("\nfolder: ") :].splitlines()
+    assert [line for line in lines if len(line) > 100 and str(mixed) not in line] == []
+
+
+def test_time_is_projected_from_the_files_that_were_read(mixed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock that advances by half a second whenever it is asked: every file takes half a second."""
+    now = [0.0]
+    monkeypatch.setattr(timing, "_cpu_seconds", lambda: now.__setitem__(0, now[0] + 0.5) or now[0])
+    monkeypatch.setattr(recipe, "cpu_count", lambda: 4)
+    shutil.rmtree(mixed / "bad")
+    result, text = checked(mixed)
+    time = result["folder"]["time"]
+    sizes = [(row["transfer_syntax"], row["images"], row["timed"], row["cpu_s"]) for row in time["sizes"]]
+    assert sizes == [(SV1, 3, 3, 0.5), (EXPLICIT, 1, 1, 0.5), (LOSSLESS, 1, 1, 0.5), (J2K, 1, 1, 0.5)]
+    assert (time["images"], time["tried"], time["timed"], time["cpus"], time["image"]) == (6, 6, 6, 4, [64, 32])
+    assert (time["core_hours"], time["wall_hours"]) == (3.0 / 3600, 0.75 / 3600)
+    assert "CPU time from file to image of 64 x 32, projected from 6 files" in text
+    assert "         3      3    0.500       0:02  1.2.840.10008.1.2.4.70 80 x 60\n" in text
+    assert "         6      6                0:03  all; 0:01 on 4 cores that do nothing else\n" in text
+    assert "no problem found" in text
+    assert result["ok"] is True
+
+
+def test_many_values_are_cut_short_on_the_screen_alone(tmp_path: Path) -> None:
+    for rows in range(80, 95):
+        (tmp_path / f"{rows}.dcm").write_bytes(make_dicom(breast(rows), EXPLICIT))
+    result, text = checked(tmp_path)
+    assert len(result["folder"]["counts"]["rows x columns"]) == 15
+    assert "                         6   40.0%  6 others\n" in text
+    assert "88 x 60" in text
+    assert "89 x 60" not in text
+
+
+def test_a_syntax_without_an_installed_decoder_costs_all_its_files(
+    mixed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.rmtree(mixed / "bad")
+    monkeypatch.setattr(
+        recipe, "backends", lambda uid: [("one", False), ("two", False)] if uid == SV1 else [("n", True)]
+    )
+    found = checked(mixed)[0]["folder"]
+    assert [(row["images"], row["stage"], row["image_ids"]) for row in found["problems"]] == [
+        (3, "decode", ["a/1", "a/2", "a/3"])
+    ]
+    assert found["problems"][0]["reason"] == f"no decoder of {SV1} is installed. Install one of one, two"
+    assert SV1 not in [row["transfer_syntax"] for row in found["time"]["sizes"]]
+    assert found["time"]["images"] == 3
+
+
+def test_rle_is_read_by_a_process_of_its_own(tmp_path: Path) -> None:
+    assert decode.backends(RLE)[0][0] == "pydicom"
+    (tmp_path / "1.dcm").write_bytes(make_dicom(breast(), RLE))
+    result, text = checked(tmp_path)
+    assert result["ok"] is True
+    assert "1.2.840.10008.1.2.5 RLE Lossless" in text
+    assert result["folder"]["time"]["timed"] == 1
+
+
+def test_dicom_files_are_found_below_a_folder_by_their_names(tmp_path: Path) -> None:
+    for name in ("p1/s2/10.dcm", "p1/9.DCM", "notes.txt", ".hidden"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    assert find_dicoms(tmp_path) == [("p1/9", tmp_path / "p1/9.DCM"), ("p1/s2/10", tmp_path / "p1/s2/10.dcm")]
+
+
+def test_every_file_is_meant_where_none_is_called_dcm(tmp_path: Path) -> None:
+    for name in ("DICOM/IM_0001", "DICOM/1.2.840.7", "DICOMDIR", ".DS_Store"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    assert [name for name, _ in find_dicoms(tmp_path)] == ["DICOM/1.2.840.7", "DICOM/IM_0001"]
+
+
+def test_an_empty_or_missing_folder_is_wrong_usage(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"no file in it, expected train\.csv, test\.csv or DICOM files"):
+        find_dicoms(tmp_path)
+    with pytest.raises(UsageError, match="no such folder"):
+        find_dicoms(tmp_path / "nowhere")
+
+
+def test_tables_are_checked_before_any_image(phantom: Path, tmp_path: Path) -> None:
+    shutil.copytree(phantom, tmp_path / "competition")
+    (tmp_path / "competition" / "test.csv").write_text("patient_id\n1\n")
+    stream = io.StringIO()
+    with pytest.raises(TableError, match=r"test\.csv"):
+        check(tmp_path / "competition", Events(stream=stream), SMALL)
+    assert "heads" not in stream.getvalue()
+
+
+def test_the_verb_exits_with_1_for_bad_files_and_takes_a_preset(
+    mixed: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["check", str(mixed), "--preset", "smoke"]) == 1
+    result = json.loads(capsys.readouterr().out)
+    assert result["folder"]["time"]["image"] == [preset("smoke").image.height, preset("smoke").image.width]
+    shutil.rmtree(mixed / "bad")
+    assert main(["check", str(mixed), "--set", "image.height=64", "--set", "image.width=32"]) == 0
+    assert json.loads(capsys.readouterr().out)["folder"]["time"]["image"] == [64, 32]
+    assert main(["check", "--set", "train.epochs=3"]) == 2
