@@ -35,7 +35,15 @@ from realdata import find_realdata, realdata
 from rsna_kit.dicom import backend_dicomsdl, backend_imagecodecs, backend_native, backend_pydicom
 from rsna_kit.dicom import decode as decode_module
 from rsna_kit.dicom.apart import decode_apart
-from rsna_kit.dicom.decode import LADDER, backends, decode
+from rsna_kit.dicom.decode import (
+    LADDER,
+    backends,
+    decode,
+    decode_with,
+    holds_a_picture,
+    is_constant,
+    stored_pixels,
+)
 from rsna_kit.dicom.frame import EncodedFrame, read_frame
 from rsna_kit.runtime.errors import DecodeError, ImageError
 
@@ -149,6 +157,106 @@ def test_when_all_rungs_fail_one_error_names_each(tmp_path: Path, monkeypatch: p
     assert "dicomsdl: gave a largest value of 4895, expected at most 4095 (12 bits stored)" in said
     assert "pydicom: gave float32, expected integers" in said
     assert "77.dcm" in said
+
+
+def noise(rows: int, columns: int) -> np.ndarray:
+    return np.random.default_rng(rows).integers(0, 4096, (rows, columns)).astype(np.uint16)
+
+
+def zeros(frame: EncodedFrame) -> np.ndarray:
+    return np.zeros((frame.rows, frame.columns), np.uint16)
+
+
+@pytest.mark.parametrize("syntax", [SV1, J2K, JPEG_LS])
+def test_zeros_from_a_stream_that_holds_more_are_no_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, syntax: str
+) -> None:
+    monkeypatch.setattr(backend_imagecodecs, "decode", zeros)
+    frame = frame_of(tmp_path, make_dicom(noise(64, 48), syntax))
+    assert np.array_equal(decode(frame), noise(64, 48))
+    assert is_constant(decode_with("imagecodecs", frame))
+
+
+def test_when_only_zeros_come_the_error_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(module: ModuleType, frame: EncodedFrame) -> np.ndarray:
+        raise RuntimeError("no memory")
+
+    monkeypatch.setattr(backend_imagecodecs, "decode", zeros)
+    monkeypatch.setattr(decode_module, "decode_apart", refuse)
+    with pytest.raises(DecodeError, match="imagecodecs: gave 0 everywhere, which takes far fewer bytes"):
+        decode(frame_of(tmp_path, make_dicom(noise(64, 48), SV1)))
+
+
+def test_a_constant_picture_is_what_two_decoders_say_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """3 KB of a comment make its stream look like more."""
+    blank = np.full((64, 48), 77, np.uint16)
+    stream = encode(blank, SV1)
+    comment = np.random.default_rng(0).bytes(3000)
+    stream = stream[:2] + b"\xff\xfe" + struct.pack(">H", 3002) + comment + stream[2:]
+    frame = frame_of(tmp_path, make_dicom(blank, SV1, codestream=stream))
+    assert holds_a_picture(frame)
+    asked = []
+    monkeypatch.setattr(decode_module, "decode_apart", lambda module, frame: asked.append(module) or blank)
+    assert np.array_equal(decode(frame), blank)
+    assert asked == [backend_dicomsdl]
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (5, 7), (64, 48), (500, 400), (1400, 1100)], ids=str)
+@pytest.mark.parametrize("syntax", [*COMPRESSED, RLE])
+def test_constant_pictures_of_any_size_are_decoded_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, syntax: str, shape: tuple[int, int]
+) -> None:
+    asked = []
+
+    def counting(module: ModuleType, frame: EncodedFrame) -> np.ndarray:
+        asked.append(module)
+        return np.full(shape, 1234, np.uint16)
+
+    monkeypatch.setattr(decode_module, "decode_apart", counting)
+    blank = np.full(shape, 1234, np.uint16)
+    frame = frame_of(tmp_path, make_dicom(blank, syntax))
+    assert np.array_equal(decode(frame), blank)
+    assert asked == ([backend_pydicom] if syntax == RLE else [])
+    assert not holds_a_picture(frame)
+
+
+@pytest.mark.parametrize("syntax", COMPRESSED)
+def test_one_bit_of_noise_in_a_tenth_of_the_picture_is_a_picture(tmp_path: Path, syntax: str) -> None:
+    faint = np.zeros((500, 400), np.uint16)
+    faint[:50] = noise(50, 400) & 1
+    assert holds_a_picture(frame_of(tmp_path, make_dicom(faint, syntax)))
+
+
+def test_native_pixels_are_what_they_are(tmp_path: Path) -> None:
+    """Noise above the stored bits is an overlay; the picture below it is blank."""
+    frame = frame_of(tmp_path, make_dicom(noise(64, 48) << 12, EXPLICIT))
+    assert is_constant(decode(frame))
+
+
+def test_one_different_pixel_anywhere_is_not_constant() -> None:
+    for at in [(0, 0), (0, 1), (32, 32), (63, 47)]:
+        pixels = np.full((64, 48), 5, np.uint16)
+        assert is_constant(pixels)
+        pixels[at] = 6
+        assert not is_constant(pixels)
+
+
+def test_unsigned_pixels_are_not_copied(tmp_path: Path) -> None:
+    frame = frame_of(tmp_path, make_dicom(literal(), SV1))
+    pixels = literal()
+    assert np.shares_memory(stored_pixels(pixels, frame), pixels)
+    signed = frame_of(tmp_path, make_dicom(literal().astype(np.int16) - 2048, J2K))
+    values = literal().astype(np.int16) - 2048
+    assert np.shares_memory(stored_pixels(values, signed), values)
+
+
+@pytest.mark.parametrize("value", [-2049, 4096])
+def test_signed_values_outside_the_stored_bits_are_refused(tmp_path: Path, value: int) -> None:
+    values = literal().astype(np.int16) - 2048
+    frame = frame_of(tmp_path, make_dicom(values, J2K))
+    values[2, 3] = value
+    with pytest.raises(ValueError, match="gave values outside 12 signed bits"):
+        stored_pixels(values, frame)
 
 
 @pytest.mark.parametrize("syntax", COMPRESSED)

@@ -1,83 +1,249 @@
 """A decoder run in a process of its own: what crashes, hangs or eats memory there costs one image, not the run.
 
 Damaged lossless JPEG makes gdcm abort and dicomsdl corrupt its heap (`scripts/fuzz-decode` found both in minutes; see
-docs/decoding.md). Those decoders are only asked after imagecodecs refused a frame, so the second that a process
-costs is spent on damaged and odd files alone.
+docs/decoding.md). Starting Python and importing a decoder takes most of a second, so a child that gave an answer is
+kept for the next frame; there are at most as many as there are cores, and further threads wait for one. A child that
+failed in any way is ended, because what made it fail may have damaged its memory; and when it had served other frames
+before, a fresh one is asked again: no frame's outcome depends on the frames before it.
 
-Child: `python -m rsna_kit.dicom.apart BACKEND`; the frame's facts as one JSON line and its codestream on standard
-input; the array's type and shape as one JSON line and its bytes on standard output, or `{"failed": reason}`.
+Child: `python -m rsna_kit.dicom.apart`, a socket as standard input. A message is the lengths of its two parts, a JSON
+object and bytes. Request: what to decode with, the frame's facts and its codestream. Answer: the array's type, shape
+and bytes, or `{"failed": reason}`. A child ends when the socket closes, which a parent's death does, too; while it
+decodes, an alarm of the kernel ends it. What libraries print goes to a file that is read only to explain a death.
 """
 
 from __future__ import annotations
 
+import atexit
 import importlib
 import json
 import os
+import queue
 import signal
+import socket
+import struct
 import subprocess
 import sys
+import tempfile
+import threading
+import time
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 
 from rsna_kit.dicom.frame import EncodedFrame
+from rsna_kit.runtime.hardware import cpu_count
 
 _PATIENCE_S = 30  # the slowest real file takes 2 s; a hang must not hold a decoding thread for the whole run
 _MEMORY = 8 * 2**30
 _FACTS = ("transfer_syntax", "rows", "columns", "bits_allocated", "bits_stored", "signed", "photometric")
+_LENGTHS = struct.Struct("<IQ")
 
 
 def decode_apart(module: ModuleType, frame: EncodedFrame) -> np.ndarray:
-    """`module.decode(frame)` in a child process.
+    """`module.decode(frame)` in a child process. Any number of threads may call it.
 
     Raises:
         RuntimeError: the decoder failed, crashed or took too long; the message says which.
     """
-    facts = json.dumps({name: getattr(frame, name) for name in _FACTS}).encode()
-    command = [sys.executable, "-m", __name__, module.__name__]
     # The library may be importable only because the parent changed sys.path (an attached Kaggle dataset).
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    request = {
+        "module": module.__name__, "path": _import_path(), "patience": _PATIENCE_S,
+        "facts": {name: getattr(frame, name) for name in _FACTS},
+    }  # fmt: skip
+    child = _slots.get()
     try:
-        done = subprocess.run(
-            command, input=facts + b"\n" + frame.codestream, capture_output=True, timeout=_PATIENCE_S, env=environment
-        )
-    except subprocess.TimeoutExpired as error:
-        raise RuntimeError(f"gave nothing within {_PATIENCE_S} s") from error
-    if done.returncode < 0:
-        raise RuntimeError(f"crashed ({signal.Signals(-done.returncode).name})")
-    head, newline, body = done.stdout.partition(b"\n")
-    if done.returncode > 0 or not newline:
-        said = done.stderr.decode(errors="replace").strip().rsplit("\n", 1)[-1]
-        raise RuntimeError(f"ended with exit code {done.returncode}: {said}")
-    answer = json.loads(head)
-    if "failed" in answer:
-        raise RuntimeError(answer["failed"])
-    return np.frombuffer(body, answer["dtype"]).reshape(answer["shape"])
+        if child is not None:
+            try:
+                return child.ask(request, frame.codestream)
+            except _HungError:
+                raise
+            except RuntimeError:
+                child.end()
+        child = _start()
+        return child.ask(request, frame.codestream)
+    except BaseException:  # an interrupt, too: the answer to this request must not meet the next one
+        if child is not None:
+            child.end()
+        child = None
+        raise
+    finally:
+        _slots.put(child)
+
+
+class _HungError(RuntimeError):
+    """The decoder took too long."""
+
+
+class _Child:
+    """One process, and the socket to it."""
+
+    def __init__(self) -> None:
+        self.log = tempfile.TemporaryFile()  # noqa: SIM115 (closed by hang_up)
+        self.line, theirs = socket.socketpair()
+        try:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", __name__], stdin=theirs.fileno(), stdout=self.log, stderr=self.log,
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(_import_path())},
+            )  # fmt: skip
+        except BaseException:
+            self.hang_up()
+            raise
+        finally:
+            theirs.close()
+
+    def ask(self, request: dict[str, Any], codestream: bytes) -> np.ndarray:
+        """The array that comes back.
+
+        Raises:
+            RuntimeError: as `decode_apart`. The child is of no further use.
+        """
+        deadline = time.monotonic() + _PATIENCE_S
+        try:
+            _send(self.line, request, codestream, deadline)
+            answer, body = _receive(self.line, deadline)
+        except TimeoutError as error:
+            raise _HungError(f"gave nothing within {_PATIENCE_S} s") from error
+        except (OSError, EOFError, ValueError) as error:
+            raise RuntimeError(self._how_it_ended()) from error
+        if "failed" in answer:
+            raise RuntimeError(answer["failed"])
+        return np.frombuffer(body, answer["dtype"]).reshape(answer["shape"])
+
+    def _how_it_ended(self) -> str:
+        try:
+            code = self.process.wait(timeout=5)  # its socket is closed, so it is ending
+        except subprocess.TimeoutExpired:
+            return "answered with nonsense"
+        if code < 0:
+            return f"crashed ({signal.Signals(-code).name})"
+        self.log.seek(0)
+        said = self.log.read().decode(errors="replace").strip().rsplit("\n", 1)[-1]
+        return f"ended with exit code {code}: {said}"
+
+    def hang_up(self) -> None:
+        """Close this side's files, which an idle child answers by ending."""
+        self.line.close()
+        self.log.close()
+
+    def end(self) -> None:
+        """Kill it and wait until it is gone."""
+        with _lock:
+            _children.discard(self)
+        self.process.kill()
+        self.process.wait()
+        self.hang_up()
+
+
+def _start() -> _Child:
+    with _lock:
+        child = _Child()
+        _children.add(child)
+    return child
+
+
+def _import_path() -> list[str]:
+    return [path for path in sys.path if isinstance(path, str) and path]
+
+
+def _empty_slots() -> queue.LifoQueue[_Child | None]:
+    """One slot per core, each with an idle child or nothing; the last used comes first."""
+    slots: queue.LifoQueue[_Child | None] = queue.LifoQueue()
+    for _ in range(cpu_count()):
+        slots.put(None)
+    return slots
+
+
+_slots = _empty_slots()
+_children: set[_Child] = set()  # all of them, idle and busy
+_lock = threading.Lock()  # held while a child starts, so that no fork comes between it and its place in the set
+
+
+@atexit.register
+def _end_all() -> None:
+    for child in list(_children):
+        child.end()
+
+
+def _forget() -> None:
+    """In a forked process: the children are its parent's, and must not be kept alive by these copies of the sockets."""
+    global _slots
+    for child in _children:
+        child.process.returncode = 0  # not this process' child: nothing to wait for, nothing to warn about
+        child.hang_up()
+    _children.clear()
+    _slots = _empty_slots()
+    _lock.release()
+
+
+os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_forget)
+
+
+def _send(line: socket.socket, head: dict[str, Any], body: bytes | memoryview, deadline: float | None = None) -> None:
+    encoded = json.dumps(head).encode()
+    for part in (_LENGTHS.pack(len(encoded), len(body)), encoded, body):
+        line.settimeout(_left(deadline))
+        line.sendall(part)
+
+
+def _receive(line: socket.socket, deadline: float | None = None) -> tuple[dict[str, Any], bytearray]:
+    head, body = _LENGTHS.unpack(_read(line, _LENGTHS.size, deadline))
+    return json.loads(_read(line, head, deadline)), _read(line, body, deadline)
+
+
+def _read(line: socket.socket, size: int, deadline: float | None) -> bytearray:
+    content = bytearray(size)
+    rest = memoryview(content)
+    while rest:
+        line.settimeout(_left(deadline))
+        count = line.recv_into(rest)
+        if not count:
+            raise EOFError
+        rest = rest[count:]
+    return content
+
+
+def _left(deadline: float | None) -> float | None:
+    return None if deadline is None else max(deadline - time.monotonic(), 0.001)
 
 
 def main() -> int:
     """The child."""
     import resource
 
-    resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
+    hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+    memory = _MEMORY if hard == resource.RLIM_INFINITY else min(_MEMORY, hard)
+    resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    # Native libraries print to file descriptor 1, too: only this copy of it leads to the parent.
-    out = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)
-    head, _, codestream = sys.stdin.buffer.read().partition(b"\n")
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process of the terminal; the parent decides
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    with socket.socket(fileno=os.dup(0)) as line:
+        try:
+            while True:
+                request, codestream = _receive(line)
+                # The parent's own clock comes first. This one is for a parent that was killed meanwhile.
+                signal.setitimer(signal.ITIMER_REAL, request["patience"] + 5)
+                answer, body = _answer(request, bytes(codestream))
+                signal.setitimer(signal.ITIMER_REAL, 0)
+                _send(line, answer, body)
+                del request, codestream, answer, body  # not kept while it waits
+        except (EOFError, ConnectionError):
+            return 0
+
+
+def _answer(request: dict[str, Any], codestream: bytes) -> tuple[dict[str, Any], memoryview | bytes]:
     frame = EncodedFrame(
         image_id="", path=None, codestream=codestream, windows=(), voi_function="LINEAR", voi_luts=(),
-        modality_lut=None, slope=1.0, intercept=0.0, padding=None, **json.loads(head),
+        modality_lut=None, slope=1.0, intercept=0.0, padding=None, **request["facts"],
     )  # fmt: skip
+    sys.path[:] = request["path"]
     try:
-        array = np.ascontiguousarray(importlib.import_module(sys.argv[1]).decode(frame))
-        answer, body = {"dtype": array.dtype.str, "shape": array.shape}, array.tobytes()
+        array = np.ascontiguousarray(importlib.import_module(request["module"]).decode(frame))
+        return {"dtype": array.dtype.str, "shape": array.shape}, array.reshape(-1).view(np.uint8).data
     except Exception as error:  # whatever it is, the parent says it in one line
-        answer, body = {"failed": str(error) or type(error).__name__}, b""
-    out.write(json.dumps(answer).encode() + b"\n" + body)
-    out.close()
-    return 0
+        return {"failed": str(error) or type(error).__name__}, b""
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    os._exit(main())  # nothing to flush, and no destructor of a native library that could hang

@@ -1,0 +1,306 @@
+"""Decoders in processes of their own: kept while they are well, ended when they are not, never left behind."""
+
+from __future__ import annotations
+
+import dataclasses
+import multiprocessing
+import os
+import resource
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+from dicom_files import SV1, literal, make_dicom
+
+from rsna_kit.dicom import apart, backend_dicomsdl
+from rsna_kit.dicom.apart import decode_apart
+from rsna_kit.dicom.frame import EncodedFrame, read_frame
+from rsna_kit.runtime.hardware import cpu_count
+
+BACKENDS = {
+    "pid": "return np.array([[os.getpid()]])",
+    "segfault": "ctypes.string_at(0)",
+    "second_time": "CALLS.append(1)\n    if len(CALLS) > 1: ctypes.string_at(0)\n    return np.array([[os.getpid()]])",
+    "nap": "time.sleep(0.2)\n    return np.array([[os.getpid()]])",
+    "hang": "ctypes.CDLL(None).pause()",  # holds no GIL; no Python code runs on
+    "greedy": "return np.ones(9 * 2**30, np.uint8)",
+    "chatty": "print('to stdout', flush=True); os.write(1, b'native stdout'); os.write(2, b'native stderr')\n    "
+    "return np.array([[7]])",
+    "echo": "return np.frombuffer(frame.codestream, np.uint8).reshape(1, -1)",
+    "big_endian": "return np.array([[1, 2], [3, 258]], '>u2').T",
+    "limits": "import resource\n    return np.array([resource.getrlimit(resource.RLIMIT_AS)])",
+    "quiet_exit": "raise SystemExit",
+}
+IMPORTS = "import ctypes, os, time\nimport numpy as np\nCALLS = []"
+
+
+@pytest.fixture
+def frame(tmp_path: Path) -> EncodedFrame:
+    (tmp_path / "77.dcm").write_bytes(make_dicom(literal(), SV1))
+    return read_frame(tmp_path / "77.dcm")
+
+
+@pytest.fixture
+def backend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], ModuleType]]:
+    """Backends made for the test, importable here and therefore in the children."""
+    folder = tmp_path / "backends"
+    folder.mkdir()
+    for name, body in BACKENDS.items():
+        (folder / f"apart_{name}.py").write_text(f"{IMPORTS}\n\ndef decode(frame):\n    {body}\n")
+    monkeypatch.syspath_prepend(folder)
+    apart._end_all()  # a child that another test left behind has imported that test's modules
+    yield lambda name: ModuleType(f"apart_{name}")
+    apart._end_all()
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs: not gone, and not a zombie that waits for its parent."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def wait_until(condition: Callable[[], bool]) -> bool:
+    for _ in range(1000):
+        if condition():
+            return True
+        time.sleep(0.02)
+    return False
+
+
+def test_a_child_serves_many_frames(frame: EncodedFrame, backend: Callable[[str], ModuleType]) -> None:
+    first = decode_apart(backend("pid"), frame)
+    assert first.tolist() == [[next(iter(apart._children)).process.pid]]
+    assert first[0, 0] != os.getpid()
+    assert np.array_equal(decode_apart(backend_dicomsdl, frame), literal())
+    assert decode_apart(backend("pid"), frame).tolist() == first.tolist()
+
+
+@pytest.mark.parametrize(
+    ("name", "said", "used"),
+    [
+        ("segfault", r"^crashed \(SIGSEGV\)$", False),
+        ("segfault", r"^crashed \(SIGSEGV\)$", True),
+        ("hang", r"^gave nothing within 2 s$", False),
+        ("hang", r"^gave nothing within 2 s$", True),
+        ("greedy", "allocate", False),
+        ("quiet_exit", r"^ended with exit code 0: $", True),
+    ],
+)
+def test_a_child_that_failed_is_replaced(
+    frame: EncodedFrame,
+    backend: Callable[[str], ModuleType],
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    said: str,
+    used: bool,
+) -> None:
+    before = decode_apart(backend("pid"), frame)[0, 0] if used else 0
+    with monkeypatch.context() as patch:
+        patch.setattr(apart, "_PATIENCE_S", 2 if name == "hang" else 30)
+        with pytest.raises(RuntimeError, match=said):
+            decode_apart(backend(name), frame)
+    assert not apart._children
+    after = decode_apart(backend("pid"), frame)[0, 0]
+    assert after != before
+    assert not alive(before)
+
+
+def test_what_one_frame_did_to_a_child_does_not_cost_the_next_one(
+    frame: EncodedFrame, backend: Callable[[str], ModuleType]
+) -> None:
+    """A decoder with a damaged heap dies of a later, healthy frame: a fresh child is asked before that is believed."""
+    pids = [decode_apart(backend("second_time"), frame)[0, 0] for _ in range(3)]
+    assert len(set(pids)) == 3
+    assert [alive(pid) for pid in pids] == [False, False, True]
+
+
+def test_a_child_that_was_killed_while_idle_is_replaced(
+    frame: EncodedFrame, backend: Callable[[str], ModuleType]
+) -> None:
+    first = decode_apart(backend("pid"), frame)[0, 0]
+    os.kill(first, signal.SIGKILL)
+    assert wait_until(lambda: not alive(first))
+    assert decode_apart(backend("pid"), frame)[0, 0] != first
+
+
+def test_what_a_library_prints_reaches_nobody(
+    frame: EncodedFrame, backend: Callable[[str], ModuleType], capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert [decode_apart(backend("chatty"), frame).tolist() for _ in range(3)] == [[[7]]] * 3
+    assert capfd.readouterr() == ("", "")
+
+
+def test_bytes_types_and_shapes_come_back_as_they_are(
+    frame: EncodedFrame, backend: Callable[[str], ModuleType]
+) -> None:
+    stream = np.random.default_rng(0).bytes(9_000_001)  # more than any buffer of a socket
+    echoed = decode_apart(backend("echo"), dataclasses.replace(frame, codestream=stream))
+    assert echoed.shape == (1, 9_000_001)
+    assert echoed.tobytes() == stream
+    swapped = decode_apart(backend("big_endian"), frame)
+    assert swapped.dtype == np.dtype(">u2")
+    assert swapped.tolist() == [[1, 3], [2, 258]]
+    assert decode_apart(backend("echo"), dataclasses.replace(frame, codestream=b"")).shape == (1, 0)
+
+
+def test_a_child_has_at_most_eight_gib_and_never_more_than_its_parent(
+    frame: EncodedFrame, backend: Callable[[str], ModuleType]
+) -> None:
+    hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+    expected = 8 * 2**30 if hard == resource.RLIM_INFINITY else min(8 * 2**30, hard)
+    assert decode_apart(backend("limits"), frame).tolist() == [[expected, expected]]
+
+
+def test_many_threads_share_as_many_children_as_there_are_cores(
+    frame: EncodedFrame, backend: Callable[[str], ModuleType]
+) -> None:
+    """More threads than children, good and bad requests mixed: every one gets its own answer, and all end."""
+
+    def ask(number: int) -> object:
+        if number % 8 == 3:
+            with pytest.raises(RuntimeError, match="SIGSEGV"):
+                decode_apart(backend("segfault"), frame)
+            return None
+        stream = number.to_bytes(4, "little") * 1000
+        return decode_apart(backend("echo"), dataclasses.replace(frame, codestream=stream)).tobytes() == stream
+
+    with ThreadPoolExecutor(3 * cpu_count()) as pool:
+        answers = list(pool.map(ask, range(8 * cpu_count())))
+        pids = set(pool.map(lambda _: int(decode_apart(backend("nap"), frame)[0, 0]), range(4 * cpu_count())))
+    assert answers == [None if number % 8 == 3 else True for number in range(8 * cpu_count())]
+    assert len(pids) <= cpu_count()
+    assert len(apart._children) <= cpu_count()
+
+
+def test_an_interrupted_request_does_not_answer_the_next_one(
+    frame: EncodedFrame, backend: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    decode_apart(backend("pid"), frame)
+    with monkeypatch.context() as patch:
+        patch.setattr(apart, "_receive", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            decode_apart(backend("pid"), frame)
+    assert decode_apart(backend("chatty"), frame).tolist() == [[7]]
+
+
+PARENT = """
+import os, sys, time, signal, threading
+from pathlib import Path
+from types import ModuleType
+from rsna_kit.dicom import apart
+from rsna_kit.dicom.frame import read_frame
+
+frame = read_frame(Path(sys.argv[1]))
+
+def ask(name="pid"):
+    return int(apart.decode_apart(ModuleType(f"apart_{name}"), frame)[0, 0])
+"""
+
+
+def parent(frame: EncodedFrame, script: str) -> subprocess.Popen[str]:
+    """A Python that runs `script`; every warning is an error and every leak is told."""
+    return subprocess.Popen(
+        [sys.executable, "-X", "dev", "-W", "error", "-c", PARENT + textwrap.dedent(script), str(frame.path)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+    )  # fmt: skip
+
+
+@pytest.mark.usefixtures("backend")
+@pytest.mark.parametrize(
+    "end",
+    ["", "raise SystemExit(3)", "os._exit(3)", "os.kill(os.getpid(), signal.SIGKILL)",
+     "os.kill(os.getpid(), signal.SIGINT)"],
+    ids=["end", "exit", "_exit", "killed", "interrupt"],
+)  # fmt: skip
+def test_children_end_with_their_parent(frame: EncodedFrame, end: str) -> None:
+    out, err = parent(frame, f"print(ask(), flush=True)\n{end}").communicate(timeout=60)
+    assert wait_until(lambda: not alive(int(out)))
+    assert err == "" or end.endswith("SIGINT)")
+    assert "apart" not in err.replace("apart.decode_apart", "")
+
+
+@pytest.mark.usefixtures("backend")
+def test_children_of_threads_end_with_their_parent(frame: EncodedFrame) -> None:
+    """Threads that have ended, and a daemon that is still waiting for its answer when the parent ends."""
+    script = """
+        for thread in [threading.Thread(target=lambda: print(ask("nap"), flush=True)) for _ in range(2)]:
+            thread.start()
+        for thread in threading.enumerate():
+            if thread is not threading.current_thread():
+                thread.join()
+        apart._PATIENCE_S = 1
+        threading.Thread(target=lambda: ask("hang"), daemon=True).start()
+        time.sleep(0.5)
+        print(*[child.process.pid for child in apart._children], flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+    """
+    out, err = parent(frame, script).communicate(timeout=60)
+    pids = {int(pid) for pid in out.split()}
+    assert pids
+    assert err == ""
+    assert wait_until(lambda: not any(alive(pid) for pid in pids))
+
+
+@pytest.mark.usefixtures("backend")
+def test_a_forked_process_has_children_of_its_own(frame: EncodedFrame) -> None:
+    """It neither talks to its parent's child nor keeps it alive, and both end without a word."""
+    script = """
+        first = ask()
+        told, tell = os.pipe()
+        forked = os.fork()
+        if not forked:
+            own = ask()
+            os.write(tell, f"{own} {ask()}".encode())
+            sys.exit()
+        assert os.waitpid(forked, 0)[1] == 0
+        print(first, ask(), os.read(told, 100).decode(), flush=True)
+        sleeper = os.fork()
+        if not sleeper:
+            time.sleep(60)  # holds copies of everything that was open, but not of the child's socket
+        print(sleeper, flush=True)
+        os._exit(0)
+    """
+    with parent(frame, script) as process:
+        assert process.stdout is not None
+        first, again, own, own_again = (int(pid) for pid in process.stdout.readline().split())
+        sleeper = int(process.stdout.readline())
+        process.wait(timeout=60)
+        ended = wait_until(lambda: not alive(first))
+        sleeps = alive(sleeper)
+        os.kill(sleeper, signal.SIGKILL)
+        assert process.communicate() == ("", "")
+    assert (ended, sleeps) == (True, True)
+    assert (first, own) == (again, own_again)
+    assert first != own
+    assert not alive(own)
+
+
+def work(path: str) -> list[int]:
+    frame = read_frame(Path(path))
+    return [int(decode_apart(ModuleType("apart_pid"), frame)[0, 0]) for _ in range(2)]
+
+
+@pytest.mark.usefixtures("backend")
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+def test_worker_processes_have_children_of_their_own(frame: EncodedFrame, method: str) -> None:
+    with multiprocessing.get_context(method).Pool(2) as pool:
+        answers = pool.map(work, [str(frame.path)] * 4, chunksize=1)
+        assert all(first == second for first, second in answers)
+        assert all(alive(first) for first, _ in answers)
+        pool.close()
+        pool.join()
+    assert wait_until(lambda: not any(alive(first) for first, _ in answers))

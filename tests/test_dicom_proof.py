@@ -1,0 +1,318 @@
+"""Proof before trust: right, wrong and failing decoders, on made files with known pixels."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import imagecodecs
+import numpy as np
+import pytest
+from dicom_files import BASELINE, EXPLICIT, J2K, J2K_LOSSY, JPEG_LS, RLE, SV1, make_dicom
+
+from rsna_kit.dicom import backend_imagecodecs
+from rsna_kit.dicom import decode as decode_module
+from rsna_kit.dicom.decode import check_stream, decode
+from rsna_kit.dicom.frame import EncodedFrame, read_frame
+from rsna_kit.dicom.proof import prove
+from rsna_kit.dicom.trust import TRUST_ALL, Group, Trust, group_of
+from rsna_kit.runtime.errors import DecodeError
+
+SV1_GROUP = Group(SV1, 16, 12, False, "MONOCHROME2")
+J2K_GROUP = Group(J2K, 16, 12, False, "MONOCHROME2")
+Examples = dict[Group, list[tuple[str, Path]]]
+
+
+def picture(seed: int) -> np.ndarray:
+    """64 x 48 pixels of 12 bits, all noise: two of them share next to nothing."""
+    return np.random.default_rng(seed).integers(0, 4096, (64, 48)).astype(np.uint16)
+
+
+def saved(folder: Path, name: str, content: bytes) -> tuple[str, Path]:
+    path = folder / f"{name}.dcm"
+    path.write_bytes(content)
+    return name, path
+
+
+def examples(folder: Path, *syntaxes: str, count: int = 3) -> Examples:
+    """`count` good files of each syntax: 70-0.dcm, 70-1.dcm, ..."""
+    return {
+        Group(syntax, 16, 12, False, "MONOCHROME2"): [
+            saved(folder, f"{syntax[-2:]}-{k}", make_dicom(picture(k), syntax)) for k in range(count)
+        ]
+        for syntax in syntaxes
+    }
+
+
+def truth(frame: EncodedFrame) -> np.ndarray:
+    return picture(int(frame.image_id[-1]))
+
+
+def test_groups_are_told_apart_by_what_decides_a_decoders_code(tmp_path: Path) -> None:
+    for group, files in examples(tmp_path, SV1, J2K, EXPLICIT).items():
+        frame = read_frame(files[0][1])
+        assert group_of(frame, check_stream(frame)) == group
+    assert str(SV1_GROUP) == "1.2.840.10008.1.2.4.70 16 bit (12 stored) MONOCHROME2"
+
+
+def test_decoders_that_agree_stay_and_an_equal_extra_is_proven(tmp_path: Path) -> None:
+    files = examples(tmp_path, SV1, J2K)
+    proof = prove(files, {"right": truth})
+    assert proof.lines == [
+        f"{group}: 2 files, imagecodecs and dicomsdl agree; proven: right" for group in (SV1_GROUP, J2K_GROUP)
+    ]
+    assert proof.trust == Trust(
+        off=frozenset(), extra=frozenset({"right"}), proven=frozenset({(SV1_GROUP, "right"), (J2K_GROUP, "right")})
+    )
+
+
+def failing(frame: EncodedFrame) -> np.ndarray:
+    raise RuntimeError("no\n   device")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "why"),
+    [
+        # 0 stays 0 under any factor: picture(0) has two such pixels.
+        (lambda frame: truth(frame) << 4, "3070 of 3072 pixels differ, largest difference 61425, in image 70-0 "),
+        (lambda frame: np.zeros((64, 48), np.uint16), "gives 0 everywhere in image 70-0 "),
+        (failing, "fails on image 70-0 ({path}): no device"),
+        (lambda frame: truth(frame).astype(np.int32), "gives int32 (64, 48) for image 70-0 "),
+        (lambda frame: truth(frame).T, "gives uint16 (48, 64) for image 70-0 "),
+        (lambda frame: truth(frame) + np.uint16(frame.image_id == "70-1"), "largest difference 1, in image 70-1 "),
+    ],
+    ids=["scaled", "zeros", "raises", "type", "shape", "second file"],
+)
+def test_an_extra_that_is_wrong_is_switched_off(
+    tmp_path: Path, wrong: Callable[[EncodedFrame], np.ndarray], why: str
+) -> None:
+    assert (picture(0).min(), picture(0).max(), np.count_nonzero(picture(0))) == (0, 4095, 3070)
+    proof = prove(examples(tmp_path, SV1), {"wrong": wrong, "right": truth})
+    assert why.format(path=tmp_path / "70-0.dcm") in proof.verdicts[0].off["wrong"]
+    assert proof.verdicts[0].proven == ["right"]
+    frame = read_frame(tmp_path / "70-0.dcm")
+    allows = {name: proof.trust.allows(name, frame, check_stream(frame)) for name in ("wrong", "right", "imagecodecs")}
+    assert allows == {"wrong": False, "right": True, "imagecodecs": True}
+
+
+def test_an_extra_may_be_right_for_one_group_and_wrong_for_another(tmp_path: Path) -> None:
+    def gpu(frame: EncodedFrame) -> np.ndarray:
+        return truth(frame) << 4 if frame.transfer_syntax == J2K else truth(frame)
+
+    proof = prove(examples(tmp_path, SV1, J2K), {"gpu": gpu})
+    assert proof.trust.off == {(J2K_GROUP, "gpu")}
+    assert proof.trust.proven == {(SV1_GROUP, "gpu")}
+
+
+def test_an_extra_is_not_believed_for_a_group_that_was_never_seen(tmp_path: Path) -> None:
+    trust = prove(examples(tmp_path, SV1), {"gpu": truth}).trust
+    _, path = saved(tmp_path, "new", make_dicom(picture(0), JPEG_LS))
+    frame = read_frame(path)
+    facts = check_stream(frame)
+    assert not trust.allows("gpu", frame, facts)
+    assert trust.allows("imagecodecs", frame, facts)
+    assert TRUST_ALL.allows("gpu", frame, facts)
+
+
+def test_an_extra_that_does_not_take_a_frame_is_neither_proven_nor_off(tmp_path: Path) -> None:
+    proof = prove(examples(tmp_path, SV1), {"other": lambda frame: None})
+    assert proof.verdicts[0].proven == []
+    assert proof.verdicts[0].off == {}
+    assert "other" not in proof.lines[0]
+
+
+def test_an_extra_that_failed_once_is_not_asked_again(tmp_path: Path) -> None:
+    asked = []
+
+    def gpu(frame: EncodedFrame) -> np.ndarray:
+        asked.append(frame.image_id)
+        raise MemoryError
+
+    proof = prove(examples(tmp_path, SV1), {"gpu": gpu})
+    assert asked == ["70-0"]
+    assert proof.verdicts[0].off["gpu"].endswith("70-0.dcm): MemoryError")
+
+
+def test_an_extra_is_asked_for_one_frame_at_a_time(tmp_path: Path) -> None:
+    busy = threading.Lock()
+
+    def gpu(frame: EncodedFrame) -> np.ndarray:
+        assert busy.acquire(blocking=False)
+        try:
+            return decode(frame)  # frees the GIL: another thread would come in here
+        finally:
+            busy.release()
+
+    proof = prove(examples(tmp_path, SV1, J2K, JPEG_LS, J2K_LOSSY), {"gpu": gpu}, workers=4)
+    assert [verdict.proven for verdict in proof.verdicts] == [["gpu"]] * 4
+
+
+def test_a_rung_that_two_others_contradict_is_switched_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = examples(tmp_path, SV1, J2K)
+    real = backend_imagecodecs.decode
+    monkeypatch.setattr(
+        backend_imagecodecs, "decode", lambda frame: real(frame) ^ 1 if frame.transfer_syntax == J2K else real(frame)
+    )
+    proof = prove(files)
+    assert proof.trust == Trust(off=frozenset({(J2K_GROUP, "imagecodecs")}))
+    assert proof.lines[1] == (
+        f"{J2K_GROUP}: 2 files, dicomsdl and pydicom agree; switched off: imagecodecs (3072 of 3072 pixels differ, "
+        f"largest difference 1, in image 90-0 ({tmp_path / '90-0.dcm'}))"
+    )
+    frame = read_frame(files[J2K_GROUP][2][1])
+    assert not np.array_equal(decode(frame), picture(2))
+    assert np.array_equal(decode(frame, proof.trust), picture(2))
+
+
+def answering(monkeypatch: pytest.MonkeyPatch, **answers: Callable[[EncodedFrame], np.ndarray]) -> None:
+    """Replace what the three rungs say, without their processes."""
+    monkeypatch.setattr(backend_imagecodecs, "decode", answers["imagecodecs"])
+    monkeypatch.setattr(
+        decode_module, "decode_apart", lambda module, frame: answers[module.__name__.rpartition("_")[2]](frame)
+    )
+
+
+def test_a_rung_that_gives_zeros_is_switched_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    answering(monkeypatch, imagecodecs=lambda frame: np.zeros((64, 48), np.uint16), dicomsdl=truth, pydicom=truth)
+    verdict = prove(examples(tmp_path, SV1)).verdicts[0]
+    assert verdict.agreed == ["dicomsdl", "pydicom"]
+    assert verdict.off == {"imagecodecs": f"gives 0 everywhere in image 70-0 ({tmp_path / '70-0.dcm'})"}
+
+
+def test_where_no_two_agree_nothing_is_proven_and_only_zeros_are_switched_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answering(
+        monkeypatch, imagecodecs=lambda frame: truth(frame) ^ 1, dicomsdl=lambda frame: np.full((64, 48), 7, np.uint16),
+        pydicom=truth,
+    )  # fmt: skip
+    proof = prove(examples(tmp_path, SV1, count=2), {"gpu": truth})
+    assert proof.verdicts[0].off == {"dicomsdl": f"gives 7 everywhere in image 70-0 ({tmp_path / '70-0.dcm'})"}
+    assert proof.verdicts[0].proven == []
+    assert proof.verdicts[0].passed_over == [
+        f"image 70-0 ({tmp_path / '70-0.dcm'}): no two decoders agree (imagecodecs, dicomsdl and pydicom differ)",
+        f"image 70-1 ({tmp_path / '70-1.dcm'}): no two decoders agree (imagecodecs and pydicom differ)",
+    ]
+    assert proof.lines[0].startswith(f"{SV1_GROUP}: not proven, no example on which two decoders agree; switched off:")
+
+
+def test_a_rung_that_fails_is_no_evidence_against_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    answering(monkeypatch, imagecodecs=failing, dicomsdl=truth, pydicom=failing)
+    verdict = prove(examples(tmp_path, SV1)).verdicts[0]
+    assert (verdict.files, verdict.agreed, verdict.off) == (0, [], {})
+    assert verdict.passed_over[0].endswith("(imagecodecs: no device; pydicom: no device)")
+
+
+def test_two_rungs_always_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each rung is wrong about another file: after the first is switched off, the others have only each other."""
+    wrong = {"imagecodecs": "70-0", "dicomsdl": "70-1", "pydicom": "70-2"}
+
+    def lie(name: str) -> Callable[[EncodedFrame], np.ndarray]:
+        return lambda frame: truth(frame) ^ 1 if frame.image_id == wrong[name] else truth(frame)
+
+    answering(monkeypatch, **{name: lie(name) for name in wrong})
+    verdict = prove(examples(tmp_path, SV1, count=4), per_group=4).verdicts[0]
+    assert list(verdict.off) == ["imagecodecs"]
+    assert (verdict.files, verdict.agreed, len(verdict.passed_over)) == (2, ["dicomsdl", "pydicom"], 2)
+
+
+def test_blank_and_damaged_files_are_passed_over(tmp_path: Path) -> None:
+    blank = saved(tmp_path, "blank", make_dicom(np.full((64, 48), 9, np.uint16), SV1))
+    damaged = saved(tmp_path, "damaged", make_dicom(picture(5), SV1)[:-40])
+    absent = ("absent", tmp_path / "absent.dcm")
+    good = examples(tmp_path, SV1, count=1)[SV1_GROUP]
+    zeros = {"zeros": lambda frame: np.full((64, 48), 9, np.uint16)}
+    proof = prove({SV1_GROUP: [blank, damaged, absent, *good]}, zeros)
+    verdict = proof.verdicts[0]
+    assert verdict.files == 1
+    assert verdict.off == {"zeros": f"gives 9 everywhere in image 70-0 ({tmp_path / '70-0.dcm'})"}
+    assert verdict.passed_over[0] == f"image blank ({tmp_path / 'blank.dcm'}): imagecodecs and dicomsdl find it blank"
+    assert [said.split()[1] for said in verdict.passed_over] == ["blank", "damaged", "absent"]
+    assert proof.lines[0].endswith("imagecodecs and dicomsdl find it blank, and 2 more")
+    only = prove({SV1_GROUP: [blank]}, zeros).verdicts[0]
+    assert (only.files, only.proven, only.off) == (0, [], {})
+
+
+@pytest.mark.parametrize(("syntax", "decoder"), [(EXPLICIT, "native"), (RLE, "pydicom")])
+def test_a_syntax_with_one_decoder_is_not_proven(tmp_path: Path, syntax: str, decoder: str) -> None:
+    files = examples(tmp_path, syntax)
+    proof = prove(files, {"gpu": truth})
+    (group,) = files
+    assert proof.lines == [f"{group}: not proven, {decoder} alone decodes it"]
+    name, path = files[group][0]
+    assert not proof.trust.allows("gpu", read_frame(path, name), None)
+    assert np.array_equal(decode(read_frame(path, name), proof.trust), picture(0))
+
+
+def test_lossy_decoders_may_round_differently_and_extra_ones_must_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """8-bit baseline: a rung 2 levels off is right, one 3 levels off is not."""
+    smooth = np.add.outer(np.arange(64), np.arange(48)).astype(np.uint8) + np.uint8(20)
+    stream = imagecodecs.jpeg8_encode(smooth, level=80)
+    file = saved(tmp_path, "50-0", make_dicom(smooth, BASELINE, codestream=stream))
+    group = Group(BASELINE, 8, 8, False, "MONOCHROME2")
+    right = imagecodecs.jpeg8_decode(stream)
+    answering(
+        monkeypatch, imagecodecs=lambda frame: right - 3, dicomsdl=lambda frame: right, pydicom=lambda frame: right + 2
+    )
+    verdict = prove({group: [file]}, {"gpu": lambda frame: (right + 2).astype(np.uint16)}).verdicts[0]
+    assert verdict.agreed == ["dicomsdl", "pydicom"]
+    assert list(verdict.off) == ["imagecodecs", "gpu"]
+
+
+def test_differences_of_signed_pixels_are_differences_of_values(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """-1 and 0 are one level apart, though their bit patterns are 65535 apart."""
+    values = picture(0).astype(np.int16) - 2048
+    values[3, 4] = 0
+    other = values.copy()
+    other[3, 4] = -1
+    answering(monkeypatch, imagecodecs=lambda frame: other, dicomsdl=lambda frame: values, pydicom=lambda frame: values)
+    file = saved(tmp_path, "90-0", make_dicom(values, J2K))
+    verdict = prove({Group(J2K, 16, 12, True, "MONOCHROME2"): [file]}).verdicts[0]
+    assert verdict.off["imagecodecs"].startswith("1 of 3072 pixels differ, largest difference 1, in image 90-0")
+
+
+def test_a_file_of_another_group_is_refused(tmp_path: Path) -> None:
+    files = examples(tmp_path, SV1)
+    with pytest.raises(ValueError, match=r"image 70-0 .* is of group 1.*70 16 bit .*, expected 1.*90 16 bit"):
+        prove({J2K_GROUP: files[SV1_GROUP]})
+
+
+def test_the_same_files_give_the_same_proof_with_any_number_of_threads(tmp_path: Path) -> None:
+    files = examples(tmp_path, SV1, J2K, JPEG_LS, EXPLICIT)
+    said: list[str] = []
+    proof = prove(files, {"right": truth, "wrong": failing}, workers=4, say=said.append)
+    again = prove(files, {"right": truth, "wrong": failing}, workers=1)
+    assert proof == again
+    assert said == proof.lines
+    assert [verdict.group for verdict in proof.verdicts] == list(files)
+
+
+def test_a_proof_goes_into_a_record_and_its_trust_to_other_processes(tmp_path: Path) -> None:
+    proof = prove(examples(tmp_path, SV1), {"right": truth, "wrong": failing}, per_group=1)
+    record = json.loads(json.dumps(proof.to_dict()))
+    assert record == {
+        "extra": ["right", "wrong"],
+        "groups": [{
+            "group": {"transfer_syntax": SV1, "precision": 16, "bits_stored": 12, "signed": False,
+                      "photometric": "MONOCHROME2"},
+            "files": 1, "decoders": ["imagecodecs", "dicomsdl", "pydicom"], "agreed": ["imagecodecs", "dicomsdl"],
+            "proven": ["right"],
+            "off": {"wrong": f"fails on image 70-0 ({tmp_path / '70-0.dcm'}): no device"},
+            "passed_over": [],
+        }],
+    }  # fmt: skip
+    assert pickle.loads(pickle.dumps(proof.trust)) == proof.trust
+
+
+def test_a_decoder_that_is_switched_off_is_named_when_no_other_is_left(tmp_path: Path) -> None:
+    files = examples(tmp_path, SV1)
+    off = Trust(off=frozenset((SV1_GROUP, name) for name in ("imagecodecs", "dicomsdl", "pydicom")))
+    with pytest.raises(DecodeError, match="imagecodecs: switched off, it gave wrong pixels"):
+        decode(read_frame(files[SV1_GROUP][0][1]), off)
