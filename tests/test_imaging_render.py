@@ -151,13 +151,13 @@ def test_each_voi_choice_gives_its_own_tones() -> None:
 
 @pytest.mark.parametrize("value", [0, 7, 4095])
 def test_constant_pixels_are_refused(value: int) -> None:
-    with pytest.raises(RenderError, match=f"every pixel is {value}, expected a picture") as caught:
+    with pytest.raises(RenderError, match=f"the picture is {value} everywhere, expected a mammogram") as caught:
         shown(np.full((80, 60), value, dtype=np.uint16))
     assert caught.value.stage == "render"
 
 
 def test_a_picture_of_padding_and_one_value_is_refused() -> None:
-    with pytest.raises(RenderError, match="every pixel is 9"):
+    with pytest.raises(RenderError, match="the picture is 9 everywhere"):
         shown(block(value=9, air=4000), padding=4000)
 
 
@@ -170,7 +170,7 @@ def test_specks_in_the_air_are_no_breast() -> None:
 
 @pytest.mark.parametrize("pixels", [block().astype(np.int32), block()[None]])
 def test_pixels_of_another_kind_are_refused(pixels: np.ndarray) -> None:
-    with pytest.raises(RenderError, match=r"expected uint16 \(rows, columns\)"):
+    with pytest.raises(RenderError, match=r"expected uint16 \(80, 60\)"):
         render(pixels, FRAME, EXACT)
 
 

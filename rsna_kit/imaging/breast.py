@@ -1,6 +1,6 @@
 """A gray picture, air dark → where the breast is: a mask, a box, and which side the chest wall is on.
 
-Works on a reduced picture of at most 512 pixels: the noise of single pixels is gone there, and every length below
+Works on a reduced picture of at most 320 pixels: the noise of single pixels is gone there, and every length below
 is a share of that picture, so the pixel size of the detector or scanner does not matter.
 """
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-_WORK_SIZE = 512  # longer side of the picture the mask is computed on
+_WORK_SIZE = 320  # longer side of the picture the mask is computed on
 _STRICT = 0.2  # share of the way from air to tissue that is surely not air
 _ABOVE = 0.06  # how far above the air's noise the breast begins, as a share of the same way
 _DARKER, _FILLED_SHARE = 0.15, 0.03  # pixels this far below the air's peak, on the same way, are not air

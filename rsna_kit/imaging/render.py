@@ -2,22 +2,27 @@
 
 Order, and why:
 
-1. **Tones** (`window.tone_table`): Modality LUT or slope and intercept → VOI → photometric interpretation, as
+1. **Thumbnail**: at least 320 pixels long, each standing for a block of 2**n x 2**n stored pixels. A lossless JPEG 2000
+   stream is decoded at so low a resolution for it that it is a fiftieth of the work; other pictures are averaged.
+2. **Tones** (`window.tone_table`): Modality LUT or slope and intercept → VOI → photometric interpretation, as
    one table over the 65,536 possible stored values.
-2. **Padding**: pixels equal to Pixel Padding Value become the darkest stored value that occurs, before anything is
-   averaged with them.
-3. **Box** (`breast`): found on a thumbnail of the stored range, not of the window: windows of digital mammograms
-   turn the thin outer breast black, and a useless window must not lose the breast.
-4. **Crop**, so that all that follows costs what the breast costs.
-5. **Resize** the stored values in uint16, aspect kept, by area (linear where the image must grow). Averaging before
+3. **Padding**: pixels equal to Pixel Padding Value that would not be dark become the darkest stored value that occurs,
+   before anything is averaged with them. In the competition's files padding is the air, and dark: nothing is done.
+4. **Box** (`breast`): found on the thumbnail's stored range, not on the window: windows of digital mammograms turn the
+   thin outer breast black, and a useless window must not lose the breast.
+5. **Decode** what the image will show: the box, at the largest halving that still has a row for every row of the
+   image (`image.decode="reduced"`, lossless JPEG 2000 only; "exact" decodes and averages every pixel). The halved
+   picture is moved by the half pixel that it lies off (`wavelet.aligned`).
+6. **Resize** the stored values in uint16, aspect kept, by area (linear where the image must grow). Averaging before
    the window is what the detector would have done with larger pixels, and the rounding (one stored level) is far
    below one level of the 8-bit image.
-6. **Tones by table** on the small picture: ten times fewer look-ups than on the full one.
-7. **Air**: outside the breast the image is exactly 0, through a soft edge, whatever the photometric
+7. **Tones by table** on the small picture: ten times fewer look-ups than on the full one.
+8. **Air**: outside the breast the image is exactly 0, through a soft edge, whatever the photometric
    interpretation, film fog or markers say.
-8. **Flip** so that the chest wall is left; **pad** right, and top and bottom equally, with 0.
-9. **Quantise** once, to uint8, rounding half to even.
+9. **Flip** so that the chest wall is left; **pad** right, and top and bottom equally, with 0.
+10. **Quantise** once, to uint8, rounding half to even.
 
+The same file and the same image section give the same bytes whichever decoder is there and whatever machine it runs on.
 Changing any of this changes bytes: raise `config.IMAGE_RECIPE_VERSION`.
 """
 
@@ -30,14 +35,17 @@ import cv2
 import numpy as np
 
 from rsna_kit.config import ImageConfig
-from rsna_kit.dicom.decode import decode
 from rsna_kit.dicom.frame import EncodedFrame, read_frame
+from rsna_kit.dicom.pyramid import Pyramid
+from rsna_kit.dicom.trust import TRUST_ALL, Trust
 from rsna_kit.imaging.breast import Box, box_of, keep_weight, segment
 from rsna_kit.imaging.window import modality_values, tone_table
 from rsna_kit.runtime.errors import RenderError
 
-_THUMBNAIL = 512  # longer side of the picture the box is found on, at least
+_THUMBNAIL = 320  # longer side of the picture the box is found on, at least
 _SIGN = 0x8000
+_PATTERNS = np.arange(65536, dtype=np.uint16)
+_DARK = 0.02  # tones this close to the darkest are as dark: a wavelet's overshoot at an edge is darker than air
 
 
 @dataclass(frozen=True)
@@ -48,94 +56,209 @@ class Rendered:
     box: Box
 
 
-def read_image(path: Path, image_id: str, image: ImageConfig) -> Rendered:
+def read_image(path: Path, image_id: str, image: ImageConfig, trust: Trust = TRUST_ALL, coarser: int = 0) -> Rendered:
     """File to image: what `prepare` and `infer` both call.
+
+    Args:
+        path: a DICOM file.
+        image_id: how errors name it.
+        image: the image section of the configuration.
+        trust: decoders that are switched off are not asked.
+        coarser: further halvings, which trade detail for time: a run out of time asks for them, and gets other bytes.
 
     Raises:
         ImageError: the file cannot be read (stage header), decoded (decode) or holds no picture (render).
     """
-    frame = read_frame(path, image_id)
-    return render(decode(frame), frame, image)
+    return render_pyramid(Pyramid(read_frame(path, image_id), trust), image, coarser)
 
 
 def render(pixels: np.ndarray, frame: EncodedFrame, image: ImageConfig) -> Rendered:
-    """Stored pixels to the image, in the order the module describes.
+    """Stored pixels to the image: the bytes that `read_image` gives for the file they come from.
 
     Args:
-        pixels: uint16 (rows, columns) bit patterns from `decode`.
+        pixels: uint16 (rows, columns) bit patterns from `decode`, or a decoder proven equal.
+        frame: what the header says.
+        image: the image section of the configuration.
 
     Raises:
         RenderError: constant pixels, or nothing that stands out from the air.
     """
-    if pixels.dtype != np.uint16 or pixels.ndim != 2:
-        raise RenderError(f"{frame.where}: got {pixels.dtype} {pixels.shape}, expected uint16 (rows, columns)")
-    table = tone_table(pixels, frame, image)
-    padding = frame.padding
-    if frame.signed:  # to unsigned in the order of the values, so that averages are averages of values
-        pixels, table = pixels ^ np.uint16(_SIGN), table[np.arange(65536) ^ _SIGN]
-        padding = None if padding is None else (padding & 0xFFFF) ^ _SIGN
-    pixels = _without_padding(pixels, padding, table)
-    if pixels.min() == pixels.max():
-        raise RenderError(f"{frame.where}: every pixel is {pixels[0, 0]}, expected a picture. Exclude the image")
-    gray, step = _thumbnail(pixels, frame)
-    parts = segment(gray)
+    shape = (frame.rows, frame.columns)
+    if pixels.dtype != np.uint16 or pixels.shape != shape:
+        raise RenderError(f"{frame.where}: got {pixels.dtype} {pixels.shape}, expected uint16 {shape}")
+    return render_pyramid(Pyramid(frame, pixels=pixels), image)
+
+
+def render_pyramid(pyramid: Pyramid, image: ImageConfig, coarser: int = 0) -> Rendered:
+    """One frame to the image, in the order the module describes.
+
+    Raises:
+        DecodeError: no decoder could read the frame.
+        RenderError: constant pixels, or nothing that stands out from the air.
+    """
+    frame = pyramid.frame
+    view = _view_halved(pyramid, image) if pyramid.halvings else None
+    if view is None:
+        view = _view_whole(pyramid, image)
+    if view.thumbnail.min() == view.thumbnail.max():
+        raise RenderError(
+            f"{frame.where}: the picture is {view.thumbnail[0, 0]} everywhere, expected a mammogram. Exclude the image"
+        )
+    parts = segment(_gray(view.thumbnail, frame))
     found = box_of(parts.breast, image.margin)
     if found is None:
         raise RenderError(f"{frame.where}: no breast stands out from the air. Look at it; exclude it if it is blank")
-    box = found.scaled(step, *pixels.shape)
+    box = found.scaled(1 << view.step, frame.rows, frame.columns)
     scale = min(image.height / box.height, image.width / box.width)
     size = (max(1, min(image.width, round(box.width * scale))), max(1, min(image.height, round(box.height * scale))))
-    crop = pixels[box.top : box.bottom, box.left : box.right]
-    small = cv2.resize(crop, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
+    if view.pixels is None:
+        times = 0
+        while image.decode == "reduced" and (2 << times) * scale <= 1:
+            times += 1
+        times = min(times + coarser, pyramid.halvings, view.step)
+        crop = pyramid.halved(times, (box.top, box.left, box.bottom, box.right))
+    else:
+        crop = view.pixels[box.top : box.bottom, box.left : box.right]
     weight = keep_weight(parts)[found.top : found.bottom, found.left : found.right]
-    tones = table[small] * cv2.resize(weight, size, interpolation=cv2.INTER_LINEAR)
-    return Rendered(_place(tones, box.flip, image), box)
+    weight = cv2.resize(weight, size, interpolation=cv2.INTER_LINEAR)
+    tones = np.take(view.table, _resized(crop, size), mode="clip")  # every uint16 has a tone: "clip" is only faster
+    return Rendered(_place(cv2.multiply(tones, weight, scale=255, dtype=cv2.CV_8U), box.flip, image), box)
+
+
+@dataclass(frozen=True)
+class _View:
+    """A frame as far as it was looked at. Signed values are moved so that their order is that of unsigned ones.
+
+    `thumbnail`: uint16, a pixel for each block of 2**step x 2**step. `table`: float32 (65536,), the tone of every
+    value. `pixels`: uint16 (rows, columns), None when only the thumbnail was decoded.
+    """
+
+    thumbnail: np.ndarray
+    step: int
+    table: np.ndarray
+    pixels: np.ndarray | None
+
+
+def _view_halved(pyramid: Pyramid, image: ImageConfig) -> _View | None:
+    """What a decode of the thumbnail tells; None when padding is not dark: all pixels are needed to take it out."""
+    frame = pyramid.frame
+    step = _thumbnail_step(frame)
+    times = min(step, pyramid.halvings)
+    thumbnail = _averaged(pyramid.halved(times), step - times)
+    table = tone_table(thumbnail, frame, image)
+    return _View(thumbnail, step, table, None) if _padding_is_dark(frame.padding, thumbnail, table) else None
+
+
+def _view_whole(pyramid: Pyramid, image: ImageConfig) -> _View:
+    """All pixels, padding replaced."""
+    frame, pixels, padding = pyramid.frame, pyramid.full(), pyramid.frame.padding
+    if frame.signed:  # to unsigned in the order of the values, so that averages are averages of values
+        pixels = pixels ^ np.uint16(_SIGN)
+        padding = None if padding is None else (padding & 0xFFFF) ^ _SIGN
+    step = _thumbnail_step(frame)
+    thumbnail = _averaged(pixels, step)
+    table = _ordered_table(thumbnail, frame, image)
+    if not _padding_is_dark(padding, thumbnail, table):
+        pixels = _without_padding(pixels, padding, _ordered_table(pixels, frame, image))
+        thumbnail = _averaged(pixels, step)
+        table = _ordered_table(thumbnail, frame, image)
+    return _View(thumbnail, step, table, pixels)
+
+
+def _ordered_table(sample: np.ndarray, frame: EncodedFrame, image: ImageConfig) -> np.ndarray:
+    """`tone_table` for values in the order of a `_View`."""
+    if not frame.signed:
+        return tone_table(sample, frame, image)
+    return tone_table(sample ^ np.uint16(_SIGN), frame, image)[np.arange(65536) ^ _SIGN]
+
+
+def _padding_is_dark(padding: int | None, thumbnail: np.ndarray, table: np.ndarray) -> bool:
+    """Whether padding may be averaged with: there is none, or its tone is that of the darkest of the picture."""
+    if padding is None:
+        return True
+    if not 0 <= padding < 65536:
+        return False
+    low, high = int(thumbnail.min()), int(thumbnail.max())
+    return bool(table[padding] <= table[low : high + 1].min() + _DARK)
 
 
 def _without_padding(pixels: np.ndarray, padding: int | None, table: np.ndarray) -> np.ndarray:
-    """Pixels with padding replaced by the darkest stored value that occurs besides it.
-
-    Nothing is done, and nothing copied, when padding already is as dark as any value from the smallest to the
-    largest: 0 in MONOCHROME2, the maximum in MONOCHROME1, as in the competition's files that are described.
-    """
-    low, high = int(pixels.min()), int(pixels.max())
-    if padding is None or not low <= padding <= high or low == high:
-        return pixels
-    if table[padding] <= table[low : high + 1].min():
-        return pixels
+    """Pixels with padding replaced by the darkest stored value that occurs besides it."""
     present = np.zeros(65536, dtype=bool)
     present[pixels] = True
+    if padding is None or not (0 <= padding < 65536 and present[padding]) or present.sum() == 1:
+        return pixels
     present[padding] = False
     occurring = np.flatnonzero(present)
     darkest = occurring[np.argmin(table[occurring])]
     return np.where(pixels == padding, np.uint16(darkest), pixels)
 
 
-def _thumbnail(pixels: np.ndarray, frame: EncodedFrame) -> tuple[np.ndarray, int]:
-    """A gray picture of the stored range, air dark, by averaging whole blocks, and the side of a block.
+def _thumbnail_step(frame: EncodedFrame) -> int:
+    """How often a frame is halved for its thumbnail."""
+    step = 0
+    while max(frame.rows, frame.columns) >> (step + 1) >= _THUMBNAIL:
+        step += 1
+    return step
+
+
+def _averaged(pixels: np.ndarray, times: int) -> np.ndarray:
+    """The averages of whole blocks of 2**times x 2**times pixels, uint16; what is left over at the ends is left out.
+
+    Halving by exact twos is ten times faster than one resize by the whole factor.
+    """
+    rows, columns = (max(1, side >> times) for side in pixels.shape)
+    small = pixels[: rows << times, : columns << times]
+    for _ in range(times):
+        half = (max(1, small.shape[1] // 2), max(1, small.shape[0] // 2))
+        small = cv2.resize(small, half, interpolation=cv2.INTER_AREA)
+    return small
+
+
+def _resized(crop: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """A crop at (width, height) `size`, by area, or linear where it must grow.
+
+    The area of a pixel of the result is taken as the average of two times two points in it, after halving the crop as
+    often as it stays four times as large. cv2.INTER_AREA has fast code for exact halves alone; this takes a third of
+    its time and lies 0.2 of 255 grey levels off it on average, where cv2.INTER_LINEAR lies 1 off.
+    """
+    width, height = size
+    if crop.shape[0] < height or crop.shape[1] < width:
+        return cv2.resize(crop, size, interpolation=cv2.INTER_LINEAR)
+    times = 0
+    while crop.shape[0] >> (times + 1) >= 2 * height and crop.shape[1] >> (times + 1) >= 2 * width:
+        times += 1
+    small = _averaged(crop, times)
+    if small.shape == (height, width):
+        return small
+    twice = cv2.resize(small, (2 * width, 2 * height), interpolation=cv2.INTER_LINEAR)
+    return cv2.resize(twice, size, interpolation=cv2.INTER_AREA)
+
+
+def _gray(thumbnail: np.ndarray, frame: EncodedFrame) -> np.ndarray:
+    """The thumbnail's stored range as uint8, air dark.
 
     The range is what 99.8 % of its pixels span: a dead pixel or a marker must not set it.
     """
-    step = max(1, max(pixels.shape) // _THUMBNAIL)
-    rows, columns = (max(1, side // step) for side in pixels.shape)
-    small = pixels[: rows * step, : columns * step]
-    if step > 1:
-        small = cv2.resize(small, (columns, rows), interpolation=cv2.INTER_AREA).astype(np.uint16, copy=False)
-    values = modality_values(small ^ np.uint16(_SIGN) if frame.signed else small, frame)
+    values = modality_values(_PATTERNS ^ np.uint16(_SIGN) if frame.signed else _PATTERNS, frame)
     if frame.photometric == "MONOCHROME1":
         values = -values
-    low, high = np.percentile(values, (0.1, 99.9))
+    counts = np.bincount(thumbnail.ravel(), minlength=65536)
+    order = np.argsort(values, kind="stable")  # a Modality LUT may fall
+    below = np.cumsum(counts[order])
+    low, high = (values[order[np.searchsorted(below, share * thumbnail.size)]] for share in (0.001, 0.999))
     if high <= low:
-        low, high = values.min(), max(values.max(), values.min() + 1)
-    return np.rint(np.clip((values - low) / (high - low), 0, 1) * 255).astype(np.uint8), step
+        there = values[counts > 0]
+        low, high = there.min(), max(there.max(), there.min() + 1)
+    return np.rint(np.clip((values - low) / (high - low), 0, 1) * 255).astype(np.uint8)[thumbnail]
 
 
-def _place(tones: np.ndarray, flip: bool, image: ImageConfig) -> np.ndarray:
-    """Chest wall left, padded right and symmetric top and bottom, quantised."""
+def _place(picture: np.ndarray, flip: bool, image: ImageConfig) -> np.ndarray:
+    """Chest wall left, padded right and symmetric top and bottom."""
     canvas = np.zeros((image.height, image.width), dtype=np.uint8)
-    rows, columns = tones.shape
+    rows, columns = picture.shape
     top = (image.height - rows) // 2
-    canvas[top : top + rows, :columns] = np.rint((tones[:, ::-1] if flip else tones) * np.float32(255))
+    canvas[top : top + rows, :columns] = picture[:, ::-1] if flip else picture
     return canvas
 
 

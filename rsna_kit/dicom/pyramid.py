@@ -1,0 +1,138 @@
+"""One frame at the resolution that is asked for: the full picture, or halved as often as its wavelet allows.
+
+A lossless JPEG 2000 stream holds its picture at every halving, so a small picture of it costs a small decode
+(`openjpeg`). What is given does not depend on who decodes: without a library that can reduce, or when one is switched
+off, the full picture is decoded by the ladder and the same subband computed from it (`wavelet`).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from rsna_kit.dicom import openjpeg
+from rsna_kit.dicom.codestream import StreamFacts
+from rsna_kit.dicom.decode import check_stream, decode, stored_pixels
+from rsna_kit.dicom.frame import EncodedFrame
+from rsna_kit.dicom.trust import TRUST_ALL, Trust
+from rsna_kit.dicom.wavelet import aligned, low_band
+
+REDUCER = "openjpeg"  # how proof and trust name the binding
+_JPEG2000_LOSSLESS = "1.2.840.10008.1.2.4.90"
+_PROVEN_HALVINGS = 4  # what the largest pictures are halved to for a thumbnail
+_STRAY_SHARE = 0.05  # as in `decode`: markers burnt in above the stored bits
+
+
+class Pyramid:
+    """The pixels of one frame, decoded when they are asked for.
+
+    Args:
+        frame: from `read_frame`.
+        trust: decoders that are switched off are not asked.
+        pixels: the full picture, when somebody else has decoded it: uint16 (rows, columns) as `decode` gives it.
+
+    Attributes:
+        halvings: how often the picture can be halved; 0 for everything but lossless JPEG 2000 with the reversible
+            wavelet, unsigned, in one piece.
+
+    Raises:
+        DecodeError: the codestream contradicts the header.
+    """
+
+    def __init__(self, frame: EncodedFrame, trust: Trust = TRUST_ALL, pixels: np.ndarray | None = None) -> None:
+        self.frame = frame
+        self._trust = trust
+        self._facts = check_stream(frame)
+        self._full = pixels
+        self.halvings = _halvings(frame, self._facts)
+        self._reduces = (
+            pixels is None
+            and self.halvings > 0
+            and openjpeg.is_available()
+            and trust.allows(REDUCER, frame, self._facts)
+        )
+
+    def full(self) -> np.ndarray:
+        """The stored pixels: uint16 (rows, columns), as `decode` gives them.
+
+        Raises:
+            DecodeError: no decoder could read them.
+        """
+        if self._full is None:
+            self._full = decode(self.frame, self._trust)
+        return self._full
+
+    def halved(self, times: int, area: tuple[int, int, int, int] | None = None) -> np.ndarray:
+        """The picture or a part of it, each pixel the place of 2**times x 2**times stored pixels.
+
+        Args:
+            times: 0 to `halvings`.
+            area: (top, left, bottom, right) in full-resolution pixels, multiples of 2**times except where the picture
+                ends; None for the whole picture.
+
+        Returns:
+            uint16, not inverted, not scaled, at most 2**bits_stored - 1, for unsigned frames. A block that the
+            picture's edge cuts is left out.
+
+        Raises:
+            DecodeError: no decoder could read the frame.
+            ValueError: more halvings than there are.
+        """
+        if not 0 <= times <= self.halvings and times > 0:
+            raise ValueError(f"{self.frame.where}: asked for {times} halvings, it has {self.halvings}")
+        frame, block = self.frame, 1 << times
+        top, left, bottom, right = (0, 0, frame.rows, frame.columns) if area is None else area
+        # One block more on the far sides: aligning looks at it.
+        wide = (top, left, min(bottom + block, frame.rows), min(right + block, frame.columns))
+        band = aligned(self._band(times, wide), times)
+        return band[: max(1, (bottom >> times) - (top >> times)), : max(1, (right >> times) - (left >> times))]
+
+    def _band(self, times: int, area: tuple[int, int, int, int]) -> np.ndarray:
+        """The low subband inside `area`, clipped to the stored bits."""
+        if self._reduces:
+            try:
+                return self._in_range(openjpeg.decode_reduced(self.frame.codestream, times, area))
+            except (openjpeg.OpenJpegError, ValueError):
+                self._reduces = False  # the ladder has more to say: another decoder, or what is wrong
+        precision = 16 if self._facts is None else self._facts.precision
+        top, left, bottom, right = (-(-side // (1 << times)) for side in area)
+        band = low_band(self.full(), times, precision)[top:bottom, left:right]
+        return np.minimum(band, np.uint16((1 << self.frame.bits_stored) - 1)) if times else band
+
+    def _in_range(self, band: np.ndarray) -> np.ndarray:
+        """A band without overshoot above the stored bits.
+
+        Raises:
+            ValueError: so much lies above them that header and stream disagree.
+        """
+        top = (1 << self.frame.bits_stored) - 1
+        if int(band.max()) <= top:
+            return band
+        if np.mean(band > top) > _STRAY_SHARE:
+            raise ValueError("values above the stored bits")
+        return np.minimum(band, np.uint16(top))
+
+
+def decode_for_proof(frame: EncodedFrame) -> np.ndarray | None:
+    """The full picture through the binding that reduces, for `proof.prove`; None when it is not for such frames.
+
+    Raises:
+        OpenJpegError: it refused the frame, or a halving of it is not the low subband of the full picture.
+    """
+    facts = check_stream(frame)
+    levels = _halvings(frame, facts)
+    if facts is None or not levels:
+        return None
+    full = openjpeg.decode_reduced(frame.codestream, 0)
+    for times in range(1, min(levels, _PROVEN_HALVINGS) + 1):
+        if not np.array_equal(openjpeg.decode_reduced(frame.codestream, times), low_band(full, times, facts.precision)):
+            raise openjpeg.OpenJpegError(f"halving {times} is not the low subband of the full picture")
+    return stored_pixels(full, frame)
+
+
+def _halvings(frame: EncodedFrame, facts: StreamFacts | None) -> int:
+    """How often the picture can be halved so that every decoder agrees on the result."""
+    if frame.transfer_syntax != _JPEG2000_LOSSLESS or facts is None or facts.wavelet is None:
+        return 0
+    wavelet = facts.wavelet
+    exact = wavelet.reversible and wavelet.plain and wavelet.tiles == 1
+    return wavelet.levels if exact and not frame.signed and not facts.signed else 0

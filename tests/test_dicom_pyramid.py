@@ -1,0 +1,279 @@
+"""Reduced JPEG 2000: the wavelet against a literal transcription of T.800, OpenJPEG against the wavelet and Pillow."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from dicom_files import EXPLICIT, J2K, J2K_LOSSY, SV1, make_dicom
+from PIL import Image
+
+from rsna_kit.dicom import openjpeg, pyramid
+from rsna_kit.dicom.codestream import read_facts
+from rsna_kit.dicom.decode import check_stream, decode
+from rsna_kit.dicom.frame import EncodedFrame, read_frame
+from rsna_kit.dicom.pyramid import Pyramid
+from rsna_kit.dicom.trust import Trust, group_of
+from rsna_kit.dicom.wavelet import aligned, low_band
+from rsna_kit.runtime.errors import DecodeError
+
+SHAPES = [(64, 48), (63, 47), (65, 50), (41, 7), (3, 33), (2, 2), (1, 9), (9, 1), (1, 1)]
+
+
+def textured(rows: int = 64, columns: int = 48, top: int = 4095) -> np.ndarray:
+    """Noise, a ramp and hard edges at the extremes, where a wavelet overshoots: uint16 0..top."""
+    rng = np.random.default_rng(rows * 1000 + columns)
+    y, x = np.mgrid[:rows, :columns]
+    pixels = (x * top // max(columns, 2) + rng.integers(0, top // 4, x.shape)).clip(0, top)
+    pixels[(y // 5 + x // 7) % 3 == 0] = top
+    pixels[(y // 4 + x // 9) % 4 == 0] = 0
+    return pixels.astype(np.uint16)
+
+
+def jpeg2000(pixels: np.ndarray, levels: int = 3, **options: object) -> bytes:
+    """Encoded by Pillow, whose OpenJPEG honours every option at every size."""
+    buffer = io.BytesIO()
+    options = {"irreversible": False, "num_resolutions": levels + 1, **options}
+    Image.fromarray(pixels).save(buffer, "JPEG2000", **options)
+    return buffer.getvalue()
+
+
+def frame_of(
+    tmp_path: Path, pixels: np.ndarray, stream: bytes | None, syntax: str = J2K, **facts: object
+) -> EncodedFrame:
+    path = tmp_path / "77.dcm"
+    path.write_bytes(make_dicom(pixels, syntax, codestream=stream, **facts))
+    return read_frame(path)
+
+
+def literal_low(signal: list[int]) -> list[int]:
+    """1D_SD of T.800 F.4.8.1 sample by sample, with the periodic symmetric extension of F.3.7."""
+    size = len(signal)
+    if size == 1:
+        return signal
+
+    def x(i: int) -> int:
+        i = i % (2 * (size - 1))
+        return signal[min(i, 2 * (size - 1) - i)]
+
+    def high(n: int) -> int:
+        return x(2 * n + 1) - (x(2 * n) + x(2 * n + 2)) // 2
+
+    return [x(2 * n) + (high(n - 1) + high(n) + 2) // 4 for n in range((size + 1) // 2)]
+
+
+def literal_band(pixels: np.ndarray, levels: int, precision: int) -> np.ndarray:
+    band = pixels.astype(int)
+    for _ in range(levels):
+        band = np.array([literal_low(list(column)) for column in band.T]).T
+        band = np.array([literal_low(list(row)) for row in band])
+    return band.clip(0, 2**precision - 1).astype(np.uint16)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("levels", [1, 2, 3])
+def test_the_wavelet_is_that_of_the_standard(shape: tuple[int, int], levels: int) -> None:
+    pixels = textured(*shape, top=65535)
+    assert np.array_equal(low_band(pixels, levels, 16), literal_band(pixels, levels, 16))
+
+
+def test_strips_of_the_wavelet_join() -> None:
+    pixels = textured(301, 40)
+    assert np.array_equal(low_band(pixels, 1, 12), literal_band(pixels, 1, 12))
+
+
+@pytest.mark.parametrize("shape", [(200, 152), (128, 96), (64, 48)])
+@pytest.mark.parametrize("reduce", [0, 1, 2, 3])
+def test_a_reduced_decode_is_the_low_band_and_what_pillow_says(shape: tuple[int, int], reduce: int) -> None:
+    """12 bits stored in a stream that says 16, as the competition's files are. (Pillow fails on odd reduced sizes.)"""
+    pixels = textured(*shape)
+    stream = jpeg2000(pixels, 5)
+    band = openjpeg.decode_reduced(stream, reduce)
+    assert band.dtype == np.uint16
+    assert np.array_equal(band, low_band(pixels, reduce, 16))
+    with Image.open(io.BytesIO(stream)) as picture:
+        picture.reduce = reduce
+        assert np.array_equal(band, np.asarray(picture))
+
+
+@pytest.mark.parametrize("options", [{"no_jp2": True}, {"progression": "RPCL"}, {"progression": "CPRL"},
+                                     {"codeblock_size": (16, 32)},
+                                     {"quality_mode": "rates", "quality_layers": [20, 5, 1]},
+                                     {"precinct_size": (32, 32), "progression": "PCRL"}])  # fmt: skip
+def test_every_order_of_packets_is_read(tmp_path: Path, options: dict[str, object]) -> None:
+    pixels = textured(150, 130)
+    source = Pyramid(frame_of(tmp_path, pixels, jpeg2000(pixels, 3, **options)))
+    assert source.halvings == 3
+    for times in range(4):
+        assert np.array_equal(source.halved(times), expected(pixels, times))
+
+
+def expected(pixels: np.ndarray, times: int, top: int = 4095) -> np.ndarray:
+    band = aligned(np.minimum(low_band(pixels, times, 16), top), times)
+    return band[: pixels.shape[0] >> times, : pixels.shape[1] >> times]
+
+
+@pytest.mark.parametrize("times", [0, 1, 2, 3])
+@pytest.mark.parametrize("area", [(0, 0, 151, 133), (16, 24, 80, 133), (0, 8, 151, 64), (144, 128, 151, 133)])
+def test_a_part_is_the_same_as_in_the_whole(tmp_path: Path, times: int, area: tuple[int, int, int, int]) -> None:
+    pixels = textured(151, 133)
+    frame = frame_of(tmp_path, pixels, jpeg2000(pixels, 3))
+    top, left, bottom, right = (side >> times for side in area)
+    whole = expected(pixels, times)
+    part = whole[top : max(bottom, top + 1), left : max(right, left + 1)]
+    for source in (Pyramid(frame), Pyramid(frame, pixels=pixels)):
+        found = source.halved(times, area)
+        assert found.shape == (max(1, bottom - top), max(1, right - left))
+        assert np.array_equal(found[: part.shape[0], : part.shape[1]], part)
+
+
+def test_without_a_library_or_trust_the_bytes_are_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pixels = textured(150, 130)
+    frame = frame_of(tmp_path, pixels, jpeg2000(pixels))
+    off = Trust(frozenset({(group_of(frame, check_stream(frame)), pyramid.REDUCER)}))
+    asked: list[int] = []
+    real = openjpeg.decode_reduced
+    monkeypatch.setattr(openjpeg, "decode_reduced", lambda *a: asked.append(a[1]) or real(*a))
+    fast = Pyramid(frame).halved(2)
+    assert asked == [2]
+    assert np.array_equal(Pyramid(frame, off).halved(2), fast)
+    monkeypatch.setattr(openjpeg, "is_available", lambda: False)
+    assert np.array_equal(Pyramid(frame).halved(2), fast)
+    assert asked == [2]
+
+
+def test_a_library_that_refuses_leaves_the_frame_to_the_ladder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pixels = textured()
+    frame = frame_of(tmp_path, pixels, jpeg2000(pixels))
+
+    def refuse(*_: object) -> np.ndarray:
+        raise openjpeg.OpenJpegError("no")
+
+    monkeypatch.setattr(openjpeg, "decode_reduced", refuse)
+    source = Pyramid(frame)
+    assert np.array_equal(source.halved(1), expected(pixels, 1))
+    assert np.array_equal(source.full(), pixels)
+
+
+def test_only_what_every_decoder_agrees_on_is_halved(tmp_path: Path) -> None:
+    pixels = textured()
+
+    def halvings(stream: bytes | None, syntax: str = J2K, kind: np.ndarray = pixels, **facts: object) -> int:
+        return Pyramid(frame_of(tmp_path, kind, stream, syntax, **facts)).halvings
+
+    assert halvings(jpeg2000(pixels, 3)) == 3
+    assert halvings(jpeg2000(pixels, 0)) == 0
+    assert halvings(jpeg2000(pixels, 3, tile_size=(32, 32))) == 0
+    assert halvings(jpeg2000(pixels, 3, irreversible=True), J2K_LOSSY) == 0
+    assert halvings(jpeg2000(pixels, 3), J2K_LOSSY) == 0
+    assert halvings(None, SV1) == 0
+    assert halvings(None, EXPLICIT) == 0
+    assert halvings(None, J2K, pixels.astype(np.int16)) == 0
+    assert halvings(jpeg2000(pixels, 3), PixelRepresentation=1, BitsStored=16) == 0
+
+
+def test_tiles_are_decoded_whole(tmp_path: Path) -> None:
+    pixels = textured(100, 90)
+    frame = frame_of(tmp_path, pixels, jpeg2000(pixels, 2, tile_size=(90, 32)))  # Pillow mixes tiles side by side up
+    assert np.array_equal(Pyramid(frame).full(), pixels)
+    facts = read_facts(frame.codestream, jpeg2000=True)
+    assert facts.wavelet is not None
+    assert facts.wavelet.tiles == 4
+
+
+def test_more_halvings_than_there_are_is_an_error(tmp_path: Path) -> None:
+    pixels = textured()
+    source = Pyramid(frame_of(tmp_path, pixels, jpeg2000(pixels, 2)))
+    with pytest.raises(ValueError, match="asked for 3 halvings, it has 2"):
+        source.halved(3)
+    with pytest.raises(openjpeg.OpenJpegError, match="reduction 3"):
+        openjpeg.decode_reduced(jpeg2000(pixels, 2), 3)
+
+
+def test_overshoot_is_clipped_to_the_stored_bits(tmp_path: Path) -> None:
+    pixels = np.zeros((64, 64), dtype=np.uint16)
+    pixels[:, 31:] = 4095
+    stream = jpeg2000(pixels)
+    assert openjpeg.decode_reduced(stream, 1).max() > 4095
+    assert Pyramid(frame_of(tmp_path, pixels, stream)).halved(1).max() == 4095
+
+
+def test_a_stream_deeper_than_its_header_is_refused(tmp_path: Path) -> None:
+    pixels = textured(top=65535)
+    with pytest.raises(DecodeError, match="expected at most 4095"):
+        Pyramid(frame_of(tmp_path, pixels, jpeg2000(pixels))).halved(1)
+
+
+@pytest.mark.parametrize("share", [0.01, 0.5, 0.99])
+def test_a_stream_that_is_cut_is_refused(tmp_path: Path, share: float) -> None:
+    pixels = textured(200, 180)
+    stream = jpeg2000(pixels, no_jp2=True)
+    with pytest.raises(DecodeError, match=r"end inside the stream's head|do not end with an end marker"):
+        Pyramid(frame_of(tmp_path, pixels, stream[: int(share * len(stream))]))
+
+
+@pytest.mark.parametrize("times", [1, 2, 3])
+def test_alignment_moves_the_band_onto_the_blocks_averages(times: int) -> None:
+    y, x = np.mgrid[:128, :96]
+    pixels = (8 * x + 5 * y + 100).astype(np.uint16)
+    blocks = pixels.reshape(128 >> times, 1 << times, 96 >> times, 1 << times).mean(axis=(1, 3))
+    band = low_band(pixels, times, 16)
+    inner = (slice(1, -2), slice(1, -2))
+    assert np.abs(aligned(band, times) - blocks)[inner].max() <= 1  # rounding
+    assert np.abs(band - blocks)[inner].min() > 5  # and without it the half pixel shows
+
+
+def test_alignment_halves_the_distance_to_the_averages_of_a_texture() -> None:
+    rng = np.random.default_rng(1)
+    spectrum = np.fft.rfft2(rng.normal(size=(256, 256)))
+    fy, fx = np.fft.fftfreq(256)[:, None], np.fft.rfftfreq(256)
+    texture = np.fft.irfft2(spectrum / np.maximum(np.hypot(fy, fx), 1 / 256) ** 1.5)
+    pixels = ((texture - texture.min()) / np.ptp(texture) * 4000).astype(np.uint16)
+    blocks = pixels.reshape(128, 2, 128, 2).mean(axis=(1, 3))
+    band = low_band(pixels, 1, 16)
+    off, on = (np.sqrt(np.mean((b.astype(float) - blocks)[2:-2, 2:-2] ** 2)) for b in (band, aligned(band, 1)))
+    assert on < off / 2
+
+
+def test_a_library_that_fails_the_known_stream_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = next(iter(openjpeg._candidates()))
+    monkeypatch.setattr(openjpeg, "_candidates", lambda: iter(["/no/such/library.so", "libm.so.6", found]))
+    assert openjpeg._library.__wrapped__() is not None
+    monkeypatch.setattr(openjpeg, "_passes", lambda library: False)
+    assert openjpeg._library.__wrapped__() is None
+
+
+def test_garbage_is_an_error_and_not_a_crash() -> None:
+    for stream in (b"", b"\xff", b"\x00\x00\x00\x0cjP  ", jpeg2000(textured())[:60], bytes(1000)):
+        with pytest.raises(openjpeg.OpenJpegError):
+            openjpeg.decode_reduced(stream, 0)
+
+
+def test_two_components_are_refused() -> None:
+    colour = np.dstack([textured().astype(np.uint8)] * 3)
+    with pytest.raises(openjpeg.OpenJpegError, match="3 components, expected 1"):
+        openjpeg.decode_reduced(jpeg2000(colour), 0)
+
+
+def test_the_ladder_and_the_binding_agree_at_full_size(tmp_path: Path) -> None:
+    pixels = textured(120, 100)
+    frame = frame_of(tmp_path, pixels, jpeg2000(pixels))
+    assert np.array_equal(Pyramid(frame).halved(0), decode(frame))
+    given = Pyramid(dataclasses.replace(frame, codestream=frame.codestream), pixels=pixels)
+    assert given.full() is pixels
+
+
+def test_the_proof_covers_the_full_picture_and_its_halvings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pixels = textured(200, 150)
+    frame = frame_of(tmp_path, pixels, jpeg2000(pixels, 5))
+    found = pyramid.decode_for_proof(frame)
+    assert found is not None
+    assert np.array_equal(found, pixels)
+    assert pyramid.decode_for_proof(frame_of(tmp_path, pixels, None, SV1)) is None
+    real = openjpeg.decode_reduced
+    monkeypatch.setattr(openjpeg, "decode_reduced", lambda stream, times: real(stream, times) ^ (times == 3))
+    with pytest.raises(openjpeg.OpenJpegError, match="halving 3 is not the low subband"):
+        pyramid.decode_for_proof(frame)

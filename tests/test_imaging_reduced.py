@@ -1,0 +1,182 @@
+"""The image from a reduced JPEG 2000 decode: which resolution is asked for, whose bytes it has, how far it is off."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+from dicom_files import J2K, SV1, make_dicom
+from realdata import realdata
+from test_dicom_pyramid import jpeg2000
+
+from rsna_kit.config import ImageConfig
+from rsna_kit.dicom import openjpeg
+from rsna_kit.dicom.decode import decode
+from rsna_kit.dicom.frame import read_frame
+from rsna_kit.imaging.render import read_image, render
+
+
+def breast(rows: int = 1400, columns: int = 900, top: int = 3500) -> np.ndarray:
+    """A half ellipse on the left with texture of every scale and specks of one pixel, air 0: uint16."""
+    rng = np.random.default_rng(rows)
+    spectrum = np.fft.rfft2(rng.normal(size=(rows, columns)))
+    frequency = np.hypot(np.fft.fftfreq(rows)[:, None], np.fft.rfftfreq(columns))
+    texture = np.fft.irfft2(spectrum / np.maximum(frequency, 1 / rows) ** 1.5, (rows, columns))
+    texture = (texture - texture.mean()) / texture.std()
+    pixels = 0.6 * top + 0.08 * top * texture + 20 * rng.normal(size=texture.shape)
+    pixels.ravel()[rng.integers(0, pixels.size, 200)] = top
+    y, x = np.mgrid[:rows, :columns]
+    inside = np.hypot((y - rows / 2) / (0.42 * rows), x / (0.6 * columns)) < 1
+    return np.where(inside, pixels.clip(1, top), 0).astype(np.uint16)
+
+
+def write(tmp_path: Path, pixels: np.ndarray, levels: int = 5, **facts: object) -> Path:
+    path = tmp_path / f"{levels}.dcm"
+    window = {"WindowCenter": "2048", "WindowWidth": "4096", **facts}
+    path.write_bytes(make_dicom(pixels, J2K, codestream=jpeg2000(pixels, levels), **window))
+    return path
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, object]]:
+    """The reductions and areas that OpenJPEG is asked for."""
+    openjpeg.is_available()  # its own test decodes, too
+    seen: list[tuple[int, object]] = []
+    real = openjpeg.decode_reduced
+
+    def note(stream: bytes, reduce: int, area: object = None) -> np.ndarray:
+        seen.append((reduce, area))
+        return real(stream, reduce, area)
+
+    monkeypatch.setattr(openjpeg, "decode_reduced", note)
+    return seen
+
+
+# The box is about 1208 rows high and 550 columns wide.
+@pytest.mark.parametrize(("size", "reduce"), [
+    ((2000, 1200), 0), ((1000, 600), 0), ((610, 600), 0), ((590, 600), 1),
+    ((590, 150), 1), ((590, 130), 2), ((290, 600), 2), ((64, 32), 2),
+])  # fmt: skip
+def test_every_row_of_the_image_has_a_row_to_come_from(
+    tmp_path: Path, asked: list[tuple[int, object]], size: tuple[int, int], reduce: int
+) -> None:
+    """The thumbnail, halved twice, is where the box is found; coarser than that nothing is asked for."""
+    rendered = read_image(write(tmp_path, breast()), "1", ImageConfig(height=size[0], width=size[1]))
+    box = rendered.box
+    scale = min(size[0] / box.height, size[1] / box.width)
+    assert 2**reduce * scale <= 1 or reduce == 0
+    assert reduce == 2 or 2 ** (reduce + 1) * scale > 1
+    assert asked == [
+        (2, (0, 0, 1400, 900)),
+        (reduce, (box.top, box.left, box.bottom + 2**reduce, box.right + 2**reduce)),
+    ]
+
+
+def test_fewer_levels_than_asked_are_what_is_used(tmp_path: Path, asked: list[tuple[int, object]]) -> None:
+    small = ImageConfig(height=290, width=600)
+    one = read_image(write(tmp_path, breast(), levels=1), "1", small)
+    assert [times for times, _ in asked] == [1, 1]
+    asked.clear()
+    none = read_image(write(tmp_path, breast(), levels=0), "1", small)
+    assert asked == []
+    exact = read_image(write(tmp_path, breast()), "1", dataclasses.replace(small, decode="exact"))
+    for rendered in (one, none):
+        assert rendered.box.flip == exact.box.flip
+        assert off(rendered.image, exact.image) < 1
+
+
+def off(image: np.ndarray, exact: np.ndarray) -> float:
+    """Mean absolute difference on the breast, grey levels of 255."""
+    return float(np.abs(image.astype(float) - exact)[exact > 0].mean())
+
+
+@pytest.mark.parametrize("size", [(610, 600), (590, 600), (290, 150)])
+@pytest.mark.parametrize("facts", [{}, {"PhotometricInterpretation": "MONOCHROME1", "VOILUTFunction": "SIGMOID"}])
+def test_the_file_and_its_pixels_give_the_same_bytes(
+    tmp_path: Path, size: tuple[int, int], facts: dict[str, object]
+) -> None:
+    """So a machine without the library, or one whose GPU decodes everything, trains and scores on the same images."""
+    pixels = breast()
+    if facts:
+        pixels = 3500 - pixels
+        facts = {**facts, "PixelPaddingValue": 3500}
+    path, image = write(tmp_path, pixels, **facts), ImageConfig(height=size[0], width=size[1])
+    frame = read_frame(path)
+    assert np.array_equal(read_image(path, "1", image).image, render(decode(frame), frame, image).image)
+
+
+def test_without_the_library_the_bytes_are_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, image = write(tmp_path, breast()), ImageConfig(height=290, width=150)
+    with_it = read_image(path, "1", image)
+    monkeypatch.setattr(openjpeg, "is_available", lambda: False)
+    without = read_image(path, "1", image)
+    assert with_it.box == without.box
+    assert np.array_equal(with_it.image, without.image)
+
+
+def test_exact_is_every_pixel_and_reduced_is_near_it(tmp_path: Path, asked: list[tuple[int, object]]) -> None:
+    path = write(tmp_path, breast())
+    for size, most in [((610, 600), 0), ((590, 600), 1.5), ((290, 600), 1.5)]:
+        image = ImageConfig(height=size[0], width=size[1])
+        reduced = read_image(path, "1", image)
+        asked.clear()
+        exact = read_image(path, "1", dataclasses.replace(image, decode="exact"))
+        assert [times for times, _ in asked] == [2, 0]
+        assert reduced.box == exact.box
+        assert off(reduced.image, exact.image) <= most
+
+
+def test_coarser_asks_for_less_and_stays_a_picture(tmp_path: Path, asked: list[tuple[int, object]]) -> None:
+    path, image = write(tmp_path, breast()), ImageConfig(height=610, width=600)
+    fine = read_image(path, "1", image)
+    for coarser, reduce in [(1, 1), (2, 2), (3, 2)]:
+        asked.clear()
+        rendered = read_image(path, "1", image, coarser=coarser)
+        assert [times for times, _ in asked] == [2, reduce]
+        assert rendered.box == fine.box
+        assert 0 < off(rendered.image, fine.image) < 6
+
+
+def test_padding_that_is_not_dark_takes_every_pixel(tmp_path: Path, asked: list[tuple[int, object]]) -> None:
+    pixels = breast()
+    pixels[:, 800:] = 4095  # a bright border, declared as padding
+    image = ImageConfig(height=290, width=150)
+    rendered = read_image(write(tmp_path, pixels, PixelPaddingValue=4095), "1", image)
+    assert [times for times, _ in asked] == [2]
+    assert rendered.box.right < 700
+    assert (rendered.image[:, -5:] == 0).all()
+
+
+def test_noisy_air_is_not_decoded(tmp_path: Path, asked: list[tuple[int, object]]) -> None:
+    pixels = breast()
+    noise = np.random.default_rng(5).integers(0, 60, pixels.shape)
+    pixels = np.where(pixels == 0, noise, pixels).astype(np.uint16)
+    rendered = read_image(write(tmp_path, pixels), "1", ImageConfig(height=610, width=600))
+    _, (_, _, bottom, right) = asked[1]  # type: ignore[misc]
+    assert bottom < 1400
+    assert right < 900
+    assert (rendered.image[:, -5:] == 0).all()
+
+
+def test_lossless_jpeg_and_exact_jpeg2000_show_the_same(tmp_path: Path) -> None:
+    """One picture in the competition's two syntaxes: the box may move by one pixel of the thumbnail."""
+    pixels, image = breast(), ImageConfig(height=290, width=150, decode="exact")
+    path = tmp_path / "sv1.dcm"
+    path.write_bytes(make_dicom(pixels, SV1, WindowCenter="2048", WindowWidth="4096"))
+    one, two = read_image(path, "1", image), read_image(write(tmp_path, pixels), "1", image)
+    sides = [(box.top, box.left, box.bottom, box.right) for box in (one.box, two.box)]
+    assert np.abs(np.subtract(*sides)).max() <= 4  # one pixel of the thumbnail
+    assert off(one.image, two.image) < 4
+
+
+def test_the_real_ge_mammogram_reduced_is_near_the_exact_one(tmp_path: Path) -> None:
+    """Bar: nearer than linear interpolation of the full picture is to averaging it (1.6 to 2 levels on such files)."""
+    source = realdata("dicom") / "mg_GH133_jpll_voilutseq_sigmoid.dcm"
+    window = {"WindowCenter": "2653", "WindowWidth": "900", "VOILUTFunction": "SIGMOID"}
+    path = write(tmp_path, decode(read_frame(source)), **window)
+    image = ImageConfig(height=1024, width=512)
+    reduced, exact = (read_image(path, "1", dataclasses.replace(image, decode=how)) for how in ("reduced", "exact"))
+    assert reduced.box == exact.box
+    assert 0 < off(reduced.image, exact.image) < 1.2
