@@ -1,0 +1,448 @@
+"""DALI's decoder against imagecodecs and the ladder: on the CPU wherever DALI is, on a GPU wherever there is one."""
+
+from __future__ import annotations
+
+import ctypes
+import dataclasses
+import hashlib
+import json
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import imagecodecs
+import numpy as np
+import pytest
+from dicom_files import BASELINE, EXPLICIT, J2K, J2K_LOSSY, JPEG_LS, LOSSLESS, RLE, SV1
+from realdata import find_realdata, realdata
+
+from rsna_kit.dicom import dali as dali_module
+from rsna_kit.dicom.codestream import StreamFacts, Wavelet
+from rsna_kit.dicom.dali import DaliDecoder, gpu_count, unstretch
+from rsna_kit.dicom.decode import check_stream, decode
+from rsna_kit.dicom.frame import EncodedFrame, read_frame
+from rsna_kit.runtime.errors import DecodeError, MissingDependencyError
+
+needs_gpu = pytest.mark.skipif(gpu_count() == 0, reason="needs an NVIDIA GPU: the driver (libcuda.so.1) shows none")
+
+
+@pytest.fixture(scope="module")
+def cpu() -> DaliDecoder:
+    pytest.importorskip("nvidia.dali", reason="needs DALI: pip install 'rsna-kit[dali]'")
+    return DaliDecoder(None, batch_size=4, threads=2)
+
+
+@pytest.fixture(scope="module")
+def gpu() -> DaliDecoder:
+    pytest.importorskip("nvidia.dali", reason="needs DALI: pip install 'rsna-kit[dali]'")
+    return DaliDecoder(0, batch_size=4, threads=2)
+
+
+def noise(rows: int, columns: int, bits: int, seed: int = 0) -> np.ndarray:
+    """Every value equally often, with the extremes of `bits` bits."""
+    pixels = np.random.default_rng([seed, rows, columns]).integers(0, 1 << bits, (rows, columns)).astype(np.uint16)
+    pixels[0, 0], pixels[-1, -1] = 0, (1 << bits) - 1
+    return pixels
+
+
+def jpeg2000(pixels: np.ndarray, bits: int, boxed: bool = False) -> bytes:
+    kind = "jp2" if boxed else "j2k"
+    return imagecodecs.jpeg2k_encode(pixels, reversible=True, codecformat=kind, bitspersample=bits, resolutions=3)
+
+
+def lossless_jpeg(pixels: np.ndarray, bits: int, predictor: int = 1) -> bytes:
+    return imagecodecs.jpeg8_encode(pixels, lossless=True, predictor=predictor, bitspersample=bits)
+
+
+def framed(pixels: np.ndarray, codestream: bytes, bits_stored: int, syntax: str = J2K) -> EncodedFrame:
+    return EncodedFrame(
+        image_id="77", path=None, transfer_syntax=syntax, codestream=codestream, rows=pixels.shape[0],
+        columns=pixels.shape[1], bits_allocated=8 * pixels.dtype.itemsize, bits_stored=bits_stored, signed=False,
+        photometric="MONOCHROME2", windows=(), voi_function="LINEAR", voi_luts=(), modality_lut=None, slope=1.0,
+        intercept=0.0, padding=None,
+    )  # fmt: skip
+
+
+def j2k_frame(pixels: np.ndarray, bits: int, boxed: bool = False) -> EncodedFrame:
+    return framed(pixels, jpeg2000(pixels, bits, boxed), bits)
+
+
+def pixels_of(answer: np.ndarray | DecodeError) -> np.ndarray:
+    assert not isinstance(answer, DecodeError), answer
+    assert answer.dtype == np.uint16
+    assert answer.flags.c_contiguous
+    return answer
+
+
+def reason_of(answer: np.ndarray | DecodeError) -> str:
+    assert isinstance(answer, DecodeError)
+    return str(answer)
+
+
+@pytest.mark.parametrize("boxed", [False, True], ids=["bare", "jp2"])
+@pytest.mark.parametrize("bits", [9, 10, 12, 14, 16])
+def test_jpeg_2000_comes_back_bit_by_bit(cpu: DaliDecoder, bits: int, boxed: bool) -> None:
+    frame = j2k_frame(noise(61, 47, bits), bits, boxed)
+    expected = imagecodecs.jpeg2k_decode(frame.codestream)
+    (answer,) = cpu.decode([frame])
+    assert np.array_equal(pixels_of(answer), expected)
+    assert np.array_equal(expected, noise(61, 47, bits))
+
+
+def test_twelve_stored_bits_in_a_sixteen_bit_stream_keep_their_values(cpu: DaliDecoder) -> None:
+    """What the competition's files are."""
+    pixels = noise(40, 30, 12)
+    (answer,) = cpu.decode([framed(pixels, jpeg2000(pixels, 16), 12)])
+    assert np.array_equal(pixels_of(answer), pixels)
+
+
+def test_signed_pixels_come_as_the_ladder_gives_them(cpu: DaliDecoder) -> None:
+    """Files exist whose header is signed and whose stream calls the same bits unsigned."""
+    low = np.array([[0, 4095, 4096, 8191]] * 8, np.uint16)
+    frame = dataclasses.replace(j2k_frame(low, 13), signed=True)
+    (answer,) = cpu.decode([frame])
+    assert np.array_equal(pixels_of(answer), decode(frame))
+    assert pixels_of(answer).view(np.int16)[0].tolist() == [0, 4095, -4096, -1]
+
+
+def test_more_frames_than_a_batch_of_many_sizes_keep_their_order(
+    cpu: DaliDecoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    run = cpu._run
+    monkeypatch.setattr(cpu, "_run", lambda streams: sizes.append(len(streams)) or run(streams))
+    pictures = [noise(20 + 7 * (k % 5), 60 - 3 * k, 12, seed=k) for k in range(11)]
+    answers = cpu.decode([j2k_frame(picture, 12) for picture in pictures])
+    assert sizes == [4, 4, 3]
+    for answer, picture in zip(answers, pictures, strict=True):
+        assert np.array_equal(pixels_of(answer), picture)
+
+
+def test_answers_stay_when_the_next_batch_is_decoded(cpu: DaliDecoder) -> None:
+    """DALI reuses its buffers."""
+    first, second = noise(30, 30, 12, seed=1), noise(30, 30, 12, seed=2)
+    (kept,) = cpu.decode([j2k_frame(first, 12)])
+    cpu.decode([j2k_frame(second, 12)])
+    assert np.array_equal(pixels_of(kept), first)
+
+
+def test_threads_that_share_a_decoder_get_their_own_pixels(cpu: DaliDecoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And none of them makes another pipeline, which would take as much memory again."""
+    monkeypatch.setattr(cpu, "_build", lambda: pytest.fail("a second pipeline"))
+    pictures = [noise(40, 30, 12, seed=k) for k in range(24)]
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(lambda picture: cpu.decode([j2k_frame(picture, 12)] * 2), pictures))
+    for answer, picture in zip(answers, pictures, strict=True):
+        assert all(np.array_equal(pixels_of(one), picture) for one in answer)
+
+
+def test_no_frames_give_no_answers(cpu: DaliDecoder) -> None:
+    assert cpu.decode([]) == []
+
+
+def torn(frame: EncodedFrame) -> EncodedFrame:
+    """Its second half gone, the end marker kept: seen by the decoder only."""
+    half = frame.codestream[: len(frame.codestream) // 2]
+    return dataclasses.replace(frame, codestream=half + b"\xff\xd9")
+
+
+def test_one_broken_stream_costs_its_own_answer_only(cpu: DaliDecoder) -> None:
+    pictures = [noise(50, 40 + k, 12, seed=k) for k in range(6)]
+    frames = [j2k_frame(picture, 12) for picture in pictures]
+    frames[2] = torn(frames[2])
+    check_stream(frames[2])
+    answers = cpu.decode(frames)
+    assert reason_of(answers[2]) == "image 77: DALI could not decode it (Failed to decode sample #0)"
+    for k in (0, 1, 3, 4, 5):
+        assert np.array_equal(pixels_of(answers[k]), pictures[k])
+    (after,) = cpu.decode([j2k_frame(pictures[0], 12)])
+    assert np.array_equal(pixels_of(after), pictures[0])
+
+
+def test_an_interrupted_run_leaves_nothing_behind(cpu: DaliDecoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C between feeding and fetching: what was fed must not come out as the next frame's pixels."""
+    first, second = noise(30, 30, 12, seed=1), noise(30, 30, 12, seed=2)
+    cpu.decode([j2k_frame(first, 12)])
+    run = cpu._pipeline.run
+
+    def interrupted(**inputs: Any) -> None:
+        run(**inputs)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cpu._pipeline, "run", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        cpu.decode([j2k_frame(first, 12)])
+    (answer,) = cpu.decode([j2k_frame(second, 12)])
+    assert np.array_equal(pixels_of(answer), second)
+
+
+def test_what_the_ladder_refuses_before_decoding_is_refused_alike(cpu: DaliDecoder) -> None:
+    good = j2k_frame(noise(30, 20, 12), 12)
+    frames = [
+        dataclasses.replace(good, rows=31), dataclasses.replace(good, codestream=good.codestream[:200]),
+        dataclasses.replace(good, codestream=b""), dataclasses.replace(good, codestream=b"\0" * 50), good,
+    ]  # fmt: skip
+    *refused, last = cpu.decode(frames)
+    for frame, answer in zip(frames, refused, strict=False):
+        with pytest.raises(DecodeError) as ladder:
+            decode(frame)
+        assert reason_of(answer) == str(ladder.value)
+    assert np.array_equal(pixels_of(last), noise(30, 20, 12))
+
+
+def test_damage_that_ends_the_process_does_not_reach_dali(cpu: DaliDecoder) -> None:
+    """Fuzzing found both: JP2 boxes with another width than the codestream, and a grid with steps of 0."""
+    pixels = noise(57, 20, 12)
+    boxed, bare = bytearray(jpeg2000(pixels, 12, boxed=True)), bytearray(jpeg2000(pixels, 12))
+    width = boxed.index(b"ihdr") + 8
+    assert boxed[width : width + 4] == b"\0\0\0\x14"
+    boxed[width + 3] = 64
+    assert bare[40:44] == b"\0\x01\x0b\x01"  # one component, 12 bits, a step of 1
+    bare[43] = 0
+    for _ in range(20):  # memory that is corrupted once need not show
+        whole, thinned = cpu.decode([framed(pixels, bytes(boxed), 12), framed(pixels, bytes(bare), 12)])
+        assert np.array_equal(pixels_of(whole), pixels)
+        assert "a kind of frame that DALI does not decode" in reason_of(thinned)
+
+
+def test_values_above_the_stored_bits_are_refused(cpu: DaliDecoder) -> None:
+    (answer,) = cpu.decode([framed(noise(30, 20, 13), jpeg2000(noise(30, 20, 13), 16), 12)])
+    assert "gave a largest value of 8191, expected at most 4095 (12 bits stored)" in reason_of(answer)
+
+
+def test_a_constant_picture_is_left_to_the_ladder(cpu: DaliDecoder) -> None:
+    blank = np.full((30, 20), 700, np.uint16)
+    (answer,) = cpu.decode([j2k_frame(blank, 12)])
+    assert "gave a constant picture of 700" in reason_of(answer)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (np.zeros((30, 20, 1), np.uint16), "gave a constant picture of 0"),
+        (noise(20, 30, 12)[:, :, None], "gave uint16 of shape (20, 30), expected uint16 of (30, 20)"),
+        (np.repeat(noise(30, 20, 12)[:, :, None], 3, axis=2), "gave uint16 of shape (30, 20, 3)"),
+        (noise(30, 20, 8).astype(np.uint8)[:, :, None], "gave uint8 of shape (30, 20)"),
+        (noise(30, 20, 16)[:, :, None], "cannot be told whether they are stretched"),
+    ],
+    ids=["zeros", "another shape", "three channels", "eight bits", "rescaled"],
+)
+def test_a_wrong_answer_is_an_error(
+    cpu: DaliDecoder, monkeypatch: pytest.MonkeyPatch, given: np.ndarray, said: str
+) -> None:
+    """What nvJPEG and nvJPEG2000 have been seen to do, which the CPU decoder does not."""
+    monkeypatch.setattr(cpu, "_run", lambda streams: [given])
+    (answer,) = cpu.decode([j2k_frame(noise(30, 20, 12), 12)])
+    assert said in reason_of(answer)
+
+
+@pytest.mark.parametrize("bits", range(9, 16))
+def test_a_stretched_answer_becomes_what_it_was(cpu: DaliDecoder, monkeypatch: pytest.MonkeyPatch, bits: int) -> None:
+    pixels = noise(30, 20, bits)
+    monkeypatch.setattr(cpu, "_run", lambda streams: [stretch(pixels, bits)[:, :, None]])
+    (answer,) = cpu.decode([j2k_frame(pixels, bits)])
+    assert np.array_equal(pixels_of(answer), pixels)
+
+
+def stretch(pixels: np.ndarray, bits: int) -> np.ndarray:
+    """DALI's ConvertGPU: one float32 multiplication, rounded to the nearest integer."""
+    multiplier = np.float32(65535 / ((1 << bits) - 1))
+    return np.rint(pixels.astype(np.float32) * multiplier).astype(np.uint16)
+
+
+@pytest.mark.parametrize("bits", range(9, 16))
+def test_unstretch_undoes_the_stretch_of_every_value(bits: int) -> None:
+    every = np.arange(1 << bits, dtype=np.uint16)
+    assert np.array_equal(unstretch(stretch(every, bits), bits), every)
+    exact = np.array([round(value * 65535 / ((1 << bits) - 1)) for value in range(1 << bits)], np.uint16)
+    assert np.array_equal(unstretch(exact, bits), every)
+
+
+@pytest.mark.parametrize("bits", range(9, 17))
+def test_unstretch_leaves_what_was_not_stretched(bits: int) -> None:
+    every = np.arange(1 << bits, dtype=np.uint16)
+    assert unstretch(every, bits) is every
+
+
+def test_unstretch_sees_a_dark_picture() -> None:
+    """200 of 4095 becomes 3201, which 12 bits could hold; with one brighter pixel it is certain."""
+    dark = np.array([0, 3, 200], np.uint16)
+    with pytest.raises(ValueError, match="gave 0 to 3201 for a stream of 12 bits, and it cannot be told"):
+        unstretch(stretch(dark, 12), 12)
+    assert unstretch(dark, 12) is dark
+    brighter = np.array([0, 3, 200, 256], np.uint16)
+    assert unstretch(stretch(brighter, 12), 12).tolist() == [0, 3, 200, 256]
+
+
+PLAIN = Wavelet(levels=2, reversible=True, layers=1, progression="LRCP", tiles=1, plain=True)
+FACTS = StreamFacts(rows=30, columns=20, components=1, precision=12, signed=False, wavelet=PLAIN)
+
+
+@pytest.mark.parametrize(
+    ("syntax", "facts", "on_cpu", "on_gpu"),
+    [
+        (J2K, {}, True, True),
+        (J2K_LOSSY, {"precision": 16}, True, True),
+        (J2K, {"precision": 9}, True, True),
+        (J2K, {"precision": 8}, False, False),
+        (J2K, {"signed": True}, False, False),
+        (J2K, {"components": 3}, False, False),
+        (J2K, {"wavelet": dataclasses.replace(PLAIN, plain=False)}, False, False),
+        (J2K, {"wavelet": None}, False, False),
+        (SV1, {"predictor": 1}, False, True),
+        (LOSSLESS, {"predictor": 1, "precision": 16}, False, True),
+        (LOSSLESS, {"predictor": 6}, False, False),
+        (SV1, {"predictor": 1, "precision": 8}, False, False),
+        (SV1, {}, False, False),
+        (BASELINE, {"precision": 8}, False, False),
+        ("1.2.840.10008.1.2.4.51", {"precision": 12}, False, False),
+        (JPEG_LS, {}, False, False),
+        (EXPLICIT, None, False, False),
+        (RLE, None, False, False),
+    ],
+)
+def test_what_is_taken(
+    cpu: DaliDecoder, monkeypatch: pytest.MonkeyPatch, syntax: str, facts: dict | None, on_cpu: bool, on_gpu: bool
+) -> None:
+    frame = framed(np.zeros((30, 20), np.uint16), b"", 12, syntax)
+    known = None if facts is None else dataclasses.replace(FACTS, **facts)
+    assert cpu.takes(frame, known) is on_cpu
+    monkeypatch.setattr(dali_module, "gpu_count", lambda: 1)
+    monkeypatch.setattr(DaliDecoder, "_build", lambda self: None)
+    assert DaliDecoder(0).takes(frame, known) is on_gpu
+
+
+def test_what_is_not_taken_never_reaches_dali(cpu: DaliDecoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An 8-bit JPEG would end the process with `double free`."""
+    monkeypatch.setattr(cpu, "_run", lambda streams: pytest.fail("DALI was asked"))
+    gray, wide = noise(30, 20, 8).astype(np.uint8), noise(30, 20, 12)
+    frames = [
+        framed(gray, imagecodecs.jpeg8_encode(gray), 8, BASELINE),
+        framed(gray, lossless_jpeg(gray, 8), 8, SV1),
+        framed(wide, lossless_jpeg(wide, 16), 12, SV1),
+        framed(wide, wide.tobytes(), 12, EXPLICIT),
+        # An 8-bit JPEG that its header calls JPEG 2000.
+        framed(gray, imagecodecs.jpeg8_encode(gray), 8, J2K),
+    ]
+    *others, foreign = map(reason_of, cpu.decode(frames))
+    assert others == ["image 77: a kind of frame that DALI does not decode on the CPU"] * 4
+    assert "begins with ff d8 ff e0, expected JPEG 2000" in foreign
+
+
+def test_a_gpu_that_is_not_there_is_named(cpu: DaliDecoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dali_module, "gpu_count", lambda: 1)
+    for device in (1, -1):
+        with pytest.raises(MissingDependencyError, match=f"asked for GPU {device}, and this process sees 1"):
+            DaliDecoder(device)
+
+
+@pytest.mark.skipif(gpu_count() > 0, reason="needs a machine without a GPU")
+def test_a_gpu_that_cannot_be_used_is_one_clear_error(cpu: DaliDecoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dali_module, "gpu_count", lambda: 1)
+    with pytest.raises(MissingDependencyError, match=r"DALI cannot start on GPU 0: .* Look at the driver"):
+        DaliDecoder(0)
+
+
+def test_a_decoder_that_cannot_be_rebuilt_answers_with_errors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU that fell off the bus costs the accelerator, and the ladder goes on."""
+    monkeypatch.setitem(sys.modules, "nvidia.dali", sys)
+    monkeypatch.setattr(DaliDecoder, "_build", lambda self: None)
+    decoder = DaliDecoder(None)
+
+    def lost(self: DaliDecoder) -> None:
+        raise RuntimeError("CUDA error 719")
+
+    monkeypatch.setattr(DaliDecoder, "_build", lost)
+    answers = decoder.decode([j2k_frame(noise(30, 20, 12), 12)] * 3)
+    assert [reason_of(answer) for answer in answers] == ["image 77: DALI could not decode it (CUDA error 719)"] * 3
+
+
+def test_without_dali_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "nvidia.dali", None)
+    with pytest.raises(MissingDependencyError, match=r"nvidia\.dali cannot be imported .* pip install 'rsna-kit\[dali"):
+        DaliDecoder(None)
+
+
+class Driver:
+    """As libcuda.so.1: `codes` are what cuInit and cuDeviceGetCount return (0 is success)."""
+
+    def __init__(self, *codes: int) -> None:
+        self.codes = codes
+
+    def cuInit(self, flags: int) -> int:  # noqa: N802
+        return self.codes[0]
+
+    def cuDeviceGetCount(self, count: Any) -> int:  # noqa: N802
+        ctypes.cast(count, ctypes.POINTER(ctypes.c_int))[0] = 2
+        return self.codes[1]
+
+
+@pytest.mark.parametrize(("codes", "count"), [((0, 0), 2), ((100, 0), 0), ((0, 3), 0), (None, 0)])
+def test_gpus_are_counted(monkeypatch: pytest.MonkeyPatch, codes: tuple[int, int] | None, count: int) -> None:
+    """100 is CUDA_ERROR_NO_DEVICE; None: no driver at all."""
+
+    def load(name: str) -> Driver:
+        assert name == "libcuda.so.1"
+        if codes is None:
+            raise OSError("libcuda.so.1: cannot open shared object file")
+        return Driver(*codes)
+
+    monkeypatch.setattr(ctypes, "CDLL", load)
+    assert gpu_count() == count
+
+
+def test_counting_gpus_prints_nothing_and_loads_nothing() -> None:
+    program = "import sys; from rsna_kit.dicom.dali import gpu_count as n; c = n(); print(c, 'nvidia' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == (f"{gpu_count()} False\n", "")
+
+
+def real_jpeg_2000() -> list[dict]:
+    """Real files of .90 and .91 with the SHA-256 of their pixels that gdcm, pylibjpeg and Pillow agreed on."""
+    folder = find_realdata("dicom")
+    files = json.loads((folder / "manifest.json").read_text()) if folder else []
+    return [file for file in files if file["transfer_syntax"] in (J2K, J2K_LOSSY) and "pixel_sha256" in file]
+
+
+@pytest.mark.parametrize("facts", real_jpeg_2000(), ids=lambda facts: facts["file"])
+def test_real_files_have_the_pixels_other_decoders_agree_on(cpu: DaliDecoder, facts: dict) -> None:
+    frame = read_frame(realdata("dicom") / facts["file"])
+    if not cpu.takes(frame, check_stream(frame)):
+        assert "does not decode on the CPU" in reason_of(cpu.decode([frame])[0])
+        return
+    pixels = pixels_of(cpu.decode([frame])[0])
+    values = pixels.view(np.int16) if frame.signed else pixels
+    assert hashlib.sha256(values.astype(facts["dtype"]).tobytes()).hexdigest() == facts["pixel_sha256"]
+
+
+def test_most_real_jpeg_2000_files_are_taken(cpu: DaliDecoder) -> None:
+    folder = realdata("dicom")
+    frames = {facts["file"]: read_frame(folder / facts["file"]) for facts in real_jpeg_2000()}
+    left = [name for name, frame in frames.items() if not cpu.takes(frame, check_stream(frame))]
+    assert len(frames) == 8
+    assert left == ["EDGE_ct_TOSHIBA_J2K_SIZ1_PixRep0.dcm"]  # its stream is signed
+
+
+@needs_gpu
+@pytest.mark.gpu
+@pytest.mark.parametrize("boxed", [False, True], ids=["bare", "jp2"])
+@pytest.mark.parametrize("bits", [12, 16])
+def test_a_gpu_decodes_jpeg_2000_as_the_ladder_does(gpu: DaliDecoder, bits: int, boxed: bool) -> None:
+    frames = [j2k_frame(noise(300 + 40 * k, 500 - 30 * k, bits, seed=k), bits, boxed) for k in range(6)]
+    for answer, frame in zip(gpu.decode(frames), frames, strict=True):
+        assert np.array_equal(pixels_of(answer), decode(frame))
+
+
+@needs_gpu
+@pytest.mark.gpu
+@pytest.mark.parametrize("bits", [12, 16])
+def test_a_gpu_decodes_lossless_jpeg_as_the_ladder_does_or_says_no(gpu: DaliDecoder, bits: int) -> None:
+    """nvJPEG before 13.0.2 gives zeros for 12 bits, which must be an error and never pixels."""
+    pictures = [noise(300 + 40 * k, 500 - 30 * k, bits, seed=k) for k in range(6)]
+    frames = [framed(picture, lossless_jpeg(picture, bits), bits, SV1) for picture in pictures]
+    for answer, picture in zip(gpu.decode(frames), pictures, strict=True):
+        if bits == 12 and isinstance(answer, DecodeError):
+            assert "gave a constant picture of 0" in reason_of(answer)
+        else:
+            assert np.array_equal(pixels_of(answer), picture)
