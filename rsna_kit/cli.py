@@ -71,7 +71,7 @@ def _clock(options: argparse.Namespace) -> Clock:
 def _check(options: argparse.Namespace) -> dict[str, Any]:
     from rsna_kit.recipes.check import check
 
-    return check(options.competition, Events())
+    return check(options.folder, Events(), _config(options).image)
 
 
 def _phantom(options: argparse.Namespace) -> dict[str, Any]:
@@ -87,7 +87,10 @@ def _prepare(options: argparse.Namespace) -> dict[str, Any]:
     from rsna_kit.recipes.prepare import prepare
 
     events = Events(options.out / "events.jsonl")
-    return prepare(options.competition, options.out, _config(options), events, limit=options.limit)
+    settings = _config(options)
+    if options.exact:
+        settings = config.with_overrides(settings, ["image.decode=exact"])
+    return prepare(options.competition, options.out, settings, events, limit=options.limit)
 
 
 def _train(options: argparse.Namespace) -> dict[str, Any]:
@@ -101,8 +104,11 @@ def _infer(options: argparse.Namespace) -> dict[str, Any]:
     from rsna_kit.recipes.infer import infer
 
     events = Events(options.out / "events.jsonl")
-    settings = _config(options).infer
-    return infer(options.competition, options.out, options.bundle, settings, events, _clock(options))
+    settings = _config(options)
+    return infer(
+        options.competition, options.out, options.bundle, settings.infer, events, _clock(options),
+        decode=settings.decode, exact=options.exact,
+    )  # fmt: skip
 
 
 def _score(options: argparse.Namespace) -> dict[str, Any]:
@@ -129,9 +135,11 @@ def build_parser() -> argparse.ArgumentParser:
         child.set_defaults(run=run)
         return child
 
-    check = verb("check", _check, "Show what this machine can decode; with a folder, check its tables and headers.",
+    check = verb("check", _check, "Show what this machine can decode; with a folder, what its files are and will take.",
                  "check runs/demo/competition")  # fmt: skip
-    check.add_argument("competition", type=Path, nargs="?", help="competition folder (with train.csv or test.csv)")
+    check.add_argument("folder", type=Path, nargs="?",
+                       help="competition folder (with train.csv or test.csv), or a folder of DICOM files")  # fmt: skip
+    _add_config(check, ["image"], "image.height=1024")
 
     phantom = verb("phantom", _phantom, "Write a synthetic competition with the real one's layout and quirks.",
                    "phantom runs/phantom --patients 40 --seed 1")  # fmt: skip
@@ -148,7 +156,9 @@ def build_parser() -> argparse.ArgumentParser:
     prepare.add_argument("competition", type=Path, help="competition folder with train.csv and train_images/")
     prepare.add_argument("out", type=Path, help="prepared folder to write")
     prepare.add_argument("--limit", type=int, help="only the first N patients, for a quick look")
-    _add_config(prepare, ["image", "data", "infer"], "image.height=1024")
+    prepare.add_argument("--exact", action="store_true",
+                         help="decode every pixel of JPEG 2000, not the resolution that is needed: slower")  # fmt: skip
+    _add_config(prepare, ["image", "decode", "data", "infer"], "decode.workers=4")
 
     train = verb("train", _train, "Train one network per fold and leave a bundle for each; resumes.",
                  "train runs/prepared runs/model --preset smoke")  # fmt: skip
@@ -165,7 +175,9 @@ def build_parser() -> argparse.ArgumentParser:
     infer.add_argument("--bundle", type=Path, action="append", required=True,
                        help="a bundle, or a folder of bundles; may be repeated")  # fmt: skip
     infer.add_argument("--time-limit", metavar="DURATION", help="write what there is before this: 90s, 15m, 8h30m")
-    _add_config(infer, ["infer"], "infer.workers=4")
+    infer.add_argument("--exact", action="store_true",
+                       help="decode every pixel, though the bundles were trained on reduced JPEG 2000")  # fmt: skip
+    _add_config(infer, ["decode", "infer"], "decode.workers=4")
 
     score = verb("score", _score, "pF1 and its companions with intervals by patient, and an HTML page.",
                  "score runs/model/oof.csv runs/test/scores.csv --truth truth.csv --out runs/report")  # fmt: skip

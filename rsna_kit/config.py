@@ -1,4 +1,4 @@
-"""One frozen configuration in five sections, named presets, typed overrides, fingerprints.
+"""One frozen configuration in six sections, named presets, typed overrides, fingerprints.
 
 A preset is a starting point (`--preset smoke`), an override changes one key (`--set image.height=1024`).
 Unknown keys are errors. The `image` section alone decides what a model sees: its fingerprint is
@@ -18,7 +18,7 @@ from typing import Any
 from rsna_kit.runtime.errors import UsageError, did_you_mean
 
 # Raised whenever code in rsna_kit.imaging changes the bytes of an image for the same section.
-IMAGE_RECIPE_VERSION = 1
+IMAGE_RECIPE_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,22 @@ class ImageConfig:
     voi: str = "window"  # "window": VOI window by its function; "lut": VOI LUT Sequence if there is one; "minmax"
     window_index: int = 0  # which of several windows; the 2023 solutions all took the first
     margin: float = 0.01  # added around the breast box, as a share of its longer side
+    decode: str = "reduced"  # "reduced": JPEG 2000 at the resolution the image needs; "exact": every pixel, averaged
 
-    choices = {"voi": ("window", "lut", "minmax")}  # noqa: RUF012 - read by _check, not a field
+    choices = {"voi": ("window", "lut", "minmax"), "decode": ("reduced", "exact")}  # noqa: RUF012 - for _check, no field
+
+
+@dataclass(frozen=True)
+class DecodeConfig:
+    """Who decodes. Nothing here changes the bytes of an image."""
+
+    workers: int = 0  # threads, processes or cluster tasks at once; 0 means one per core (of the whole cluster)
+    backend: str = "threads"  # "threads", "processes" (joblib's loky) or "dask" (past one machine)
+    scheduler: str = ""  # address of a Dask scheduler; empty: a cluster on this machine
+    gpus: str = "none"  # "all": every GPU decodes beside the threads (DALI; not yet measured on one), or "none"
+    proof_files: int = 2  # files of each kind that two decoders must agree on first; 0 believes them unproven
+
+    choices = {"backend": ("threads", "processes", "dask"), "gpus": ("none", "all")}  # noqa: RUF012
 
 
 @dataclass(frozen=True)
@@ -90,7 +104,6 @@ class InferConfig:
     """Scoring a test set."""
 
     batch_size: int = 16
-    workers: int = 0  # decoding threads; 0 means one per core
     prior: float = 0.0211676964  # score of an image that cannot be read: positive share of images in train.csv
     max_failure_share: float = 0.01  # more failed images than this fail the run, after a valid submission is written
 
@@ -100,6 +113,7 @@ class Config:
     """Everything that a run can be told."""
 
     image: ImageConfig = field(default_factory=ImageConfig)
+    decode: DecodeConfig = field(default_factory=DecodeConfig)
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     train: TrainConfig = field(default_factory=TrainConfig)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 import shutil
 import signal
@@ -18,13 +19,14 @@ import pytest
 from rsna_kit.competition.paths import find_competition
 from rsna_kit.competition.submission import check_submission
 from rsna_kit.competition.tables import read_sample, read_test
-from rsna_kit.config import Config
-from rsna_kit.imaging.render import read_image
+from rsna_kit.config import Config, DecodeConfig, ImageConfig
+from rsna_kit.dicom.trust import Trust
+from rsna_kit.imaging.render import Rendered, read_image
 from rsna_kit.models.bundle import load_model, open_bundle, set_threshold
 from rsna_kit.recipes import infer as infer_module
 from rsna_kit.recipes.infer import infer
 from rsna_kit.runtime.clock import Clock
-from rsna_kit.runtime.errors import BundleError, TableError
+from rsna_kit.runtime.errors import BundleError, TableError, UsageError
 from rsna_kit.runtime.events import Events
 
 pytestmark = pytest.mark.tf
@@ -282,3 +284,81 @@ def test_saving_on_the_way_changes_nothing(
     monkeypatch.setattr(infer_module, "SAVE_EVERY_S", 0.0)
     infer(hidden, tmp_path / "often", [bundle], tiny.infer, quiet, Clock())
     assert (tmp_path / "once/submission.csv").read_bytes() == (tmp_path / "often/submission.csv").read_bytes()
+
+
+def test_prepare_and_infer_show_the_model_the_same_bytes(
+    phantom: Path, bundle: Path, tmp_path: Path, tiny: Config, quiet: Events, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The training images, given as a test set: what infer scores is what prepare has stored."""
+    from rsna_kit.data.shards import open_prepared, read_picture
+    from rsna_kit.models.ensemble import Ensemble
+    from rsna_kit.recipes.prepare import prepare
+
+    prepare(phantom, tmp_path / "prepared", tiny, quiet)
+    competition = tmp_path / "competition"
+    competition.mkdir()
+    table = pd.read_csv(phantom / "train.csv", dtype=str)
+    table["prediction_id"] = table["patient_id"] + "_" + table["laterality"]
+    table[pd.read_csv(phantom / "hidden" / "test.csv").columns].to_csv(competition / "test.csv", index=False)
+    (competition / "test_images").symlink_to(phantom / "train_images")
+    scored: list[np.ndarray] = []
+    score = Ensemble.score
+
+    def note(self: Ensemble, images: np.ndarray) -> np.ndarray:
+        scored.extend(images[..., 0])
+        return score(self, images)
+
+    monkeypatch.setattr(Ensemble, "score", note)
+    assert infer(competition, tmp_path / "out", [bundle], tiny.infer, quiet, Clock())["ok"]
+    prepared = open_prepared(tmp_path / "prepared")
+    assert len(scored) == len(table)
+    for image_id, image in zip(table["image_id"], scored, strict=True):
+        assert np.array_equal(read_picture(prepared, image_id), image)
+
+
+def test_exact_decodes_every_pixel_and_says_so(
+    hidden: Path, bundle: Path, tmp_path: Path, tiny: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    monkeypatch.setattr(
+        "rsna_kit.imaging.stream.read_image",
+        lambda path, image_id, image, *rest: asked.append(image.decode) or read_image(path, image_id, image, *rest),
+    )
+    said = io.StringIO()
+    infer(hidden, tmp_path / "out", [bundle], tiny.infer, Events(stream=said), Clock(), exact=True)
+    assert set(asked) == {"exact"}
+    assert "--exact: every pixel is decoded, though the bundles were trained on reduced JPEG 2000" in said.getvalue()
+
+
+def test_a_run_that_is_short_of_time_asks_for_coarser_images(
+    hidden: Path, bundle: Path, tmp_path: Path, tiny: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A clock that wants to see little evidence, a limit that cannot be kept, decoding that is what takes long."""
+    from rsna_kit.imaging import pace
+
+    monkeypatch.setattr(pace, "_EVIDENCE_IMAGES", 4)
+    monkeypatch.setattr(pace, "_EVIDENCE_S", 0.01)
+    monkeypatch.setattr(infer_module, "WRITE_RESERVE_S", 0.0)
+    coarser = []
+
+    def slowly(path: Path, image_id: str, image: ImageConfig, trust: Trust, more: int) -> Rendered:
+        coarser.append(more)
+        time.sleep(0.3)
+        return read_image(path, image_id, image, trust, more)
+
+    monkeypatch.setattr("rsna_kit.imaging.stream.read_image", slowly)
+    said = io.StringIO()
+    settings, decode = replace(tiny.infer, batch_size=4), DecodeConfig(workers=1, proof_files=0)
+    result = infer(hidden, tmp_path / "out", [bundle], settings, Events(stream=said), Clock(9.0), decode=decode)
+    assert result["coarser"] > 0
+    assert "times coarser from here on" in said.getvalue()
+    assert coarser[0] == 0
+    assert max(coarser) > 0
+    submission(tmp_path / "out", hidden)
+
+
+def test_infer_decodes_in_its_own_process(
+    hidden: Path, bundle: Path, tmp_path: Path, tiny: Config, quiet: Events
+) -> None:
+    with pytest.raises(UsageError, match=r"decode\.backend: got 'dask', infer decodes in threads"):
+        infer(hidden, tmp_path, [bundle], tiny.infer, quiet, Clock(), decode=DecodeConfig(backend="dask"))

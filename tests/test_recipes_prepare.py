@@ -16,7 +16,7 @@ import pytest
 
 from rsna_kit.competition.paths import find_competition
 from rsna_kit.competition.tables import read_train
-from rsna_kit.config import Config
+from rsna_kit.config import Config, DecodeConfig
 from rsna_kit.data.shards import open_prepared, read_picture
 from rsna_kit.imaging.render import read_image
 from rsna_kit.recipes.prepare import prepare
@@ -111,9 +111,15 @@ def test_a_killed_run_resumes_to_the_same_bytes(phantom: Path, tmp_path: Path, t
 
 
 def test_the_same_run_gives_the_same_bytes(phantom: Path, tmp_path: Path, tiny: Config, quiet: Events) -> None:
-    for name, workers in (("one", 1), ("two", 2)):
-        prepare(phantom, tmp_path / name, tiny, quiet, workers=workers)
-    assert digests(tmp_path / "one") == digests(tmp_path / "two")
+    """One thread or two, joblib's processes, a Dask cluster of two workers; decoders proven or not."""
+    for name, settings in (
+        ("one", DecodeConfig(workers=1)),
+        ("two", DecodeConfig(workers=2, proof_files=0)),
+        ("processes", DecodeConfig(workers=2, backend="processes")),
+        ("dask", DecodeConfig(workers=2, backend="dask")),
+    ):
+        prepare(phantom, tmp_path / name, replace(tiny, decode=settings), quiet)
+        assert digests(tmp_path / name) == digests(tmp_path / "one")
 
 
 def test_pictures_that_were_not_kept_are_made_when_asked_for(

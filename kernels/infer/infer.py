@@ -43,13 +43,13 @@ from rsna_kit.runtime.hardware import describe
 
 print(json.dumps(describe()))
 rerun = bool(os.environ.get("KAGGLE_IS_COMPETITION_RERUN"))
-settings = with_overrides(Config(), os.environ.get("RSNA_KIT_SET", "").split()).infer
+config = with_overrides(Config(), os.environ.get("RSNA_KIT_SET", "").split())
 bundles = [folder for folder in find_inputs("metadata.json", INPUT, depth=7) if (folder / "model.weights.h5").is_file()]
 print("bundles:", *bundles, sep="\n  ")
 # Kaggle stops the run at 9 h; half an hour is left for its start, its end and the writing.
 clock = Clock(parse_duration(os.environ.get("RSNA_KIT_TIME_LIMIT", "8h30m")))
 try:
-    result = infer(None, WORKING, bundles, settings, Events(WORKING / "events.jsonl"), clock)
+    result = infer(None, WORKING, bundles, config.infer, Events(WORKING / "events.jsonl"), clock, config.decode)
 except Exception:
     if not (rerun and (WORKING / "image_scores.csv").is_file()):
         raise

@@ -1,30 +1,51 @@
-"""Many DICOM files to many images: decoding runs ahead in threads, results come in the order asked for.
+"""Many DICOM files to many images: one queue that every worker draws from, results in the order asked for.
 
-Decoding and resizing release the interpreter lock, so threads scale and pixels need no copying between
-processes. At most `ahead` results wait at any time, which bounds memory.
+CPU threads take a file at a time. Decoding and resizing release the interpreter lock, so threads use every core and
+pixels need no copying between processes. A device (a GPU behind `dicom.dali`) takes a batch of what it can decode; what
+it cannot, or fails on, goes back to the threads, which also render what it decoded: the image is the same whoever
+decodes.
+
+Memory is bounded: at most `ahead` files are begun and not yet handed out. So is time: a file on which a thread is stuck
+for `patience_s` becomes a failure, and another thread takes its place; a device that is stuck is left behind.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Generator, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
+
+import cv2
+import numpy as np
 
 from rsna_kit.config import ImageConfig
-from rsna_kit.imaging.render import Rendered, read_image
-from rsna_kit.runtime.errors import ImageError
+from rsna_kit.dicom.codestream import StreamFacts
+from rsna_kit.dicom.decode import check_stream
+from rsna_kit.dicom.frame import EncodedFrame, read_frame
+from rsna_kit.dicom.pyramid import Pyramid
+from rsna_kit.dicom.trust import TRUST_ALL, Trust
+from rsna_kit.imaging.render import Rendered, read_image, render_pyramid
+from rsna_kit.runtime.errors import DecodeError, ImageError
 from rsna_kit.runtime.hardware import cpu_count
+
+PATIENCE_S = 120.0  # two decoders of 30 s each in a process of their own, and a slow machine
+_THREAD = "decode"  # name of the CPU threads; devices have their own
+_MOST_FAILURES = 32
+_LOOK_EVERY_S = 1.0  # how often a waiting consumer looks for stuck threads
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one file: exactly one of `rendered` and `error` is set."""
+    """What became of one file: exactly one of `rendered` and `error` is set; `worker` says who decoded it."""
 
     image_id: str
     rendered: Rendered | None = None
     error: ImageError | None = None
+    worker: str = "cpu"
 
     def failure(self) -> dict[str, str]:
         """The row for failures.csv: image_id, stage, reason."""
@@ -32,39 +53,244 @@ class Outcome:
         return {"image_id": self.image_id, "stage": self.error.stage, "reason": str(self.error)}
 
 
-def stream_images(
-    files: Iterable[tuple[str, Path]], image: ImageConfig, workers: int = 0, ahead: int | None = None
-) -> Generator[Outcome, None, None]:
-    """Yield one `Outcome` per `(image_id, path)`, in the given order.
+class Device(Protocol):
+    """A decoder of batches, such as `dicom.dali.DaliDecoder`."""
+
+    name: str
+    batch_size: int
+
+    def takes(self, frame: EncodedFrame, facts: StreamFacts | None) -> bool:
+        """Whether it can decode this kind of frame."""
+
+    def decode(self, frames: Sequence[EncodedFrame]) -> list[np.ndarray | DecodeError]:
+        """Stored pixels, or what is wrong, for each frame."""
+
+
+@dataclass
+class _Task:
+    """One file on its way. `frame` and `pixels` are set when a device has read or decoded it."""
+
+    number: int
+    image_id: str
+    path: Path
+    frame: EncodedFrame | None = None
+    pixels: np.ndarray | None = None
+    worker: str = "cpu"
+
+
+class ImageStream(Iterator[Outcome]):
+    """Yields one `Outcome` per `(image_id, path)`, in the given order.
+
+    A file that cannot be used becomes an outcome with an error, whatever went wrong with it. `close` drops what has not
+    started; use as a context manager, or close it.
 
     Args:
-        files: image ids and their DICOM files.
+        files: image ids and their DICOM files; drawn from as they are needed.
         image: the image section of the configuration.
         workers: decoding threads, 0 for one per core.
-        ahead: results decoded in advance, four per worker unless given.
+        trust: decoders that are switched off.
+        devices: decoders of batches that work beside the threads.
+        ahead: files begun and not yet handed out, at most; enough for every worker unless given.
+        patience_s: seconds after which a thread counts as stuck on its file.
 
-    A file that cannot be used becomes an outcome with an error, whatever went wrong with it.
-    Closing the generator drops what has not started.
+    Attributes:
+        notes: what devices said when they gave up; empty when all is well.
+        coarser: further halvings of JPEG 2000, read as each file is begun: a consumer short of time raises it.
+        counts: images by the worker that decoded them.
+        waited_s: how long the consumer waited for images; much of the time means that decoding is what takes long.
     """
-    workers = workers or cpu_count()
-    ahead = ahead or 4 * workers
-    waiting: deque[Future[Outcome]] = deque()
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
-    try:
-        for image_id, path in files:
-            waiting.append(pool.submit(_read, image_id, path, image))
-            if len(waiting) >= ahead:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
 
+    def __init__(
+        self, files: Iterable[tuple[str, Path]], image: ImageConfig, workers: int = 0, trust: Trust = TRUST_ALL,
+        devices: Sequence[Device] = (), ahead: int | None = None, patience_s: float = PATIENCE_S,
+    ) -> None:  # fmt: skip
+        self.coarser, self.waited_s = 0, 0.0
+        self.counts: Counter[str] = Counter()
+        self.notes: list[str] = []
+        self._files = enumerate(iter(files))
+        self._image, self._trust, self._patience_s = image, trust, patience_s
+        workers = workers or cpu_count()
+        self._ahead = ahead or 4 * workers + sum(2 * device.batch_size for device in devices)
+        self._changed = threading.Condition()
+        self._handed: deque[_Task] = deque()  # what devices read or decoded, for the threads to finish
+        self._results: dict[int, Outcome] = {}
+        self._begun = self._next = 0
+        self._ended = self._exhausted = False
+        self._failure: Exception | None = None  # of the iterable of files
+        self._feeding = len(devices)
+        self._running: dict[threading.Thread, tuple[list[_Task], float]] = {}
+        cv2.setNumThreads(1)  # threads over images; OpenCV's own would compete with them
+        for _ in range(workers):
+            self._start(self._work, _THREAD)
+        for device in devices:
+            self._start(self._feed, device.name, device)
 
-def _read(image_id: str, path: Path, image: ImageConfig) -> Outcome:
-    try:
-        return Outcome(image_id, rendered=read_image(path, image_id, image))
-    except ImageError as error:
-        return Outcome(image_id, error=error)
-    except Exception as error:  # a bug met by one file must not cost the other 32,000
-        return Outcome(image_id, error=ImageError(f"{path}: unexpected {type(error).__name__}: {error}"))
+    def _start(self, target: Callable[..., None], name: str, *arguments: object) -> None:
+        threading.Thread(target=target, args=arguments, name=name, daemon=True).start()
+
+    def __enter__(self) -> ImageStream:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Begin nothing more. What is being decoded ends by itself and is dropped."""
+        with self._changed:
+            self._ended = True
+            self._handed.clear()
+            self._results.clear()
+            self._changed.notify_all()
+
+    def __next__(self) -> Outcome:
+        began = time.monotonic()
+        with self._changed:
+            while self._next not in self._results:
+                if self._ended or (self._exhausted and self._next >= self._begun):
+                    self._ended = True
+                    self._changed.notify_all()
+                    raise self._failure or StopIteration
+                self._changed.wait(_LOOK_EVERY_S)
+                self._give_up_on_stuck()
+            outcome = self._results.pop(self._next)
+            self._next += 1
+            self._changed.notify_all()
+        self.waited_s += time.monotonic() - began
+        self.counts[outcome.worker] += 1
+        return outcome
+
+    def _give_up_on_stuck(self) -> None:
+        """Turn files that hold a thread for too long into failures. Called with the lock held."""
+        now = time.monotonic()
+        for thread, (tasks, since) in list(self._running.items()):
+            if now - since <= self._patience_s:
+                continue
+            del self._running[thread]
+            if thread.name != _THREAD:
+                self._leave(thread.name, tasks, f"nothing came within {self._patience_s:g} s")
+                continue
+            for task in tasks:
+                where, limit = f"image {task.image_id} ({task.path})", f"{self._patience_s:g} s"
+                error = DecodeError(f"{where}: nothing came within {limit}, a decoder hangs. Exclude the image")
+                self._results[task.number] = Outcome(task.image_id, error=error)
+            self._start(self._work, _THREAD)
+
+    def _leave(self, name: str, tasks: Sequence[_Task], why: str) -> None:
+        """Go on without a device; the threads do its work. Called with the lock held."""
+        self.notes.append(f"{name} is not used any more: {why}")
+        self._handed.extend(tasks)
+        self._feeding -= 1
+        self._changed.notify_all()
+
+    def _draw(self) -> _Task | None:
+        """The next file of the queue, None when there is none or enough is begun. Called with the lock held."""
+        if self._exhausted or self._begun - self._next >= self._ahead:
+            return None
+        try:
+            number, (image_id, path) = next(self._files)
+        except Exception as error:
+            self._failure = None if isinstance(error, StopIteration) else error
+            self._exhausted = True
+            self._changed.notify_all()
+            return None
+        self._begun = number + 1
+        return _Task(number, image_id, path)
+
+    def _work(self) -> None:
+        """One CPU thread: first what devices handed over, then the queue."""
+        thread = threading.current_thread()
+        while True:
+            with self._changed:
+                task = None
+                while not self._ended and task is None:
+                    task = self._handed.popleft() if self._handed else self._draw()
+                    if task is None:
+                        if self._exhausted and not self._feeding:
+                            return
+                        self._changed.wait()
+                if task is None:
+                    return
+                self._running[thread] = ([task], time.monotonic())
+                self._changed.notify_all()
+            outcome = self._read(task)
+            with self._changed:
+                if self._running.pop(thread, None) is None:
+                    return  # given up on: another thread has this one's place
+                if not self._ended:
+                    self._results[task.number] = outcome
+                self._changed.notify_all()
+
+    def _read(self, task: _Task) -> Outcome:
+        """Whatever is left to do for one file."""
+        try:
+            if task.frame is None:
+                rendered = read_image(task.path, task.image_id, self._image, self._trust, self.coarser)
+            else:
+                pyramid = Pyramid(task.frame, self._trust, task.pixels)
+                rendered = render_pyramid(pyramid, self._image, self.coarser)
+            return Outcome(task.image_id, rendered=rendered, worker=task.worker)
+        except ImageError as error:
+            return Outcome(task.image_id, error=error, worker=task.worker)
+        except Exception as error:  # a bug met by one file must not cost the other 32,000
+            text = f"image {task.image_id} ({task.path}): unexpected {type(error).__name__}: {error}"
+            return Outcome(task.image_id, error=ImageError(text), worker=task.worker)
+
+    def _feed(self, device: Device) -> None:
+        """One device: batches of what it takes; everything goes to the threads afterwards."""
+        thread = threading.current_thread()
+        held: list[_Task] = []
+        failed = 0  # answers in a row: a GPU whose context is lost fails on everything
+        try:
+            while self._gather(device, held):
+                with self._changed:
+                    self._running[thread] = (list(held), time.monotonic())
+                answers = device.decode([task.frame for task in held if task.frame is not None])
+                with self._changed:
+                    if self._running.pop(thread, None) is None:
+                        return  # given up on
+                    for task, answer in zip(held, answers, strict=True):
+                        if isinstance(answer, np.ndarray):
+                            task.pixels, task.worker, failed = answer, device.name, 0
+                        else:
+                            failed += 1
+                    if failed >= _MOST_FAILURES:
+                        raise RuntimeError(f"failed on {failed} files in a row, lastly {answer}")
+                    self._handed.extend(held)
+                    held.clear()
+                    self._changed.notify_all()
+            with self._changed:
+                self._feeding -= 1
+                self._changed.notify_all()
+        except Exception as error:  # whatever a device's library raises
+            with self._changed:
+                self._running.pop(thread, None)
+                self._leave(device.name, held, f"{type(error).__name__}: {error}")
+
+    def _gather(self, device: Device, held: list[_Task]) -> bool:
+        """Fill `held` with the next files that a device takes, handing the others to the threads; False at the end."""
+        while len(held) < device.batch_size:
+            with self._changed:
+                while not self._ended and len(self._handed) >= 2 * device.batch_size:
+                    self._changed.wait()  # the threads are behind
+                task = None if self._ended else self._draw()
+                if task is None:
+                    if held or self._ended or self._exhausted:
+                        break
+                    self._changed.wait()
+                    continue
+            held.append(task)  # before anything can go wrong with it
+            if not self._belongs(task, device):
+                held.remove(task)
+                with self._changed:
+                    self._handed.append(task)
+                    self._changed.notify_all()
+        return bool(held)
+
+    def _belongs(self, task: _Task, device: Device) -> bool:
+        """Read a task's file and say whether a device may decode it."""
+        try:
+            task.frame = read_frame(task.path, task.image_id)
+            facts = check_stream(task.frame)
+        except ImageError:
+            return False  # the thread that meets it says why
+        return device.takes(task.frame, facts) and self._trust.allows(device.name, task.frame, facts)

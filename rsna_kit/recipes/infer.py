@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+import os
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
@@ -14,9 +16,9 @@ import pandas as pd
 from rsna_kit.competition.paths import find_competition, find_inputs
 from rsna_kit.competition.submission import check_submission, expected_ids, prior_submission, write_submission
 from rsna_kit.competition.tables import read_sample, read_test
-from rsna_kit.config import InferConfig
+from rsna_kit.config import DecodeConfig, InferConfig
 from rsna_kit.runtime.clock import Clock, format_duration
-from rsna_kit.runtime.errors import BundleError
+from rsna_kit.runtime.errors import BundleError, UsageError
 from rsna_kit.runtime.events import Events
 from rsna_kit.runtime.files import replacing
 from rsna_kit.scoring.ledger import ScoreLedger
@@ -32,8 +34,9 @@ WRITE_RESERVE_S = 20.0  # what is kept of the time limit for the writing
 
 
 def infer(
-    where: Path | None, out: Path, bundle_paths: Sequence[Path], settings: InferConfig, events: Events, clock: Clock
-) -> dict[str, Any]:
+    where: Path | None, out: Path, bundle_paths: Sequence[Path], settings: InferConfig, events: Events, clock: Clock,
+    decode: DecodeConfig | None = None, exact: bool = False,
+) -> dict[str, Any]:  # fmt: skip
     """Score the test DICOMs of a competition.
 
     A valid `submission.csv` holds the prior before anything else happens (one that an earlier run left stays) and
@@ -46,13 +49,22 @@ def infer(
         out: folder for submission.csv, scores.csv, image_scores.csv and failures.csv.
         bundle_paths: bundles, or folders of bundles.
         settings: the infer section of the configuration.
-        clock: its limit is honoured with `WRITE_RESERVE_S` and the time of one batch to spare.
+        clock: its limit is honoured with `WRITE_RESERVE_S` and the time of one batch to spare. When decoding is too
+            slow for it, JPEG 2000 is decoded coarser (`imaging.pace`).
+        decode: the decode section of the configuration.
+        exact: decode every pixel, whatever the bundles were trained on.
 
     Returns:
         Counts and paths, ready for JSON; `ok` is False when more than `max_failure_share` of the images failed.
     """
-    from rsna_kit.imaging.stream import stream_images
+    decode = decode or DecodeConfig()
+    if decode.backend != "threads":
+        raise UsageError(f"decode.backend: got {decode.backend!r}, infer decodes in threads of its own process")
+    if decode.gpus != "none":  # TensorFlow would take all memory of a GPU that also decodes
+        os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
+    from rsna_kit.imaging.pace import Pace
     from rsna_kit.models.ensemble import Ensemble, common_image
+    from rsna_kit.recipes.images import open_stream
 
     competition = find_competition(where)
     sample = None if competition.sample_submission is None else read_sample(competition.sample_submission)
@@ -67,10 +79,14 @@ def infer(
 
     bundles = _open_bundles(bundle_paths)
     image = common_image(bundles)
+    if exact and image.decode != "exact":
+        events.say("--exact: every pixel is decoded, though the bundles were trained on reduced JPEG 2000")
+        image = dataclasses.replace(image, decode="exact")
     threshold = float(np.mean([bundle.threshold for bundle in bundles if bundle.threshold is not None]))
     identity = {
         "bundles": [bundle.metadata["sha256"]["model.weights.h5"] for bundle in bundles],
         "images": _fingerprint(test),
+        "decode": image.decode,
     }
     ledger = ScoreLedger(out, identity)
     left = test[[not ledger.done(image_id) for image_id in test["image_id"]]]
@@ -78,12 +94,15 @@ def infer(
         events.say(f"resuming: {len(test) - len(left)} images are done")
 
     ensemble = Ensemble(bundles, settings.batch_size)
-    outcomes = stream_images(competition.files("test", left), image, settings.workers)
+    outcomes = open_stream(list(competition.files("test", left)), image, decode, events)
+    pace = Pace(clock, len(left), WRITE_RESERVE_S, lambda line: events.say(line, kind="coarser"))
     saved = begun = clock.elapsed_s()
-    with events.progress(len(left), "infer") as progress:
+    with outcomes, events.progress(len(left), "infer") as progress:
         while batch := list(islice(outcomes, settings.batch_size)):
             _score_batch(batch, ensemble, ledger)
-            progress.advance(len(batch))
+            for outcome in batch:
+                progress.advance(kind=outcome.worker)
+            outcomes.coarser = pace.update(progress.done, outcomes.waited_s)
             if clock.remaining_s() < WRITE_RESERVE_S + clock.elapsed_s() - begun:  # the next batch takes as long
                 break
             begun = clock.elapsed_s()
@@ -91,8 +110,8 @@ def infer(
                 saved = clock.elapsed_s()
                 _write_results(out, test, sample, ledger, settings.prior, threshold)
     breasts = _write_results(out, test, sample, ledger, settings.prior, threshold)
-    outcomes.close()  # waits for the files that are being decoded, so it comes after the writing
-
+    for note in outcomes.notes:
+        events.say(note)
     unscored = len(test) - len(ledger.scores) - len(ledger.failures)
     if unscored:
         events.say(f"out of time after {format_duration(clock.elapsed_s())}: {unscored} images left at the prior")
@@ -105,6 +124,7 @@ def infer(
         "scored": len(ledger.scores),
         "failed": len(ledger.failures),
         "out_of_time": unscored,
+        "coarser": pace.coarser,
         "breasts": len(breasts),
         "breasts_without_image": int((breasts["images"] == 0).sum()),
         "called_positive": int(breasts["cancer"].sum()),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,27 +17,25 @@ from rsna_kit.runtime.events import Events, Progress
 from rsna_kit.runtime.files import replacing
 
 if TYPE_CHECKING:
+    from rsna_kit.data.shards import ShardWriter
     from rsna_kit.imaging.stream import Outcome
 
 
-def prepare(
-    where: Path | None, out: Path, config: Config, events: Events, limit: int | None = None, workers: int = 0
-) -> dict[str, Any]:
+def prepare(where: Path | None, out: Path, config: Config, events: Events, limit: int | None = None) -> dict[str, Any]:
     """Turn a competition's training DICOMs into images and TFRecord shards.
 
     Args:
         where: competition folder, None for Kaggle's mounts.
         out: prepared folder; a finished shard in it is kept, whatever stopped the run before.
-        config: its image and data sections are used.
+        config: its image, decode and data sections are used.
         limit: only the first `limit` patients.
-        workers: decoding threads, 0 for one per core.
 
     Returns:
         Counts and paths, ready for JSON; `ok` is False when more images failed than
         `infer.max_failure_share` allows (the folder is complete all the same).
     """
     from rsna_kit.data.shards import ShardWriter
-    from rsna_kit.imaging.stream import stream_images
+    from rsna_kit.recipes.images import open_images
 
     competition = find_competition(where)
     table = read_train(competition.table("train.csv"))
@@ -48,19 +47,18 @@ def prepare(
         f"prepare: {len(table)} images of {table['patient_id'].nunique()} patients "
         f"at {config.image.height}x{config.image.width} -> {out}"
     )
-    writer = ShardWriter(out, config.image, table)
-    with events.progress(len(table), "prepare") as progress:
-        for number, start in enumerate(range(0, len(table), config.data.shard_images)):
-            rows = table.iloc[start : start + config.data.shard_images]
-            saved = [_picture_path(out, row, config.data.save) for row in rows.itertuples()]
-            if writer.complete(number, list(rows["image_id"])) and all(
-                path is None or path.is_file() for path in saved
-            ):
-                progress.advance(len(rows), "kept")
-                continue
-            outcomes = stream_images(competition.files("train", rows), config.image, workers)
+    writer, size = ShardWriter(out, config.image, table), config.data.shard_images
+    shards = [table.iloc[start : start + size] for start in range(0, len(table), size)]
+    left = [number for number, rows in enumerate(shards) if not _is_there(writer, number, rows, out, config.data.save)]
+    files = [file for number in left for file in competition.files("train", shards[number])]
+    if len(files) < len(table):
+        events.say(f"resuming: {len(table) - len(files)} images are done")
+    images = open_images(files, config.image, config.decode, events)
+    with closing(images) as outcomes, events.progress(len(files), "prepare") as progress:
+        for number in left:
             failures: list[dict[str, str]] = []
-            writer.write(number, _pictures(rows, outcomes, failures, out, config.data.save, progress), failures)
+            pictures = _pictures(shards[number], outcomes, failures, out, config.data.save, progress)
+            writer.write(number, pictures, failures)
     manifest = writer.finish()
     if manifest["failed"]:
         events.say(f"{manifest['failed']} of {len(table)} images could not be used: {out / 'failures.csv'}")
@@ -72,6 +70,13 @@ def prepare(
     }
 
 
+def _is_there(writer: ShardWriter, number: int, rows: pd.DataFrame, out: Path, save: str) -> bool:
+    """Whether an earlier run left this shard whole, and its pictures."""
+    saved = [_picture_path(out, row, save) for row in rows.itertuples()]
+    whole = writer.complete(number, list(rows["image_id"]))
+    return whole and all(path is None or path.is_file() for path in saved)
+
+
 def _pictures(
     rows: pd.DataFrame, outcomes: Iterator[Outcome], failures: list[dict[str, str]], out: Path, save: str,
     progress: Progress,
@@ -79,8 +84,8 @@ def _pictures(
     """The shard's rows; failed images go to `failures`, pictures also to `out/images/<patient>/`."""
     from rsna_kit.imaging.render import encode_picture
 
-    for row, outcome in zip(rows.itertuples(), outcomes, strict=True):
-        progress.advance()
+    for row, outcome in zip(rows.itertuples(), outcomes, strict=False):  # the outcomes go on with the next shard
+        progress.advance(kind=outcome.worker)
         if outcome.rendered is None:
             failures.append(outcome.failure())
             continue

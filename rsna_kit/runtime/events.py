@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -60,6 +61,7 @@ class Progress:
     def __init__(self, events: Events, total: int, label: str, unit: str) -> None:
         self._events, self.total, self.label, self._unit = events, total, label, unit
         self.done = 0
+        self._kinds: Counter[str] = Counter()
         self._start = self._last = time.monotonic()
         self._bar: Any = None
 
@@ -72,9 +74,20 @@ class Progress:
             self._bar = tqdm(total=self.total, desc=self.label, unit=f" {self._unit}", file=self._events.stream)
         return self
 
-    def advance(self, steps: int = 1, note: str = "") -> None:
-        """Count `steps` as done; `note` is shown behind the numbers."""
+    def advance(self, steps: int = 1, note: str = "", kind: str = "") -> None:
+        """Count `steps` as done.
+
+        Args:
+            steps: how many.
+            note: shown behind the numbers.
+            kind: who did them; where there are several kinds, the rate of each is shown. They share the work, so there
+                is one ETA.
+        """
         self.done += steps
+        self._kinds[kind] += steps
+        if len(self._kinds) > 1:
+            rates = [f"{name} {count / self._elapsed_s():.1f}/s" for name, count in sorted(self._kinds.items())]
+            note = ", ".join([*rates, note] if note else rates)
         if self._bar is not None:
             if note:
                 self._bar.set_postfix_str(note, refresh=False)
@@ -85,9 +98,11 @@ class Progress:
             self._last = now
             self._line(note)
 
+    def _elapsed_s(self) -> float:
+        return max(time.monotonic() - self._start, 1e-9)
+
     def _line(self, note: str = "") -> None:
-        elapsed = time.monotonic() - self._start
-        rate = self.done / elapsed if elapsed > 0 else 0.0
+        rate = self.done / self._elapsed_s()
         left = (self.total - self.done) / rate if rate > 0 else float("inf")
         parts = [
             f"{self.label}: {self.done}/{self.total} {self._unit}",
@@ -97,11 +112,11 @@ class Progress:
         print(", ".join([*parts, note] if note else parts), file=self._events.stream, flush=True)
 
     def __exit__(self, *exc: object) -> None:
-        elapsed = time.monotonic() - self._start
+        elapsed = self._elapsed_s()
         if self._bar is not None:
             self._bar.close()
         else:
-            rate = self.done / elapsed if elapsed > 0 else 0.0
+            rate = self.done / elapsed
             text = f"{self.label}: {self.done}/{self.total} {self._unit} in {format_duration(elapsed)} ({rate:.1f}/s)"
             print(text, file=self._events.stream, flush=True)
         self._events.record("progress", label=self.label, done=self.done, total=self.total, seconds=round(elapsed, 2))

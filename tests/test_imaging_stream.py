@@ -1,0 +1,270 @@
+"""One queue: order, bounds, files that cannot be read or hold a thread, devices of every temper, other backends."""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from dicom_files import EXPLICIT, J2K, SV1, make_dicom
+from test_dicom_pyramid import jpeg2000
+from test_imaging_reduced import breast
+
+from rsna_kit.config import ImageConfig
+from rsna_kit.dicom.codestream import StreamFacts
+from rsna_kit.dicom.decode import check_stream, decode
+from rsna_kit.dicom.frame import EncodedFrame, read_frame
+from rsna_kit.dicom.trust import Trust, group_of
+from rsna_kit.imaging import stream as streaming
+from rsna_kit.imaging.render import read_image
+from rsna_kit.imaging.spread import spread_images
+from rsna_kit.imaging.stream import ImageStream, Outcome
+from rsna_kit.runtime.errors import DecodeError, UsageError
+
+IMAGE = ImageConfig(height=64, width=32)
+Files = list[tuple[str, Path]]
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Files:
+    """Twelve breasts, every third of each syntax, no two alike; files 4 and 9 are no DICOM."""
+    y, x = np.mgrid[:80, :60]
+    found = []
+    for k in range(12):
+        breast = np.where(np.hypot((y - 40) / 35, x / 40) < 1, 800 + 9 * x + 50 * k, 0).astype(np.uint16)
+        path = tmp_path / f"{k}.dcm"
+        path.write_bytes(make_dicom(breast, (EXPLICIT, J2K, SV1)[k % 3]) if k not in (4, 9) else b"nothing")
+        found.append((str(k), path))
+    return found
+
+
+class Decoder:
+    """A device that decodes as the ladder does, takes JPEG 2000 alone, and can be told to misbehave."""
+
+    name, batch_size = "device", 3
+
+    def __init__(
+        self, fail: frozenset[str] = frozenset(), raises: int = -1, hang: threading.Event | None = None
+    ) -> None:
+        self.batches: list[list[str]] = []
+        self.fail, self.raises, self.hang = fail, raises, hang
+
+    def takes(self, frame: EncodedFrame, facts: StreamFacts | None) -> bool:
+        return frame.transfer_syntax == J2K
+
+    def decode(self, frames: Sequence[EncodedFrame]) -> list[np.ndarray | DecodeError]:
+        self.batches.append([frame.image_id for frame in frames])
+        if len(self.batches) - 1 == self.raises:
+            raise RuntimeError("out of memory")
+        if self.hang is not None:
+            self.hang.wait()
+        return [DecodeError("no") if frame.image_id in self.fail else decode(frame) for frame in frames]
+
+
+def read(files: Files, **options: object) -> tuple[list[Outcome], ImageStream]:
+    with ImageStream(files, IMAGE, **options) as stream:
+        return list(stream), stream
+
+
+def same(outcomes: list[Outcome], files: Files) -> bool:
+    """Every outcome is what one thread alone makes of its file, in the order of the files."""
+    assert [outcome.image_id for outcome in outcomes] == [image_id for image_id, _ in files]
+    for outcome, (image_id, path) in zip(outcomes, files, strict=True):
+        if path.stat().st_size < 100:
+            assert outcome.rendered is None
+            assert outcome.failure()["stage"] == "header"
+        else:
+            assert outcome.rendered is not None
+            assert np.array_equal(outcome.rendered.image, read_image(path, image_id, IMAGE).image)
+    return True
+
+
+@pytest.mark.parametrize("workers", [1, 2, 5])
+def test_outcomes_come_in_order_and_a_bad_file_costs_itself(files: Files, workers: int) -> None:
+    outcomes, stream = read(files, workers=workers)
+    assert same(outcomes, files)
+    assert stream.counts == {"cpu": 12}
+    assert next(stream, None) is None
+
+
+def test_no_files_are_no_images() -> None:
+    assert read([])[0] == []
+
+
+def test_no_more_is_begun_than_is_allowed(files: Files) -> None:
+    begun = []
+
+    def drawn() -> Iterator[tuple[str, Path]]:
+        for file in files:
+            begun.append(file)
+            yield file
+
+    with ImageStream(drawn(), IMAGE, workers=2, ahead=3) as stream:
+        for taken in range(1, 13):
+            next(stream)
+            assert len(begun) <= taken + 3
+        assert next(stream, None) is None
+
+
+def test_closing_early_begins_nothing_more(files: Files) -> None:
+    begun = []
+    stream = ImageStream(((begun.append(f), f)[1] for f in files), IMAGE, workers=1, ahead=2)
+    next(stream)
+    stream.close()
+    at_close = len(begun)
+    assert at_close <= 4
+    assert next(stream, None) is None
+    time.sleep(0.1)
+    assert len(begun) == at_close
+
+
+def test_an_error_of_the_list_of_files_is_the_consumers(files: Files) -> None:
+    def drawn() -> Iterator[tuple[str, Path]]:
+        yield from files[:2]
+        raise OSError("the folder went away")
+
+    with ImageStream(drawn(), IMAGE, workers=1) as stream:
+        assert [next(stream).image_id, next(stream).image_id] == ["0", "1"]
+        with pytest.raises(OSError, match="the folder went away"):
+            next(stream)
+
+
+def test_a_bug_met_by_one_file_is_that_files_failure(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    def read_or_fail(path: Path, image_id: str, *rest: object) -> object:
+        if image_id == "2":
+            raise ZeroDivisionError("bug")
+        return read_image(path, image_id, *rest)
+
+    monkeypatch.setattr(streaming, "read_image", read_or_fail)
+    outcomes, _ = read(files[:4], workers=2)
+    assert [outcome.rendered is None for outcome in outcomes] == [False, False, True, False]
+    assert "image 2" in outcomes[2].failure()["reason"]
+    assert "unexpected ZeroDivisionError: bug" in outcomes[2].failure()["reason"]
+
+
+def test_a_file_that_hangs_costs_itself_and_not_its_thread(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    free = threading.Event()
+
+    def read_or_hang(path: Path, image_id: str, *rest: object) -> object:
+        if image_id == "1":
+            free.wait()
+        return read_image(path, image_id, *rest)
+
+    monkeypatch.setattr(streaming, "read_image", read_or_hang)
+    monkeypatch.setattr(streaming, "_LOOK_EVERY_S", 0.05)
+    outcomes, _ = read(files, workers=1, patience_s=0.5)
+    free.set()
+    assert [outcome.image_id for outcome in outcomes if outcome.rendered is None] == ["1", "4", "9"]
+    assert outcomes[1].failure()["stage"] == "decode"
+    assert "nothing came within 0.5 s, a decoder hangs" in outcomes[1].failure()["reason"]
+
+
+def test_a_device_shares_the_queue_and_the_bytes_are_the_same(files: Files) -> None:
+    device = Decoder()
+    outcomes, stream = read(files * 4, workers=1, devices=[device])
+    assert same(outcomes, files * 4)
+    assert stream.counts["device"] > 0
+    assert stream.counts["device"] + stream.counts["cpu"] == 48
+    taken = {image_id for batch in device.batches for image_id in batch}
+    assert taken <= {"1", "7", "10"}  # JPEG 2000, and 4 is broken
+    assert all(len(batch) <= 3 for batch in device.batches)
+    assert not stream.notes
+
+
+def test_what_a_device_fails_on_the_threads_decode(files: Files) -> None:
+    outcomes, stream = read(files, workers=1, devices=[Decoder(fail=frozenset({"1", "7", "10"}))])
+    assert same(outcomes, files)
+    assert stream.counts == {"cpu": 12}
+
+
+@pytest.mark.parametrize("batch", [0, 1])
+def test_a_device_that_raises_is_left_behind(files: Files, batch: int) -> None:
+    outcomes, stream = read(files * 3, workers=1, devices=[Decoder(raises=batch)])
+    assert same(outcomes, files * 3)
+    if stream.notes:  # the threads may have been faster than its batch
+        assert stream.notes == ["device is not used any more: RuntimeError: out of memory"]
+
+
+def test_a_device_that_hangs_is_left_behind(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streaming, "_LOOK_EVERY_S", 0.05)
+    hang = threading.Event()
+
+    def slow(*arguments: object) -> object:
+        time.sleep(0.02)  # so that the device gets its batch
+        return read_image(*arguments)
+
+    monkeypatch.setattr(streaming, "read_image", slow)
+    outcomes, stream = read(files, workers=1, devices=[Decoder(hang=hang)], patience_s=1.0)
+    hang.set()
+    assert same(outcomes, files)
+    assert stream.notes == ["device is not used any more: nothing came within 1 s"]
+    assert stream.counts == {"cpu": 12}
+
+
+def test_a_device_that_fails_on_everything_is_left_behind(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streaming, "_MOST_FAILURES", 3)
+    device = Decoder(fail=frozenset({"1", "7", "10"}))
+    outcomes, stream = read(files * 20, workers=1, devices=[device])
+    assert same(outcomes, files * 20)
+    assert len(stream.notes) == 1
+    assert re.fullmatch(
+        r"device is not used any more: RuntimeError: failed on \d+ files in a row, lastly no", stream.notes[0]
+    )
+
+
+def test_dali_shares_the_queue_and_the_bytes_are_the_same(tmp_path: Path) -> None:
+    """Its CPU decoder stands in for a GPU: the same code, full pictures instead of reduced ones."""
+    pytest.importorskip("nvidia.dali", reason="needs DALI: pip install 'rsna-kit[dali]'")
+    from rsna_kit.dicom.dali import DaliDecoder
+
+    files = []
+    for k in range(6):
+        path = tmp_path / f"{k}.dcm"
+        pixels = breast(700, 500) + np.uint16(k)
+        path.write_bytes(make_dicom(pixels, J2K, codestream=jpeg2000(pixels, 5)))
+        files.append((str(k), path))
+    outcomes, stream = read(files * 4, workers=1, devices=[DaliDecoder(None, batch_size=2, threads=1)])
+    assert same(outcomes, files * 4)
+    assert stream.counts["dali"] > 0
+    assert not stream.notes
+
+
+def test_a_device_is_not_asked_for_what_it_is_not_trusted_with(files: Files) -> None:
+    frame = read_frame(files[1][1])
+    trust = Trust(frozenset({(group_of(frame, check_stream(frame)), "device")}))
+    device = Decoder()
+    outcomes, _ = read(files, workers=1, trust=trust, devices=[device])
+    assert same(outcomes, files)
+    assert device.batches == []
+
+
+def test_coarser_is_read_as_each_file_is_begun(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def note(path: Path, image_id: str, image: ImageConfig, trust: Trust, coarser: int) -> object:
+        seen.append(coarser)
+        return read_image(path, image_id, image, trust, coarser)
+
+    monkeypatch.setattr(streaming, "read_image", note)
+    with ImageStream(files, IMAGE, workers=1, ahead=1) as stream:
+        next(stream)
+        stream.coarser = 2
+        list(stream)
+    assert seen[0] == 0
+    assert seen[-1] == 2
+
+
+@pytest.mark.parametrize("backend", ["threads", "processes", "dask"])
+def test_every_backend_gives_the_same_bytes(files: Files, backend: str) -> None:
+    assert same(list(spread_images(files, IMAGE, backend, workers=2)), files)
+
+
+def test_a_backend_that_is_none_is_refused(files: Files) -> None:
+    with pytest.raises(UsageError, match="backend: got 'slurm', expected one of threads, processes, dask"):
+        next(spread_images(files, IMAGE, "slurm"))
+    with pytest.raises(UsageError, match="only of use with the backend dask, got threads"):
+        next(spread_images(files, IMAGE, "threads", scheduler="tcp://x:1"))
