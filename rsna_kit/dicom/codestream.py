@@ -64,7 +64,7 @@ def read_facts(codestream: bytes, jpeg2000: bool, whole: bool = True) -> StreamF
     """
     try:
         facts, end = _jpeg2000(codestream, whole) if jpeg2000 else (_jpeg(codestream), len(codestream))
-    except (struct.error, IndexError) as error:
+    except (struct.error, IndexError, OverflowError) as error:
         raise StreamError(f"the {len(codestream)} bytes end inside the stream's head") from error
     if whole and _EOI not in codestream[max(end - _TAIL, 0) : end]:
         raise StreamError(f"the {len(codestream)} bytes do not end with an end marker (FF D9): cut short")
@@ -81,7 +81,7 @@ def bare_codestream(stream: bytes) -> bytes:
         return stream
     try:
         start, end = _codestream_box(stream, whole=True)
-    except (struct.error, IndexError) as error:
+    except (struct.error, IndexError, OverflowError) as error:
         raise StreamError(f"the {len(stream)} bytes end inside the JP2 boxes") from error
     return stream[start:end]
 
@@ -98,6 +98,8 @@ def _jpeg2000(stream: bytes, whole: bool) -> tuple[StreamFacts, int]:
     tiles = -(-(x1 - tile_x0) // width) * -(-(y1 - tile_y0) // height)
     plain = (x0, y0, step_x, step_y) == (0, 0, 1, 1)
     wavelet = _coding_style(stream, start + 4 + length, tiles, plain)
+    if whole:
+        _check_packets(stream, start, end)
     return StreamFacts(y1 - y0, x1 - x0, components, (depth & 0x7F) + 1, bool(depth & 0x80), wavelet), end
 
 
@@ -117,6 +119,40 @@ def _coding_style(stream: bytes, position: int, tiles: int, plain: bool) -> Wave
             plain = False
         position += 2 + max(length, 2)
     return found if found is None or plain else dataclasses.replace(found, plain=False)
+
+
+def _up(length: int, halvings: int) -> int:
+    """A length divided by 2**halvings, rounded up."""
+    return -(-length >> halvings)
+
+
+def _check_packets(stream: bytes, start: int, stop: int) -> None:
+    """Refuse a stream with fewer bytes than it must have packets: a decoder allocates all of them before it reads one.
+
+    A packet takes a byte at least (T.800 B.9, B.10.3); how many there are follows from layers and precincts (B.6, B.7).
+    Of several tiles only the 14 bytes that each one's first tile-part takes are counted.
+    """
+    length, _, x1, y1, x0, y0, width, height, tile_x0, tile_y0 = struct.unpack_from(">HH8I", stream, start + 4)
+    least = 14 * -(-(x1 - tile_x0) // width) * -(-(y1 - tile_y0) // height)
+    position = start + 4 + length
+    while least == 14 and stream[position] == 0xFF and stream[position + 1] != 0x90:
+        marker, length = struct.unpack_from(">HH", stream, position)
+        if marker == 0xFF52:
+            style, layers, levels = stream[position + 4], *struct.unpack_from(">HxB", stream, position + 6)
+            sizes = stream[position + 14 : position + 2 + length] if style & 1 else b"\xff" * (levels + 1)
+            precincts = 0
+            for left, size in zip(range(levels, -1, -1), sizes, strict=False):
+                across, down = (
+                    _up(_up(end, left), power) - (_up(begin, left) >> power)
+                    for begin, end, power in ((x0, x1, size & 15), (y0, y1, size >> 4))
+                )
+                precincts += max(across, 0) * max(down, 0)
+            least += layers * precincts
+        position += 2 + max(length, 2)
+    if least > stop - start:
+        raise StreamError(
+            f"has {stop - start} bytes, expected at least {least} for its tiles and packets: cut short or damaged"
+        )
 
 
 def _codestream_box(stream: bytes, whole: bool) -> tuple[int, int]:

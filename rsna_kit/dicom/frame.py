@@ -188,7 +188,7 @@ def _beginning(file: _Looks, start: int, count: int, name: str) -> bytes:
     The walk of `encapsulation.read_fragments`, ended early. Where that is not possible (a short frame, or damage), the
     function itself is asked.
     """
-    held, position, items = b"", start, 0
+    held, position, items = bytearray(), start, 0
     while len(held) < count and position + 8 <= file.size:
         file.seek(position)
         tag, length = struct.unpack("<4sI", file.read(8))
@@ -200,7 +200,7 @@ def _beginning(file: _Looks, start: int, count: int, name: str) -> bytes:
         position += length
         items += 1
     if len(held) == count:
-        return held
+        return bytes(held)
     file.seek(start)
     return read_fragments(memoryview(file.read()), name)[:count]
 
