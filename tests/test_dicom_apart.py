@@ -29,6 +29,8 @@ BACKENDS = {
     "pid": "return np.array([[os.getpid()]])",
     "segfault": "ctypes.string_at(0)",
     "second_time": "CALLS.append(1)\n    if len(CALLS) > 1: ctypes.string_at(0)\n    return np.array([[os.getpid()]])",
+    "hang_second_time": "CALLS.append(1)\n    if len(CALLS) > 1: ctypes.CDLL(None).pause()\n    "
+    "return np.array([[os.getpid()]])",
     "nap": "time.sleep(0.2)\n    return np.array([[os.getpid()]])",
     "hang": "ctypes.CDLL(None).pause()",  # holds no GIL; no Python code runs on
     "greedy": "return np.ones(9 * 2**30, np.uint8)",
@@ -122,6 +124,15 @@ def test_what_one_frame_did_to_a_child_does_not_cost_the_next_one(
     pids = [decode_apart(backend("second_time"), frame)[0, 0] for _ in range(3)]
     assert len(set(pids)) == 3
     assert [alive(pid) for pid in pids] == [False, False, True]
+
+
+def test_a_hang_of_a_used_child_does_not_cost_the_next_frame(
+    frame: EncodedFrame, backend: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A damaged heap may hang as well as crash."""
+    monkeypatch.setattr(apart, "_PATIENCE_S", 4)
+    pids = [decode_apart(backend("hang_second_time"), frame)[0, 0] for _ in range(2)]
+    assert [alive(pid) for pid in pids] == [False, True]
 
 
 def test_a_child_that_was_killed_while_idle_is_replaced(

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import pickle
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -12,7 +15,7 @@ from dicom_files import EXPLICIT, J2K, LOSSLESS, SV1, literal, make_dicom
 from pydicom.dataset import Dataset
 
 from rsna_kit.dicom import survey as module
-from rsna_kit.dicom.survey import Failure, Kind, Surveyed, spread, survey
+from rsna_kit.dicom.survey import Failure, Kind, Survey, Surveyed, spread, survey
 from rsna_kit.dicom.trust import Group
 from rsna_kit.runtime.errors import HeaderError
 
@@ -104,18 +107,35 @@ def test_progress_is_told_by_the_calling_thread(mixed: list[tuple[str, Path]]) -
     assert told == [(1, threading.get_ident())] * 11
 
 
-def test_few_files_wait_while_others_are_taken(mixed: list[tuple[str, Path]]) -> None:
-    """54,706 futures at once would hold 54,706 heads."""
-    taken, most = [0], [0]
+def test_a_file_that_blocks_holds_up_no_other(mixed: list[tuple[str, Path]], tmp_path: Path) -> None:
+    """A pipe that nobody writes to stands for a file on a network disk that does not answer."""
+    os.mkfifo(tmp_path / "stuck.dcm")
+    told: list[int] = []
+    found = survey([mixed[0], ("stuck", tmp_path / "stuck.dcm"), *mixed[1:]], 2, told.append, limit_s=3)
+    assert found.left == 1
+    assert [file.image_id for file in found.files] == ["9", "3", "8", "1", "7", "6", "2"]
+    assert [bad.image_id for bad in found.failures] == ["text", "cut", "wrong", "gone"]
+    assert told == [1] * 11
+    os.close(os.open(tmp_path / "stuck.dcm", os.O_WRONLY | os.O_NONBLOCK))  # the thread reads an end, and ends
 
-    def files() -> object:
-        for number in range(500):
-            most[0] = max(most[0], number - taken[0])
-            yield mixed[number % len(mixed)]
 
-    survey(files(), 2, lambda steps: taken.__setitem__(0, taken[0] + steps))  # type: ignore[arg-type]
-    assert taken == [500]
-    assert most[0] <= 8
+def test_without_time_every_file_is_left(mixed: list[tuple[str, Path]]) -> None:
+    assert survey(iter(mixed), limit_s=0) == Survey([], [], 11)
+    assert survey(iter(mixed), limit_s=1e12).left == 0
+
+
+def test_a_file_that_blocks_does_not_keep_the_process(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "stuck.dcm")
+    script = (
+        "import sys; from pathlib import Path; from rsna_kit.dicom.survey import survey; "
+        "print(survey([('1', Path(sys.argv[1]))], limit_s=0.5))"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-W", "error", "-c", script, str(tmp_path / "stuck.dcm")], capture_output=True, text=True,
+        timeout=60,
+    )  # fmt: skip
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert ended.stdout == "Survey(files=[], failures=[], left=1)\n"
 
 
 def test_a_bug_costs_one_file(mixed: list[tuple[str, Path]], monkeypatch: pytest.MonkeyPatch) -> None:

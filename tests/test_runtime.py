@@ -5,6 +5,9 @@ from __future__ import annotations
 import io
 import json
 import math
+import threading
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +17,7 @@ from rsna_kit.runtime.errors import MissingDependencyError, UsageError, did_you_
 from rsna_kit.runtime.events import Events
 from rsna_kit.runtime.files import read_json, replacing, sha256_file, write_json
 from rsna_kit.runtime.lazy import require
+from rsna_kit.runtime.threads import in_daemons
 
 
 @pytest.mark.parametrize(
@@ -108,3 +112,101 @@ def test_a_log_gets_a_line_with_an_eta(monkeypatch: pytest.MonkeyPatch) -> None:
         progress.advance(5)
     assert stream.getvalue().startswith("prepare: 5/10 images, ")
     assert ", ETA 0:00" in stream.getvalue()
+
+
+def wait_until(condition: Callable[[], bool]) -> bool:
+    for _ in range(1000):
+        if condition():
+            return True
+        time.sleep(0.01)
+    return False
+
+
+@pytest.mark.parametrize("workers", [1, 3, 50])
+def test_daemons_give_every_result_with_its_number(workers: int) -> None:
+    found = list(in_daemons(lambda item: item * item, range(10, 40), workers))
+    assert sorted(found) == [(number, (number + 10) ** 2) for number in range(30)]
+    assert list(in_daemons(abs, [], workers)) == []
+
+
+def test_daemons_are_told_little_ahead_and_end_with_the_generator() -> None:
+    """20 items under way at most while 10 work; closed, nothing more begins and no thread is left."""
+    drawn, begun = [], []
+    before = set(threading.enumerate())
+    results = in_daemons(begun.append, (drawn.append(number) or number for number in range(1000)), 10)
+    for taken in range(1, 101):
+        next(results)
+        assert len(drawn) <= taken - 1 + 20
+    assert len(set(threading.enumerate()) - before) <= 10
+    results.close()
+    assert wait_until(lambda: set(threading.enumerate()) <= before)
+    assert len(begun) <= len(drawn) <= 119
+
+
+def test_daemons_begin_nothing_after_the_generator_is_closed() -> None:
+    """Two are busy and one item waits for them: it is dropped."""
+    before = set(threading.enumerate())
+    free = threading.Event()
+    begun = []
+
+    def work(item: int) -> None:
+        begun.append(item)
+        assert item == 0 or free.wait(60)
+
+    results = in_daemons(work, range(1000), 2)
+    assert next(results) == (0, None)
+    assert wait_until(lambda: len(begun) == 3)
+    results.close()
+    free.set()
+    assert wait_until(lambda: set(threading.enumerate()) <= before)
+    assert sorted(begun) == [0, 1, 2]
+
+
+def test_what_a_daemon_raises_is_raised_in_its_place_and_ends_the_others() -> None:
+    before = set(threading.enumerate())
+    begun = []
+
+    def work(item: int) -> int:
+        begun.append(item)
+        if item == 3:
+            raise SystemExit("three")
+        return item
+
+    results = in_daemons(work, range(1000), 1)
+    assert [next(results) for _ in range(3)] == [(0, 0), (1, 1), (2, 2)]
+    with pytest.raises(SystemExit, match="three"):
+        next(results)
+    assert list(results) == []
+    assert wait_until(lambda: set(threading.enumerate()) <= before)
+    assert len(begun) <= 6
+
+
+def test_items_that_raise_end_the_daemons() -> None:
+    before = set(threading.enumerate())
+
+    def items() -> Iterator[int]:
+        yield 1
+        raise OSError("the list ends here")
+
+    with pytest.raises(OSError, match="ends here"):
+        list(in_daemons(abs, items(), 2))
+    assert wait_until(lambda: set(threading.enumerate()) <= before)
+
+
+def test_a_stuck_daemon_holds_up_no_other_and_costs_the_time_limit() -> None:
+    free = threading.Event()
+    before = set(threading.enumerate())
+    found = list(in_daemons(lambda item: free.wait(60) if item == 0 else item, range(100), 2, limit_s=2))
+    free.set()
+    assert found == [(number, number) for number in range(1, 100)]
+    assert wait_until(lambda: set(threading.enumerate()) <= before)
+
+
+def test_daemons_begin_nothing_when_the_time_is_over() -> None:
+    begun = []
+    assert list(in_daemons(begun.append, range(5), 2, limit_s=-1)) == []
+    results = in_daemons(begun.append, range(1000), 1, limit_s=1)
+    next(results)
+    time.sleep(1.1)
+    assert len(list(results)) <= 1
+    assert len(begun) <= 2

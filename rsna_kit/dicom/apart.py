@@ -3,8 +3,9 @@
 Damaged lossless JPEG makes gdcm abort and dicomsdl corrupt its heap (`scripts/fuzz-decode` found both in minutes; see
 docs/decoding.md). Starting Python and importing a decoder takes most of a second, so a child that gave an answer is
 kept for the next frame; there are at most as many as there are cores, and further threads wait for one. A child that
-failed in any way is ended, because what made it fail may have damaged its memory; and when it had served other frames
-before, a fresh one is asked again: no frame's outcome depends on the frames before it.
+failed in any way, a hang included, is ended, because what made it fail may have damaged its memory; and when it had
+served other frames before, a fresh one is asked again, with the same patience: no frame's outcome depends on the frames
+before it.
 
 Child: `python -m rsna_kit.dicom.apart`, a socket as standard input. A message is the lengths of its two parts, a JSON
 object and bytes. Request: what to decode with, the frame's facts and its codestream. Answer: the array's type, shape
@@ -45,7 +46,8 @@ def decode_apart(module: ModuleType, frame: EncodedFrame) -> np.ndarray:
     """`module.decode(frame)` in a child process. Any number of threads may call it.
 
     Raises:
-        RuntimeError: the decoder failed, crashed or took too long; the message says which.
+        RuntimeError: the decoder failed, crashed or took too long; the message says which. A hang takes twice the
+            patience at most: a used child's and a fresh one's.
     """
     # The library may be importable only because the parent changed sys.path (an attached Kaggle dataset).
     request = {
@@ -57,8 +59,6 @@ def decode_apart(module: ModuleType, frame: EncodedFrame) -> np.ndarray:
         if child is not None:
             try:
                 return child.ask(request, frame.codestream)
-            except _HungError:
-                raise
             except RuntimeError:
                 child.end()
         child = _start()
@@ -70,10 +70,6 @@ def decode_apart(module: ModuleType, frame: EncodedFrame) -> np.ndarray:
         raise
     finally:
         _slots.put(child)
-
-
-class _HungError(RuntimeError):
-    """The decoder took too long."""
 
 
 class _Child:
@@ -104,7 +100,7 @@ class _Child:
             _send(self.line, request, codestream, deadline)
             answer, body = _receive(self.line, deadline)
         except TimeoutError as error:
-            raise _HungError(f"gave nothing within {_PATIENCE_S} s") from error
+            raise RuntimeError(f"gave nothing within {_PATIENCE_S} s") from error
         except (OSError, EOFError, ValueError) as error:
             raise RuntimeError(self._how_it_ended()) from error
         if "failed" in answer:

@@ -5,6 +5,7 @@ gdcm, pylibjpeg and Pillow are tried one by one, not by pydicom's own order, so 
 
 from __future__ import annotations
 
+import functools
 import io
 
 import numpy as np
@@ -26,8 +27,22 @@ UIDS = (
 
 
 def is_available() -> bool:
-    """Always: pydicom is a dependency, and says which plug-ins it lacks when asked to decode."""
+    """Always: pydicom is a dependency. Whether it can decode a syntax is for `absence` to say."""
     return True
+
+
+@functools.cache
+def absence(uid: str) -> str:
+    """Why pydicom cannot decode a syntax of `UIDS`: the plug-ins that could, none of which is installed.
+
+    Returns:
+        "" when one is installed, and for RLE, which needs none.
+    """
+    from pydicom.pixels import get_decoder
+
+    decoder = get_decoder(uid)
+    missing = "; ".join(f"{name} is not installed ({needs})" for name, needs in _missing(decoder))
+    return "" if decoder.is_available else missing or "it has no plug-in for this syntax"
 
 
 def decode(frame: EncodedFrame) -> np.ndarray:

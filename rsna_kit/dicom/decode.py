@@ -35,7 +35,7 @@ _CRASHING = (backend_dicomsdl, backend_pydicom)
 _LOSSLESS = (*JPEG_LOSSLESS_UIDS, "1.2.840.10008.1.2.4.80", "1.2.840.10008.1.2.4.90")
 # Markers and padding burnt in above the stored bits: a lossless stream keeps them. When no decoder gives an answer in
 # range, that is what they are, and they are clipped. A stream that is scaled exceeds the range in far more pixels.
-_STRAY_SHARE = 0.05
+STRAY_SHARE = 0.05
 # A constant picture is one pattern over and over in every family, even in lossless JPEG, which spends at least a bit on
 # each pixel, so its codestream deflates to next to nothing. Measured for constant pictures of 1 x 1 to 5355 x 4915
 # pixels (libjpeg-turbo, CharLS, OpenJPEG 5/3 and 9/7): at most 570 bytes of streams below 100 kB, 0.95 % of longer
@@ -48,19 +48,22 @@ _CONSTANT_SHARE = 1 / 100
 def backends(uid: str) -> list[tuple[str, bool]]:
     """The decoders for a transfer syntax in the order they are asked, and whether each is installed.
 
+    pydicom counts as installed where one of its plug-ins for the syntax is.
+
     Example:
         >>> backends("1.2.840.10008.1.2.1")
         [('native', True)]
     """
-    return [(_name(module), module.is_available()) for module in LADDER if uid in module.UIDS]
+    return [(_name(module), not _absence(module, uid)) for module in LADDER if uid in module.UIDS]
 
 
-def decode(frame: EncodedFrame, trust: Trust = TRUST_ALL) -> np.ndarray:
+def decode(frame: EncodedFrame, trust: Trust = TRUST_ALL, clip: bool = True) -> np.ndarray:
     """Stored pixels of one frame.
 
     Args:
         frame: from `read_frame`.
         trust: decoders that are switched off for this kind of frame are not asked.
+        clip: markers above the stored bits are clipped; a wavelet must see them as the encoder did.
 
     Returns:
         uint16 (rows, columns), C-contiguous, as the module says. May be constant: that is for render to judge.
@@ -78,15 +81,22 @@ def decode(frame: EncodedFrame, trust: Trust = TRUST_ALL) -> np.ndarray:
     above: list[np.ndarray] = []  # answers out of range; two that agree are what the stream says
     constants: list[np.ndarray] = []  # answers that the stream contradicts, unless two agree
     for module in rungs:
-        if not module.is_available():
-            failures.append(f"{_name(module)}: not installed")
+        absence = _absence(module, frame.transfer_syntax)
+        if absence:
+            failures.append(f"{_name(module)}: {absence}")
             continue
         if not trust.allows(_name(module), frame, facts):
             failures.append(f"{_name(module)}: switched off, it gave wrong pixels for this kind of frame")
             continue
         try:
             pixels = _ask(module, frame)
+            if _is_filled(pixels[-1], frame, facts) and not is_constant(pixels):
+                raise _cut(frame)
+        except DecodeError:
+            raise
         except Exception as error:  # whatever a native library raises, the next rung is asked
+            if isinstance(error, _RangeError) and _is_filled(error.pixels[-1], frame, facts):
+                raise _cut(frame) from error
             failures.append(f"{_name(module)}: {one_line(error)}")
             if isinstance(error, _RangeError) and frame.transfer_syntax in _LOSSLESS:
                 if any(np.array_equal(error.pixels, other) for other in above):
@@ -100,8 +110,8 @@ def decode(frame: EncodedFrame, trust: Trust = TRUST_ALL) -> np.ndarray:
         failures.append(f"{_name(module)}: gave {pixels[0, 0]} everywhere, which takes far fewer bytes")
         constants.append(pixels)
     top = np.uint16((1 << frame.bits_stored) - 1)
-    if above and np.mean(above[0] > top) <= _STRAY_SHARE:
-        return np.minimum(above[0], top)
+    if above and np.mean(above[0] > top) <= STRAY_SHARE:
+        return np.minimum(above[0], top) if clip else above[0]
     listed = "".join(f"\n  {failure}" for failure in failures)
     raise DecodeError(
         f"{frame.where}: no decoder could read its {len(frame.codestream)} bytes of {frame.transfer_syntax}. "
@@ -116,6 +126,13 @@ def decode_with(decoder: str, frame: EncodedFrame) -> np.ndarray:
         Exception: whatever the decoder raises, or ValueError when its array contradicts the header.
     """
     return _ask(next(module for module in LADDER if _name(module) == decoder), frame)
+
+
+def _cut(frame: EncodedFrame) -> DecodeError:
+    return DecodeError(
+        f"{frame.where}: the codestream of {frame.transfer_syntax} is cut short: its last rows hold half the range, as "
+        "decoders fill what is missing. Copy the file again"
+    )
 
 
 def is_constant(pixels: np.ndarray) -> bool:
@@ -137,7 +154,26 @@ def holds_a_picture(frame: EncodedFrame) -> bool:
 
 
 def _ask(module: ModuleType, frame: EncodedFrame) -> np.ndarray:
-    return stored_pixels(decode_apart(module, frame) if module in _CRASHING else module.decode(frame), frame)
+    array = decode_apart(module, frame) if module in _CRASHING else module.decode(frame)
+    return stored_pixels(array, frame)
+
+
+def _is_filled(last: np.ndarray, frame: EncodedFrame, facts: StreamFacts | None) -> bool:
+    """Whether the last row is what every decoder of lossless JPEG puts, without an error, where rows are missing.
+
+    That is half the range, the prediction of a first sample (T.81 H.1.2.1).
+    """
+    if facts is None or facts.predictor is None:
+        return False
+    kept = (1 << min(facts.precision, frame.bits_allocated)) - 1
+    return bool(((last & np.uint16(kept)) == 1 << (facts.precision - 1)).all())
+
+
+def _absence(module: ModuleType, uid: str) -> str:
+    """Why a rung cannot be asked, "" when it is installed."""
+    if module is backend_pydicom:
+        return backend_pydicom.absence(uid)
+    return "" if module.is_available() else "not installed"
 
 
 def _name(module: ModuleType) -> str:

@@ -4,17 +4,20 @@ A decoder that is wrong without an error costs a whole run, and nobody notices: 
 by decoding a few files of each group twice. What two decoders of the ladder agree on is the reference; they are
 separate builds, some of one library family, so a fault of the family itself is not seen. Whichever gives something
 else is switched off for that group. An extra decoder, outside the ladder (a GPU, a binding that reduces), is believed
-only where it gave the reference, bit for bit: not in a group that has no reference or was never seen.
+only where it gave the reference, bit for bit: not in a group that has no reference or was never seen. Where one rung
+alone gives an answer, an extra decoder that gives the same is the second witness.
 
 No evidence are files that cannot be read, that only one decoder can read, and blank ones: a decoder that gives zeros
-is right about those. Then the next example is taken.
+is right about those. Then the next example is taken. One damaged file proves nothing against an extra decoder either:
+lenient decoders make different pictures of it. One that was wrong is asked about more files, and switched off when it
+is wrong a second time, or not right more often than wrong.
 """
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,19 +25,19 @@ from typing import Any
 import numpy as np
 
 from rsna_kit.dicom.codestream import StreamFacts
+from rsna_kit.dicom.compare import alike, difference, fault, rounding
 from rsna_kit.dicom.decode import backends, check_stream, decode_with, holds_a_picture, is_constant, one_line
 from rsna_kit.dicom.frame import EncodedFrame, read_frame
 from rsna_kit.dicom.trust import Group, Trust, group_of
 from rsna_kit.runtime.errors import ImageError
 from rsna_kit.runtime.hardware import cpu_count
+from rsna_kit.runtime.threads import in_daemons
 
 Decoder = Callable[[EncodedFrame], np.ndarray | None]
 """Stored pixels as `decode` gives them (uint16, rows x columns), None for frames it does not take, or any exception."""
 
-# The inverse transforms of lossy JPEG and of the 9/7 wavelet are defined up to rounding (T.81 A.3.3, T.800 F.3.8), so
-# two right decoders may be this many levels apart. libjpeg-turbo and dicomsdl differ by 2 on a real 12-bit file.
-_ROUNDING = 2
-_LOSSY_JPEG = ("1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51")
+_SECOND_LOOKS = 2  # further examples for an extra decoder that was wrong once
+_TURN_S = 60.0  # one that holds up other groups for longer hangs: a frame takes seconds, a GPU's first one some more
 
 
 @dataclass
@@ -45,8 +48,9 @@ class Verdict:
         group: of the examples.
         decoders: the installed rungs of the ladder, in its order.
         files: examples with a reference.
-        agreed: the rungs that gave it, in the ladder's order.
-        proven: extra decoders that gave the reference for each of them.
+        agreed: the rungs that gave it, in the ladder's order; one alone where extra decoders are its witnesses.
+        proven: extra decoders that gave the reference for all of them, or all but one.
+        slips: extra decoder that is proven all the same → what it got wrong in that one.
         off: decoder, of the ladder or extra, that is switched off → why.
         passed_over: why other examples are no evidence, in the order in which they were met.
     """
@@ -56,6 +60,7 @@ class Verdict:
     files: int = 0
     agreed: list[str] = field(default_factory=list)
     proven: list[str] = field(default_factory=list)
+    slips: dict[str, str] = field(default_factory=dict)
     off: dict[str, str] = field(default_factory=dict)
     passed_over: list[str] = field(default_factory=list)
 
@@ -63,13 +68,15 @@ class Verdict:
     def line(self) -> str:
         """All of it for people, in one line."""
         if self.files:
-            said = [f"{self.files} file{'s' * (self.files > 1)}, {_listed(self.agreed)} agree"]
+            witnesses = self.agreed if len(self.agreed) > 1 else [*self.agreed, *self.proven]
+            said = [f"{self.files} file{'s' * (self.files > 1)}, {_listed(witnesses)} agree"]
         elif len(self.decoders) < 2:
             said = [f"not proven, {_listed(self.decoders) or 'no decoder'} alone decodes it"]
         else:
             said = ["not proven, no example on which two decoders agree"]
         if self.proven:
             said.append(f"proven: {_listed(self.proven)}")
+        said += [f"{name} is wrong once ({what})" for name, what in self.slips.items()]
         said += [f"switched off: {name} ({why})" for name, why in self.off.items()]
         if self.passed_over:
             more = f", and {len(self.passed_over) - 1} more" if len(self.passed_over) > 1 else ""
@@ -79,10 +86,14 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Proof:
-    """The verdicts in the order of the groups, and the trust that follows from them."""
+    """The verdicts in the order of the groups, and the trust that follows from them.
+
+    `unfinished` is how many groups have no verdict because the time was over: no extra decoder is believed for them.
+    """
 
     verdicts: tuple[Verdict, ...]
     extra: tuple[str, ...]
+    unfinished: int = 0
 
     @property
     def trust(self) -> Trust:
@@ -102,10 +113,11 @@ class Proof:
         """The same, ready for JSON."""
         return {
             "extra": list(self.extra),
+            "unfinished": self.unfinished,
             "groups": [
                 {
                     "group": verdict.group._asdict(), "files": verdict.files, "decoders": list(verdict.decoders),
-                    "agreed": verdict.agreed, "proven": verdict.proven, "off": verdict.off,
+                    "agreed": verdict.agreed, "proven": verdict.proven, "slips": verdict.slips, "off": verdict.off,
                     "passed_over": verdict.passed_over,
                 }
                 for verdict in self.verdicts
@@ -118,7 +130,7 @@ def prove(
     extra: Mapping[str, Decoder] | None = None,
     per_group: int = 2,
     workers: int = 0,
-    say: Callable[[str], None] | None = None,
+    limit_s: float = math.inf,
 ) -> Proof:
     """Decode examples of every group by two decoders and by all extra ones, and compare.
 
@@ -127,24 +139,37 @@ def prove(
             passed over.
         extra: name → decoder outside the ladder. Groups are proven side by side, but each of these is asked for one
             frame at a time.
-        per_group: how many files count as evidence for a group.
+        per_group: how many files count as evidence for a group; up to two more where an extra decoder was wrong once.
         workers: threads, 0 for one per core.
-        say: told the line of a group when it and those before it are done, from the calling thread.
+        limit_s: seconds after which groups that are not done are left, one in which a decoder hangs among them.
 
     Returns:
-        The same for the same files, whatever the number of threads.
-
-    Raises:
-        ValueError: a file that is of another group than it is an example of.
+        The same for the same files, whatever the number of threads, when the time suffices.
     """
     court = _Court(dict(extra or {}), per_group)
-    verdicts = []
-    with ThreadPoolExecutor(workers or cpu_count(), thread_name_prefix="prove") as pool:
-        for verdict in pool.map(court.judge, examples, examples.values()):
-            verdicts.append(verdict)
-            if say is not None:
-                say(verdict.line)
-    return Proof(tuple(verdicts), tuple(court.extra))
+    done = dict(in_daemons(court.judge, examples.items(), workers or cpu_count(), limit_s))
+    return Proof(tuple(done[number] for number in sorted(done)), tuple(court.extra), len(examples) - len(done))
+
+
+@dataclass
+class _Tally:
+    """How one extra decoder did on the examples of a group."""
+
+    right: int = 0
+    wrong: list[str] = field(default_factory=list)  # in which way, for each such example
+
+    def add(self, wrong: str) -> None:
+        """What was wrong in one more example, "" for nothing."""
+        self.right += not wrong
+        self.wrong += [wrong] if wrong else []
+
+    @property
+    def undecided(self) -> bool:
+        return len(self.wrong) == 1 and self.right < 2
+
+    @property
+    def proven(self) -> bool:
+        return len(self.wrong) <= 1 and self.right > len(self.wrong)
 
 
 class _Court:
@@ -154,15 +179,18 @@ class _Court:
         self.extra = extra
         self._per_group = per_group
         self._turns = {name: threading.Lock() for name in extra}
+        self._hanging: set[str] = set()
 
-    def judge(self, group: Group, files: Sequence[tuple[str, Path]]) -> Verdict:
+    def judge(self, case: tuple[Group, Sequence[tuple[str, Path]]]) -> Verdict:
         """One group, one example after the other."""
+        group, files = case
         decoders = tuple(name for name, installed in backends(group.transfer_syntax) if installed)
         verdict = Verdict(group, decoders)
+        tallies = {name: _Tally() for name in self.extra}
         agreed: set[str] = set()
-        asked: set[str] = set()
-        for image_id, path in files if len(decoders) > 1 else ():
-            if verdict.files == self._per_group:
+        for image_id, path in files if decoders and len(decoders) + len(self.extra) > 1 else ():
+            looks = _SECOND_LOOKS if any(tally.undecided for tally in tallies.values()) else 0
+            if verdict.files >= self._per_group + looks:
                 break
             try:
                 frame = read_frame(path, image_id)
@@ -170,98 +198,99 @@ class _Court:
             except ImageError as error:
                 verdict.passed_over.append(str(error))
                 continue
-            if group_of(frame, facts) != group:
-                raise ValueError(f"{frame.where}: is of group {group_of(frame, facts)}, expected {group}")
-            reference = self._reference(frame, facts, verdict, agreed)
-            if reference is not None:
+            if group_of(frame, facts) != group:  # the file has changed, or a survey's head says less than the file
+                verdict.passed_over.append(f"{frame.where}: is of group {group_of(frame, facts)}, expected {group}")
+                continue
+            reference, rungs, trouble = self._reference(frame, facts, verdict)
+            if reference is None:
+                verdict.passed_over.append(f"{frame.where}: {'; '.join(trouble)}")
+                continue
+            faults = self._ask_extra(frame, reference, tallies)
+            if len(decoders) == 1 and not faults:
+                break  # nothing beside the one rung decodes such frames
+            if len(rungs) > 1 or "" in faults.values():
                 verdict.files += 1
-                self._ask_extra(frame, reference, verdict, asked)
-        verdict.agreed = [name for name in decoders if name in agreed and name not in verdict.off]
-        verdict.proven = [name for name in self.extra if name in asked and name not in verdict.off]
+                agreed.update(rungs)
+            else:
+                if faults:
+                    trouble.append(f"{_listed([*rungs, *faults])} differ")
+                verdict.passed_over.append(f"{frame.where}: no two decoders agree ({'; '.join(trouble)})")
+                if len(decoders) > 1:
+                    continue  # the other rungs cannot read it: the file is suspect, nobody is judged by it
+            for name, wrong in faults.items():
+                tallies[name].add(wrong)
+        return self._concluded(verdict, agreed, tallies)
+
+    def _concluded(self, verdict: Verdict, agreed: set[str], tallies: dict[str, _Tally]) -> Verdict:
+        for name, tally in tallies.items():
+            if tally.proven:
+                verdict.proven.append(name)
+                if tally.wrong:
+                    verdict.slips[name] = tally.wrong[0]
+            elif tally.wrong:
+                verdict.off[name] = tally.wrong[0]
+        verdict.agreed = [name for name in verdict.decoders if name in agreed and name not in verdict.off]
+        if len(verdict.agreed) + len(verdict.proven) < 2:  # its witness fell
+            verdict.files, verdict.agreed = 0, []
         return verdict
 
     def _reference(
-        self, frame: EncodedFrame, facts: StreamFacts | None, verdict: Verdict, agreed: set[str]
-    ) -> np.ndarray | None:
-        """What two rungs agree on, the first two that do; the others that were asked are judged by it."""
-        tolerance, answers, failures = _tolerance(frame, facts), dict[str, np.ndarray](), []
+        self, frame: EncodedFrame, facts: StreamFacts | None, verdict: Verdict
+    ) -> tuple[np.ndarray | None, list[str], list[str]]:
+        """Ask one rung after the other, until two agree; the others that were asked are judged by these.
+
+        Returns:
+            The reference and the rungs that gave it, or the only answer there is and its rung, or None and no rung;
+            last, what the others said, or why there is no reference.
+        """
+        levels, answers, trouble = rounding(frame, facts), dict[str, np.ndarray](), list[str]()
         for name in verdict.decoders:
             if name in verdict.off:
                 continue
             try:
                 answer = decode_with(name, frame)
             except Exception as error:  # whatever a native library raises; the ladder asks the next one, too
-                failures.append(f"{name}: {one_line(error)}")
+                trouble.append(f"{name}: {one_line(error)}")
                 continue
-            same = [other for other, its in answers.items() if _same(its, answer, tolerance, frame.signed)]
+            same = [other for other, its in answers.items() if alike(its, answer, levels, frame.signed)]
             answers[name] = answer
             if not same:
                 continue
-            reference = answers[same[0]]
+            reference, rungs = answers[same[0]], [*same, name]
             if is_constant(reference):
-                verdict.passed_over.append(f"{frame.where}: {same[0]} and {name} find it blank")
-                return None
-            agreed.update((*same, name))
-            for other in answers.keys() - {*same, name}:
-                verdict.off[other] = _difference(answers[other], reference, frame)
-            return reference
-        if len(answers) > 1:
-            failures.append(f"{_listed(answers)} differ")
-        verdict.passed_over.append(f"{frame.where}: no two decoders agree ({'; '.join(failures)})")
+                return None, [], [f"{_listed(rungs)} find it blank"]
+            for other in answers.keys() - set(rungs):
+                verdict.off[other] = difference(answers[other], reference, frame)
+            return reference, rungs, trouble
         constant = {name for name, answer in answers.items() if is_constant(answer)}
+        if len(answers) == 1 and not constant:
+            (name,) = answers
+            return answers[name], [name], trouble
+        if answers:
+            trouble.append(f"{_listed(answers)} {'differ' if len(answers) > 1 else 'finds it blank'}")
         if constant != answers.keys() and holds_a_picture(frame):
             verdict.off |= {name: f"gives {answers[name][0, 0]} everywhere in {frame.where}" for name in constant}
-        return None
+        return None, [], [f"no two decoders agree ({'; '.join(trouble)})"]
 
-    def _ask_extra(self, frame: EncodedFrame, reference: np.ndarray, verdict: Verdict, asked: set[str]) -> None:
-        """Every extra decoder in turn; those that take the frame are added to `asked`."""
+    def _ask_extra(self, frame: EncodedFrame, reference: np.ndarray, tallies: dict[str, _Tally]) -> dict[str, str]:
+        """Extra decoder that takes the frame → what is wrong with its answer, "" where it is the reference."""
+        said = {}
         for name, decoder in self.extra.items():
-            if name in verdict.off:
+            if len(tallies[name].wrong) > 1:
+                continue
+            if name in self._hanging or not self._turns[name].acquire(timeout=_TURN_S):
+                self._hanging.add(name)
+                said[name] = f"hangs, and was not asked for {frame.where}"
                 continue
             try:
-                with self._turns[name]:
-                    answer = decoder(frame)
+                answer = decoder(frame)
+                if answer is not None:
+                    said[name] = fault(answer, reference, frame)
             except Exception as error:  # it may be anything
-                verdict.off[name] = f"fails on {frame.where}: {one_line(error)}"
-                continue
-            if answer is None:
-                continue
-            asked.add(name)
-            if answer.shape != reference.shape or answer.dtype != reference.dtype:
-                verdict.off[name] = (
-                    f"gives {answer.dtype} {answer.shape} for {frame.where}, expected {reference.dtype} "
-                    f"{reference.shape}"
-                )
-            elif not np.array_equal(answer, reference):
-                verdict.off[name] = _difference(answer, reference, frame)
-
-
-def _tolerance(frame: EncodedFrame, facts: StreamFacts | None) -> int:
-    """How many levels two right decoders may be apart."""
-    nine_seven = facts is not None and facts.wavelet is not None and not facts.wavelet.reversible
-    return _ROUNDING if nine_seven or frame.transfer_syntax in _LOSSY_JPEG else 0
-
-
-def _same(one: np.ndarray, other: np.ndarray, tolerance: int, signed: bool) -> bool:
-    if np.array_equal(one, other):
-        return True
-    return tolerance > 0 and int(_distance(one, other, signed).max()) <= tolerance
-
-
-def _distance(one: np.ndarray, other: np.ndarray, signed: bool) -> np.ndarray:
-    """Levels between two arrays of stored pixels, int32."""
-    kind = np.int16 if signed else np.uint16
-    return np.abs(np.subtract(one.view(kind), other.view(kind), dtype=np.int32))
-
-
-def _difference(answer: np.ndarray, reference: np.ndarray, frame: EncodedFrame) -> str:
-    if is_constant(answer):
-        return f"gives {answer[0, 0]} everywhere in {frame.where}"
-    distance = _distance(answer, reference, frame.signed)
-    return (
-        f"{np.count_nonzero(distance)} of {distance.size} pixels differ, largest difference {distance.max()}, "
-        f"in {frame.where}"
-    )
+                said[name] = f"fails on {frame.where}: {one_line(error)}"
+            finally:
+                self._turns[name].release()
+        return said
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -6,9 +6,9 @@ hours. What is kept of a file is its name, its size and a `Kind` shared with the
 
 from __future__ import annotations
 
-from collections import Counter, deque
+import math
+from collections import Counter
 from collections.abc import Callable, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -17,6 +17,7 @@ from rsna_kit.dicom.codestream import Wavelet
 from rsna_kit.dicom.frame import Head, read_head
 from rsna_kit.dicom.trust import Group, group_of
 from rsna_kit.runtime.errors import DecodeError, ImageError
+from rsna_kit.runtime.threads import in_daemons
 
 _READERS = 16  # threads: they wait for a disk, parsing takes 0.3 ms of one core a file
 
@@ -55,10 +56,14 @@ class Failure(NamedTuple):
 
 @dataclass(frozen=True)
 class Survey:
-    """What the heads of a set of files say, both lists in the order in which the files were given."""
+    """What the heads of a set of files say, both lists in the order in which the files were given.
+
+    `left` is how many files were not looked at because the time was over.
+    """
 
     files: list[Surveyed]
     failures: list[Failure]
+    left: int = 0
 
     @property
     def kinds(self) -> Counter[Kind]:
@@ -87,42 +92,39 @@ def spread(files: list[Surveyed], count: int) -> list[Surveyed]:
     return [files[(2 * part + 1) * len(files) // (2 * count)] for part in range(count)]
 
 
-def survey(files: Iterable[tuple[str, Path]], workers: int = 0, advance: Callable[[int], None] | None = None) -> Survey:
+def survey(
+    files: Iterable[tuple[str, Path]],
+    workers: int = 0,
+    advance: Callable[[int], None] | None = None,
+    limit_s: float = math.inf,
+) -> Survey:
     """Read the heads of many files; a bad file becomes a `Failure`, whatever is wrong with it.
 
     Args:
         files: image ids and their DICOM files.
         workers: reading threads, 0 for 16.
         advance: told `1` after each file, from the calling thread.
+        limit_s: seconds after which the files that are not read yet are left, a read that blocks among them.
     """
-    found, failures = list[Surveyed](), list[Failure]()
+    files = list(files)
+    results: dict[int, Surveyed | Failure] = {}
     shared: dict[Kind, Kind] = {}
-    waiting: deque[Future[Surveyed | Failure]] = deque()
-
-    def take() -> None:
-        result = waiting.popleft().result()
-        if isinstance(result, Failure):
-            failures.append(result)
-        else:
-            found.append(result._replace(kind=shared.setdefault(result.kind, result.kind)))
+    for number, result in in_daemons(_survey_one, files, workers or _READERS, limit_s):
+        if isinstance(result, Surveyed):
+            result = result._replace(kind=shared.setdefault(result.kind, result.kind))
+        results[number] = result
         if advance is not None:
             advance(1)
-
-    workers = workers or _READERS
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="survey")
-    try:
-        for image_id, path in files:
-            waiting.append(pool.submit(_survey_one, image_id, path))
-            if len(waiting) >= 4 * workers:
-                take()
-        while waiting:
-            take()
-    finally:
-        pool.shutdown(cancel_futures=True)
-    return Survey(found, failures)
+    ordered = [results[number] for number in sorted(results)]
+    return Survey(
+        [result for result in ordered if isinstance(result, Surveyed)],
+        [result for result in ordered if isinstance(result, Failure)],
+        len(files) - len(ordered),
+    )
 
 
-def _survey_one(image_id: str, path: Path) -> Surveyed | Failure:
+def _survey_one(file: tuple[str, Path]) -> Surveyed | Failure:
+    image_id, path = file
     try:
         head = read_head(path, image_id)
     except ImageError as error:
