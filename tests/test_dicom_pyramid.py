@@ -112,7 +112,7 @@ def test_every_order_of_packets_is_read(tmp_path: Path, options: dict[str, objec
 
 
 def expected(pixels: np.ndarray, times: int, top: int = 4095) -> np.ndarray:
-    band = aligned(np.minimum(low_band(pixels, times, 16), top), times)
+    band = np.minimum(aligned(low_band(pixels, times, 16), times), top)
     return band[: pixels.shape[0] >> times, : pixels.shape[1] >> times]
 
 
@@ -199,6 +199,28 @@ def test_overshoot_is_clipped_to_the_stored_bits(tmp_path: Path) -> None:
     stream = jpeg2000(pixels)
     assert openjpeg.decode_reduced(stream, 1).max() > 4095
     assert Pyramid(frame_of(tmp_path, pixels, stream)).halved(1).max() == 4095
+
+
+def test_markers_above_the_stored_bits_give_the_same_bytes_whoever_reduces(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pixels = textured(200, 150)
+    pixels[20:24, 30:50] = 65535  # a label, 0.3 % of the pixels
+    frame = frame_of(tmp_path, pixels, jpeg2000(pixels, 3))
+    fast = [Pyramid(frame).halved(times) for times in range(4)]
+    assert Pyramid(frame).full().max() == 4095
+    monkeypatch.setattr(openjpeg, "is_available", lambda: False)
+    for times, band in enumerate(fast):
+        assert band.max() == 4095
+        assert np.array_equal(Pyramid(frame).halved(times), band)
+
+
+def test_zeros_for_a_picture_are_no_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(2)
+    pixels = rng.integers(0, 4096, (200, 150)).astype(np.uint16)
+    frame = frame_of(tmp_path, pixels, jpeg2000(pixels, 3))
+    monkeypatch.setattr(openjpeg, "decode_reduced", lambda *_: np.zeros((100, 75), np.uint16))
+    assert np.array_equal(Pyramid(frame).halved(1), expected(pixels, 1))
 
 
 def test_a_stream_deeper_than_its_header_is_refused(tmp_path: Path) -> None:

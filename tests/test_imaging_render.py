@@ -97,6 +97,34 @@ def test_padding_that_would_be_bright_becomes_air() -> None:
     assert image.max() == 62  # 1000 of 4095
 
 
+@pytest.mark.parametrize("padding", [700, 2000, 4095])
+def test_padding_brighter_than_air_becomes_air(padding: int) -> None:
+    """A border of padding beside the breast, dim or bright: nothing of it is left, and the breast is what it was."""
+    pixels = block(value=3000)
+    clean = shown(pixels, ImageConfig(height=40, width=60, margin=0.2)).image
+    pixels[:, 50:] = padding
+    image = shown(pixels, ImageConfig(height=40, width=60, margin=0.2), padding=padding).image
+    assert np.array_equal(image, clean)
+
+
+@pytest.mark.parametrize("signed", [False, True])
+def test_padding_below_the_air_is_no_part_of_the_range(signed: bool) -> None:
+    """Without a window the tones follow from the range of the pixels: air 1000 is black, and padding 0 is not asked."""
+    y, x = np.mgrid[:400, :300]
+    pixels = np.where(np.hypot((y - 200) / 150, x / 200) < 1, 2000, 1000).astype(np.uint16)
+    pixels[100:200, 60:100] = 3000
+    pixels[:, 280:] = 0
+    facts: dict[str, object] = {"windows": (), "padding": 0}
+    if signed:
+        pixels, facts = (
+            (pixels.astype(np.int16) - 500).view(np.uint16),
+            {"windows": (), "padding": -500, "signed": True},
+        )
+    image = shown(pixels, ImageConfig(height=300, width=300), **facts).image
+    assert abs(int(np.median(image[image > 60])) - 128) <= 2  # 2000, half way from 1000 to 3000
+    assert image.max() >= 250
+
+
 def test_signed_pixels_render_like_their_unsigned_twins() -> None:
     rng = np.random.default_rng(1)
     pixels = np.where(block() > 0, rng.integers(1000, 3000, (80, 60)), 0).astype(np.uint16)

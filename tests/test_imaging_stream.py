@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -19,10 +21,13 @@ from rsna_kit.dicom.codestream import StreamFacts
 from rsna_kit.dicom.decode import check_stream, decode
 from rsna_kit.dicom.frame import EncodedFrame, read_frame
 from rsna_kit.dicom.trust import Trust, group_of
+from rsna_kit.imaging import spread as spreading
 from rsna_kit.imaging import stream as streaming
+from rsna_kit.imaging.outcome import Outcome
 from rsna_kit.imaging.render import read_image
 from rsna_kit.imaging.spread import spread_images
-from rsna_kit.imaging.stream import ImageStream, Outcome
+from rsna_kit.imaging.stream import ImageStream
+from rsna_kit.runtime.clock import Clock
 from rsna_kit.runtime.errors import DecodeError, UsageError
 
 IMAGE = ImageConfig(height=64, width=32)
@@ -160,7 +165,7 @@ def test_a_file_that_hangs_costs_itself_and_not_its_thread(files: Files, monkeyp
     free.set()
     assert [outcome.image_id for outcome in outcomes if outcome.rendered is None] == ["1", "4", "9"]
     assert outcomes[1].failure()["stage"] == "decode"
-    assert "nothing came within 0.5 s, a decoder hangs" in outcomes[1].failure()["reason"]
+    assert "nothing came within 0.5 s: a decoder hangs, or the disk" in outcomes[1].failure()["reason"]
 
 
 def test_a_device_shares_the_queue_and_the_bytes_are_the_same(files: Files) -> None:
@@ -203,6 +208,106 @@ def test_a_device_that_hangs_is_left_behind(files: Files, monkeypatch: pytest.Mo
     assert same(outcomes, files)
     assert stream.notes == ["device is not used any more: nothing came within 1 s"]
     assert stream.counts == {"cpu": 12}
+
+
+def test_a_device_that_hangs_and_then_raises_is_left_behind_once(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The shape of a CUDA timeout. The second device must not be counted out with it."""
+    monkeypatch.setattr(streaming, "_LOOK_EVERY_S", 0.05)
+    hang = threading.Event()
+    bad, good = Decoder(raises=0, hang=hang), Decoder()
+    bad.name = "bad"
+
+    def wait_and_raise(frames: Sequence[EncodedFrame]) -> list[np.ndarray | DecodeError]:
+        hang.wait()
+        raise RuntimeError("unspecified launch failure")
+
+    monkeypatch.setattr(bad, "decode", wait_and_raise)
+
+    def slow(*arguments: object) -> object:
+        time.sleep(0.02)
+        if hang.is_set():
+            time.sleep(0.02)
+        return read_image(*arguments)
+
+    monkeypatch.setattr(streaming, "read_image", slow)
+    threading.Timer(1.5, hang.set).start()
+    outcomes, stream = read(files * 8, workers=1, devices=[bad, good], patience_s=0.6)
+    hang.set()
+    assert same(outcomes, files * 8)
+    assert stream.notes == ["bad is not used any more: nothing came within 0.6 s"]
+
+
+def test_a_device_that_is_stuck_while_it_reads_is_left_behind(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streaming, "_LOOK_EVERY_S", 0.05)
+    free = threading.Event()
+
+    def stuck(path: Path, image_id: str) -> EncodedFrame:
+        if threading.current_thread().name == "device":
+            free.wait()
+        return read_frame(path, image_id)
+
+    monkeypatch.setattr(streaming, "read_frame", stuck)
+    outcomes, stream = read(files, workers=1, devices=[Decoder()], patience_s=0.5)
+    free.set()
+    assert same(outcomes, files)
+    assert stream.notes == ["device is not used any more: nothing came within 0.5 s"]
+
+
+def test_the_clock_ends_the_stream_but_not_before_the_first_file(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streaming, "read_image", lambda *rest: time.sleep(0.2) or read_image(*rest))
+    began = time.monotonic()
+    outcomes, _ = read(files * 50, workers=1, clock=Clock(0.5))
+    assert 1 <= len(outcomes) < 100
+    assert time.monotonic() - began < 20
+    outcomes, _ = read(files, workers=1, clock=Clock(-1.0))
+    assert outcomes[0].image_id == "0"
+
+
+def test_leaving_a_stream_early_does_not_abort_the_process(tmp_path: Path) -> None:
+    """A thread that came back from a decoder while the interpreter ends would: close waits for it."""
+    pixels = breast(1400, 900)
+    path = tmp_path / "1.dcm"
+    path.write_bytes(make_dicom(pixels, SV1))
+    code = (
+        "import sys; from pathlib import Path\n"
+        "from rsna_kit.config import ImageConfig; from rsna_kit.imaging.stream import ImageStream\n"
+        "files = [(str(k), Path(sys.argv[1])) for k in range(40)]\n"
+        "with ImageStream(files, ImageConfig(height=64, width=32), workers=4) as stream: next(stream)\n"
+    )
+    for _ in range(3):
+        ended = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True)
+        assert (ended.returncode, ended.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("backend", ["threads", "processes"])
+def test_backends_do_not_run_ahead_without_bound(files: Files, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spreading, "_ROUND", 2)
+    drawn = []
+    many = ((drawn.append(file), file)[1] for file in files * 20)
+    outcomes = spread_images(many, IMAGE, backend, workers=2)
+    for _ in range(3):
+        next(outcomes)
+    time.sleep(2)
+    outcomes.close()
+    assert len(drawn) <= 2 * 2 * 8  # rounds of two tasks a worker, eight files each
+
+
+def test_a_frame_that_a_device_has_read_becomes_coarser_too(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a device hands back was begun after the consumer asked for less."""
+    seen = []
+    real = streaming.render_pyramid
+    monkeypatch.setattr(
+        streaming,
+        "render_pyramid",
+        lambda pyramid, image, coarser: seen.append(coarser) or real(pyramid, image, coarser),
+    )
+    device = Decoder(fail=frozenset({"1", "7", "10"}))
+    with ImageStream(files * 10, IMAGE, workers=1, devices=[device], ahead=4) as stream:
+        stream.coarser = 2
+        list(stream)
+    assert seen
+    assert set(seen) <= {0, 2}
+    assert seen[-1] == 2
 
 
 def test_a_device_that_fails_on_everything_is_left_behind(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:

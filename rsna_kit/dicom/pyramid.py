@@ -11,15 +11,21 @@ import numpy as np
 
 from rsna_kit.dicom import openjpeg
 from rsna_kit.dicom.codestream import StreamFacts
-from rsna_kit.dicom.decode import check_stream, decode, stored_pixels
+from rsna_kit.dicom.decode import (
+    STRAY_SHARE,
+    check_stream,
+    decode,
+    holds_a_picture,
+    is_constant,
+    stored_pixels,
+)
 from rsna_kit.dicom.frame import EncodedFrame
 from rsna_kit.dicom.trust import TRUST_ALL, Trust
-from rsna_kit.dicom.wavelet import aligned, low_band
+from rsna_kit.dicom.wavelet import ALIGN_BEFORE, ALIGN_BEHIND, aligned, clipped, halved
 
 REDUCER = "openjpeg"  # how proof and trust name the binding
 _JPEG2000_LOSSLESS = "1.2.840.10008.1.2.4.90"
 _PROVEN_HALVINGS = 4  # what the largest pictures are halved to for a thumbnail
-_STRAY_SHARE = 0.05  # as in `decode`: markers burnt in above the stored bits
 
 
 class Pyramid:
@@ -43,6 +49,7 @@ class Pyramid:
         self._trust = trust
         self._facts = check_stream(frame)
         self._full = pixels
+        self._bands: list[np.ndarray] = []  # the whole picture and its halvings, as far as they were computed
         self.halvings = _halvings(frame, self._facts)
         self._reduces = (
             pixels is None
@@ -57,8 +64,12 @@ class Pyramid:
         Raises:
             DecodeError: no decoder could read them.
         """
+        return self._clipped(self._whole())
+
+    def _whole(self) -> np.ndarray:
+        """The same with markers above the stored bits as the stream has them."""
         if self._full is None:
-            self._full = decode(self.frame, self._trust)
+            self._full = decode(self.frame, self._trust, clip=False)
         return self._full
 
     def halved(self, times: int, area: tuple[int, int, int, int] | None = None) -> np.ndarray:
@@ -77,39 +88,42 @@ class Pyramid:
             DecodeError: no decoder could read the frame.
             ValueError: more halvings than there are.
         """
-        if not 0 <= times <= self.halvings and times > 0:
+        if times and not 0 < times <= self.halvings:
             raise ValueError(f"{self.frame.where}: asked for {times} halvings, it has {self.halvings}")
         frame, block = self.frame, 1 << times
         top, left, bottom, right = (0, 0, frame.rows, frame.columns) if area is None else area
-        # One block more on the far sides: aligning looks at it.
-        wide = (top, left, min(bottom + block, frame.rows), min(right + block, frame.columns))
+        before, behind = (0, 0) if times == 0 else (block * ALIGN_BEFORE, block * ALIGN_BEHIND)
+        near = (max(top - before, 0), max(left - before, 0))
+        wide = (*near, min(bottom + behind, frame.rows), min(right + behind, frame.columns))
         band = aligned(self._band(times, wide), times)
-        return band[: max(1, (bottom >> times) - (top >> times)), : max(1, (right >> times) - (left >> times))]
+        rows, columns = max(1, (bottom >> times) - (top >> times)), max(1, (right >> times) - (left >> times))
+        first, start = (top - near[0]) >> times, (left - near[1]) >> times
+        return self._clipped(band[first : first + rows, start : start + columns])
 
     def _band(self, times: int, area: tuple[int, int, int, int]) -> np.ndarray:
-        """The low subband inside `area`, clipped to the stored bits."""
+        """The low subband inside `area`."""
         if self._reduces:
             try:
-                return self._in_range(openjpeg.decode_reduced(self.frame.codestream, times, area))
-            except (openjpeg.OpenJpegError, ValueError):
-                self._reduces = False  # the ladder has more to say: another decoder, or what is wrong
+                band = openjpeg.decode_reduced(self.frame.codestream, times, area)
+                blank = is_constant(band) and holds_a_picture(self.frame)
+                if not blank and np.mean(band > self._top) <= STRAY_SHARE:
+                    return band
+            except openjpeg.OpenJpegError:
+                pass
+            self._reduces = False  # the ladder has more to say: another decoder, or what is wrong
+        while len(self._bands) <= times:
+            self._bands.append(halved(self._bands[-1]) if self._bands else self._whole())
         precision = 16 if self._facts is None else self._facts.precision
         top, left, bottom, right = (-(-side // (1 << times)) for side in area)
-        band = low_band(self.full(), times, precision)[top:bottom, left:right]
-        return np.minimum(band, np.uint16((1 << self.frame.bits_stored) - 1)) if times else band
+        return clipped(self._bands[times][top:bottom, left:right], precision)
 
-    def _in_range(self, band: np.ndarray) -> np.ndarray:
-        """A band without overshoot above the stored bits.
+    def _clipped(self, band: np.ndarray) -> np.ndarray:
+        """Without the overshoot above the stored bits that filters leave at edges, and markers burnt in there."""
+        return np.minimum(band, np.uint16(self._top)) if int(band.max()) > self._top and not self.frame.signed else band
 
-        Raises:
-            ValueError: so much lies above them that header and stream disagree.
-        """
-        top = (1 << self.frame.bits_stored) - 1
-        if int(band.max()) <= top:
-            return band
-        if np.mean(band > top) > _STRAY_SHARE:
-            raise ValueError("values above the stored bits")
-        return np.minimum(band, np.uint16(top))
+    @property
+    def _top(self) -> int:
+        return (1 << self.frame.bits_stored) - 1
 
 
 def decode_for_proof(frame: EncodedFrame) -> np.ndarray | None:
@@ -122,9 +136,10 @@ def decode_for_proof(frame: EncodedFrame) -> np.ndarray | None:
     levels = _halvings(frame, facts)
     if facts is None or not levels:
         return None
-    full = openjpeg.decode_reduced(frame.codestream, 0)
+    full = band = openjpeg.decode_reduced(frame.codestream, 0)
     for times in range(1, min(levels, _PROVEN_HALVINGS) + 1):
-        if not np.array_equal(openjpeg.decode_reduced(frame.codestream, times), low_band(full, times, facts.precision)):
+        band = halved(band)
+        if not np.array_equal(openjpeg.decode_reduced(frame.codestream, times), clipped(band, facts.precision)):
             raise openjpeg.OpenJpegError(f"halving {times} is not the low subband of the full picture")
     return stored_pixels(full, frame)
 

@@ -25,16 +25,19 @@ def low_band(pixels: np.ndarray, levels: int, precision: int) -> np.ndarray:
     Returns:
         uint16 (ceil(rows / 2**levels), ceil(columns / 2**levels)). Sample n lies on pixel n * 2**levels.
     """
-    if levels == 0:
-        return pixels
     band = pixels
     for _ in range(levels):
-        band = _halved(band)
-    return np.clip(band, 0, (1 << precision) - 1).astype(np.uint16)
+        band = halved(band)
+    return clipped(band, precision)
 
 
-def _halved(band: np.ndarray) -> np.ndarray:
-    """One decomposition: int32 (ceil(h / 2), ceil(w / 2)), not clipped.
+def clipped(band: np.ndarray, precision: int) -> np.ndarray:
+    """A band as a decoder hands it over: uint16 in [0, 2**precision - 1], without the overshoot at edges."""
+    return band if band.dtype == np.uint16 else np.clip(band, 0, (1 << precision) - 1).astype(np.uint16)
+
+
+def halved(band: np.ndarray) -> np.ndarray:
+    """One decomposition of a picture, or of a band that is not yet clipped: int32 (ceil(h / 2), ceil(w / 2)).
 
     Columns first, as F.4.2 has it: the rounding depends on the order. A few rows at a time, so that what is worked on
     stays in the processor's cache.
@@ -63,16 +66,27 @@ def aligned(band: np.ndarray, levels: int) -> np.ndarray:
     """A low subband moved to where the picture averaged over blocks of 2**levels pixels would lie.
 
     Sample n of the band lies on the first pixel of its block, the block's average on the middle of it,
-    (2**levels - 1) / 2 pixels further. Two taps move it: linear interpolation, exact on ramps.
+    (2**levels - 1) / 2 pixels further. The taps are half way between linear interpolation, which takes a tenth of the
+    contrast of single pixels (microcalcifications), and cubic interpolation (Lagrange's), which overshoots. On real
+    films that is as near to the averages as taps fitted to them, and keeps 95 to 100 % of the contrast.
 
     Args:
         band: uint16 (h, w) from `low_band` or a reduced decode.
 
     Returns:
-        uint16 (h, w); the last row and column, which have no neighbour, stay.
+        uint16 (h, w); beyond the ends the outermost samples are repeated.
     """
     if levels == 0:
         return band
-    shift = (1 - 0.5**levels) / 2
-    taps = np.array([1 - shift, shift], dtype=np.float32)
-    return cv2.sepFilter2D(band, -1, taps, taps, anchor=(0, 0), borderType=cv2.BORDER_REPLICATE)
+    t = (1 - 0.5**levels) / 2
+    cubic = (
+        -t * (t - 1) * (t - 2) / 6,
+        (t + 1) * (t - 1) * (t - 2) / 2,
+        -(t + 1) * t * (t - 2) / 2,
+        (t + 1) * t * (t - 1) / 6,
+    )
+    taps = (np.array(cubic) + np.array((0, 1 - t, t, 0))) / 2
+    return cv2.sepFilter2D(band, -1, taps, taps, anchor=(1, 1), borderType=cv2.BORDER_REPLICATE)
+
+
+ALIGN_BEFORE, ALIGN_BEHIND = 1, 2  # neighbours of a sample that `aligned` looks at, on either side

@@ -24,14 +24,17 @@ class Pace:
         clock: its limit is what must be kept.
         total: images to come.
         reserve_s: seconds of the limit that are needed for other things at the end.
+        most: halvings that may be given up; 0 where they are of no use.
         say: told when something is given up.
 
     Attributes:
-        coarser: halvings given up so far, 0 to `MOST_COARSER`.
+        coarser: halvings given up so far, 0 to `most`.
     """
 
-    def __init__(self, clock: Clock, total: int, reserve_s: float, say: Callable[[str], None]) -> None:
-        self.coarser = 0
+    def __init__(
+        self, clock: Clock, total: int, reserve_s: float, say: Callable[[str], None], most: int = MOST_COARSER
+    ) -> None:
+        self.coarser, self._most = 0, most
         self._clock, self._total, self._reserve_s, self._say = clock, total, reserve_s, say
         self._mark(0, 0.0)
 
@@ -46,7 +49,7 @@ class Pace:
             waited_s: seconds that the consumer has spent waiting for them.
         """
         images, seconds = done - self._from_done, self._clock.elapsed_s() - self._from_s
-        if images < _EVIDENCE_IMAGES or seconds < _EVIDENCE_S or self.coarser == MOST_COARSER:
+        if images < _EVIDENCE_IMAGES or seconds < _EVIDENCE_S or self.coarser == self._most:
             return self.coarser
         needed = (self._total - done) * seconds / images
         left = self._clock.remaining_s() - self._reserve_s

@@ -3,11 +3,13 @@
 Order, and why:
 
 1. **Thumbnail**: at least 320 pixels long, each standing for a block of 2**n x 2**n stored pixels. A lossless JPEG 2000
-   stream is decoded at so low a resolution for it that it is a fiftieth of the work; other pictures are averaged.
+   stream is decoded at so low a resolution for it that it is a fiftieth of the work; other pictures are sampled and
+   averaged.
 2. **Tones** (`window.tone_table`): Modality LUT or slope and intercept → VOI → photometric interpretation, as
    one table over the 65,536 possible stored values.
-3. **Padding**: pixels equal to Pixel Padding Value that would not be dark become the darkest stored value that occurs,
-   before anything is averaged with them. In the competition's files padding is the air, and dark: nothing is done.
+3. **Padding**: pixels equal to Pixel Padding Value that would not be dark, or where tones follow from the range of the
+   pixels, become the darkest stored value that occurs besides it, before anything is averaged with them. In the
+   competition's files padding is the air, dark, and there is a window: nothing is done.
 4. **Box** (`breast`): found on the thumbnail's stored range, not on the window: windows of digital mammograms turn the
    thin outer breast black, and a useless window must not lose the breast.
 5. **Decode** what the image will show: the box, at the largest halving that still has a row for every row of the
@@ -22,7 +24,8 @@ Order, and why:
 9. **Flip** so that the chest wall is left; **pad** right, and top and bottom equally, with 0.
 10. **Quantise** once, to uint8, rounding half to even.
 
-The same file and the same image section give the same bytes whichever decoder is there and whatever machine it runs on.
+An undamaged file and the same image section give the same bytes whichever decoder is there. (A damaged codestream that
+still decodes may differ between a reduced decode and a full one.)
 Changing any of this changes bytes: raise `config.IMAGE_RECIPE_VERSION`.
 """
 
@@ -39,12 +42,12 @@ from rsna_kit.dicom.frame import EncodedFrame, read_frame
 from rsna_kit.dicom.pyramid import Pyramid
 from rsna_kit.dicom.trust import TRUST_ALL, Trust
 from rsna_kit.imaging.breast import Box, box_of, keep_weight, segment
-from rsna_kit.imaging.window import modality_values, tone_table
+from rsna_kit.imaging.window import modality_values, needs_range, tone_table
 from rsna_kit.runtime.errors import RenderError
 
 _THUMBNAIL = 320  # longer side of the picture the box is found on, at least
+_PLENTY = 3  # halvings of a thumbnail from which four of the pixels of each block, or sixteen, are enough
 _SIGN = 0x8000
-_PATTERNS = np.arange(65536, dtype=np.uint16)
 _DARK = 0.02  # tones this close to the darkest are as dark: a wavelet's overshoot at an edge is darker than air
 
 
@@ -65,6 +68,7 @@ def read_image(path: Path, image_id: str, image: ImageConfig, trust: Trust = TRU
         image: the image section of the configuration.
         trust: decoders that are switched off are not asked.
         coarser: further halvings, which trade detail for time: a run out of time asks for them, and gets other bytes.
+            Exact images stay exact.
 
     Raises:
         ImageError: the file cannot be read (stage header), decoded (decode) or holds no picture (render).
@@ -111,17 +115,19 @@ def render_pyramid(pyramid: Pyramid, image: ImageConfig, coarser: int = 0) -> Re
     box = found.scaled(1 << view.step, frame.rows, frame.columns)
     scale = min(image.height / box.height, image.width / box.width)
     size = (max(1, min(image.width, round(box.width * scale))), max(1, min(image.height, round(box.height * scale))))
+    times = 0
     if view.pixels is None:
-        times = 0
-        while image.decode == "reduced" and (2 << times) * scale <= 1:
+        while (2 << times) * scale <= 1:
             times += 1
-        times = min(times + coarser, pyramid.halvings, view.step)
+        times = min(times + coarser, pyramid.halvings, view.step) if image.decode == "reduced" else 0
         crop = pyramid.halved(times, (box.top, box.left, box.bottom, box.right))
     else:
         crop = view.pixels[box.top : box.bottom, box.left : box.right]
     weight = keep_weight(parts)[found.top : found.bottom, found.left : found.right]
     weight = cv2.resize(weight, size, interpolation=cv2.INTER_LINEAR)
-    tones = np.take(view.table, _resized(crop, size), mode="clip")  # every uint16 has a tone: "clip" is only faster
+    tones = np.take(
+        view.table, _resized(crop, size, times > 0), mode="clip"
+    )  # every uint16 has a tone: "clip" is only faster
     return Rendered(_place(cv2.multiply(tones, weight, scale=255, dtype=cv2.CV_8U), box.flip, image), box)
 
 
@@ -140,13 +146,17 @@ class _View:
 
 
 def _view_halved(pyramid: Pyramid, image: ImageConfig) -> _View | None:
-    """What a decode of the thumbnail tells; None when padding is not dark: all pixels are needed to take it out."""
+    """What a decode of the thumbnail tells; None when all pixels are needed because padding must be taken out."""
     frame = pyramid.frame
     step = _thumbnail_step(frame)
     times = min(step, pyramid.halvings)
     thumbnail = _averaged(pyramid.halved(times), step - times)
     table = tone_table(thumbnail, frame, image)
-    return _View(thumbnail, step, table, None) if _padding_is_dark(frame.padding, thumbnail, table) else None
+    if not _padding_is_dark(frame.padding, thumbnail, table):
+        return None
+    if frame.padding is not None and needs_range(thumbnail, frame, image):
+        return None
+    return _View(thumbnail, step, table, None)
 
 
 def _view_whole(pyramid: Pyramid, image: ImageConfig) -> _View:
@@ -156,11 +166,13 @@ def _view_whole(pyramid: Pyramid, image: ImageConfig) -> _View:
         pixels = pixels ^ np.uint16(_SIGN)
         padding = None if padding is None else (padding & 0xFFFF) ^ _SIGN
     step = _thumbnail_step(frame)
-    thumbnail = _averaged(pixels, step)
+    thumbnail = _sampled(pixels, step)
     table = _ordered_table(thumbnail, frame, image)
-    if not _padding_is_dark(padding, thumbnail, table):
+    unsigned = thumbnail ^ np.uint16(_SIGN) if frame.signed else thumbnail
+    harmless = _padding_is_dark(padding, thumbnail, table)
+    if not harmless or (padding is not None and needs_range(unsigned, frame, image)):
         pixels = _without_padding(pixels, padding, _ordered_table(pixels, frame, image))
-        thumbnail = _averaged(pixels, step)
+        thumbnail = _sampled(pixels, step)
         table = _ordered_table(thumbnail, frame, image)
     return _View(thumbnail, step, table, pixels)
 
@@ -202,6 +214,18 @@ def _thumbnail_step(frame: EncodedFrame) -> int:
     return step
 
 
+def _sampled(pixels: np.ndarray, times: int) -> np.ndarray:
+    """A thumbnail as `_averaged` gives it, of every fourth row and column where there are plenty.
+
+    Reading all of a 27 MB picture once more would take as long as everything else that is done with the thumbnail.
+    """
+    if times < _PLENTY:
+        return _averaged(pixels, times)
+    rows, columns = (max(1, side >> times) for side in pixels.shape)
+    middle = pixels[2 : rows << times : 4, 2 : columns << times : 4]
+    return _averaged(np.ascontiguousarray(middle), times - 2)
+
+
 def _averaged(pixels: np.ndarray, times: int) -> np.ndarray:
     """The averages of whole blocks of 2**times x 2**times pixels, uint16; what is left over at the ends is left out.
 
@@ -215,12 +239,13 @@ def _averaged(pixels: np.ndarray, times: int) -> np.ndarray:
     return small
 
 
-def _resized(crop: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def _resized(crop: np.ndarray, size: tuple[int, int], halved: bool = False) -> np.ndarray:
     """A crop at (width, height) `size`, by area, or linear where it must grow.
 
     The area of a pixel of the result is taken as the average of two times two points in it, after halving the crop as
     often as it stays four times as large. cv2.INTER_AREA has fast code for exact halves alone; this takes a third of
-    its time and lies 0.2 of 255 grey levels off it on average, where cv2.INTER_LINEAR lies 1 off.
+    its time and lies 0.2 of 255 grey levels off it on average, where cv2.INTER_LINEAR lies 1 off. A crop that
+    a wavelet halved has few points to spare; cubic interpolation between them keeps its fine contrast.
     """
     width, height = size
     if crop.shape[0] < height or crop.shape[1] < width:
@@ -231,7 +256,8 @@ def _resized(crop: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     small = _averaged(crop, times)
     if small.shape == (height, width):
         return small
-    twice = cv2.resize(small, (2 * width, 2 * height), interpolation=cv2.INTER_LINEAR)
+    between = cv2.INTER_CUBIC if halved else cv2.INTER_LINEAR
+    twice = cv2.resize(small, (2 * width, 2 * height), interpolation=between)
     return cv2.resize(twice, size, interpolation=cv2.INTER_AREA)
 
 
@@ -240,17 +266,20 @@ def _gray(thumbnail: np.ndarray, frame: EncodedFrame) -> np.ndarray:
 
     The range is what 99.8 % of its pixels span: a dead pixel or a marker must not set it.
     """
-    values = modality_values(_PATTERNS ^ np.uint16(_SIGN) if frame.signed else _PATTERNS, frame)
+    lowest, highest = int(thumbnail.min()), int(thumbnail.max())
+    stored = np.arange(lowest, highest + 1).astype(np.uint16)  # everything is decided for the values that occur
+    values = modality_values(stored ^ np.uint16(_SIGN) if frame.signed else stored, frame)
     if frame.photometric == "MONOCHROME1":
         values = -values
-    counts = np.bincount(thumbnail.ravel(), minlength=65536)
+    index = thumbnail - np.uint16(lowest)
+    counts = np.bincount(index.ravel(), minlength=len(values))
     order = np.argsort(values, kind="stable")  # a Modality LUT may fall
     below = np.cumsum(counts[order])
     low, high = (values[order[np.searchsorted(below, share * thumbnail.size)]] for share in (0.001, 0.999))
     if high <= low:
         there = values[counts > 0]
         low, high = there.min(), max(there.max(), there.min() + 1)
-    return np.rint(np.clip((values - low) / (high - low), 0, 1) * 255).astype(np.uint8)[thumbnail]
+    return np.rint(np.clip((values - low) / (high - low), 0, 1) * 255).astype(np.uint8)[index]
 
 
 def _place(picture: np.ndarray, flip: bool, image: ImageConfig) -> np.ndarray:

@@ -6,6 +6,7 @@ a Dask cluster goes past one machine: its workers need rsna_kit installed and se
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import ExitStack
 from itertools import islice
@@ -14,12 +15,14 @@ from typing import Any
 
 from rsna_kit.config import ImageConfig
 from rsna_kit.dicom.trust import TRUST_ALL, Trust
-from rsna_kit.imaging.stream import ImageStream, Outcome
+from rsna_kit.imaging.outcome import Outcome
+from rsna_kit.imaging.stream import ImageStream
 from rsna_kit.runtime.errors import UsageError
 from rsna_kit.runtime.hardware import cpu_count
 from rsna_kit.runtime.lazy import require
 
 BACKENDS = ("threads", "processes", "dask")
+_ROUND = 16  # tasks of a worker whose images may wait: 150 MB at 1536 x 768
 _CHUNK = 8  # files of one task: long enough to be worth sending, short enough to spread evenly
 
 
@@ -52,9 +55,18 @@ def spread_images(
         if backend == "dask":
             workers = _connect(stack, scheduler, workers)
         with joblib.parallel_config(backend=name, n_jobs=workers or cpu_count()):
-            parallel = joblib.Parallel(return_as="generator", pre_dispatch="2*n_jobs", batch_size=1)
-        for outcomes in parallel(joblib.delayed(_read)(chunk, image, trust) for chunk in _chunks(files)):
-            yield from outcomes
+            parallel = stack.enter_context(joblib.Parallel(return_as="generator", pre_dispatch="all", batch_size=1))
+        tasks = (joblib.delayed(_read)(chunk, image, trust) for chunk in _chunks(files))
+        # joblib goes on with the next task when one is done, not when its result is taken: rounds bound the memory.
+        while some := list(islice(tasks, _ROUND * (workers or cpu_count()))):
+            results = parallel(some)
+            try:
+                for outcomes in results:
+                    yield from outcomes
+            finally:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # joblib warns that tasks are dropped: that is what is asked for
+                    results.close()
 
 
 def _connect(stack: ExitStack, scheduler: str | None, workers: int) -> int:

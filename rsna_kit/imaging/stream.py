@@ -15,67 +15,27 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import cv2
 import numpy as np
 
 from rsna_kit.config import ImageConfig
-from rsna_kit.dicom.codestream import StreamFacts
 from rsna_kit.dicom.decode import check_stream
-from rsna_kit.dicom.frame import EncodedFrame, read_frame
+from rsna_kit.dicom.frame import read_frame
 from rsna_kit.dicom.pyramid import Pyramid
 from rsna_kit.dicom.trust import TRUST_ALL, Trust
-from rsna_kit.imaging.render import Rendered, read_image, render_pyramid
+from rsna_kit.imaging.outcome import Device, Outcome, Task
+from rsna_kit.imaging.render import read_image, render_pyramid
+from rsna_kit.runtime.clock import Clock
 from rsna_kit.runtime.errors import DecodeError, ImageError
 from rsna_kit.runtime.hardware import cpu_count
 
 PATIENCE_S = 120.0  # two decoders of 30 s each in a process of their own, and a slow machine
 _THREAD = "decode"  # name of the CPU threads; devices have their own
 _MOST_FAILURES = 32
+_CLOSE_S = 15.0  # the slowest file takes 2 s
 _LOOK_EVERY_S = 1.0  # how often a waiting consumer looks for stuck threads
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of one file: exactly one of `rendered` and `error` is set; `worker` says who decoded it."""
-
-    image_id: str
-    rendered: Rendered | None = None
-    error: ImageError | None = None
-    worker: str = "cpu"
-
-    def failure(self) -> dict[str, str]:
-        """The row for failures.csv: image_id, stage, reason."""
-        assert self.error is not None
-        return {"image_id": self.image_id, "stage": self.error.stage, "reason": str(self.error)}
-
-
-class Device(Protocol):
-    """A decoder of batches, such as `dicom.dali.DaliDecoder`."""
-
-    name: str
-    batch_size: int
-
-    def takes(self, frame: EncodedFrame, facts: StreamFacts | None) -> bool:
-        """Whether it can decode this kind of frame."""
-
-    def decode(self, frames: Sequence[EncodedFrame]) -> list[np.ndarray | DecodeError]:
-        """Stored pixels, or what is wrong, for each frame."""
-
-
-@dataclass
-class _Task:
-    """One file on its way. `frame` and `pixels` are set when a device has read or decoded it."""
-
-    number: int
-    image_id: str
-    path: Path
-    frame: EncodedFrame | None = None
-    pixels: np.ndarray | None = None
-    worker: str = "cpu"
 
 
 class ImageStream(Iterator[Outcome]):
@@ -92,6 +52,7 @@ class ImageStream(Iterator[Outcome]):
         devices: decoders of batches that work beside the threads.
         ahead: files begun and not yet handed out, at most; enough for every worker unless given.
         patience_s: seconds after which a thread counts as stuck on its file.
+        clock: when its time is over, nothing more is waited for, except for the first file.
 
     Attributes:
         notes: what devices said when they gave up; empty when all is well.
@@ -103,30 +64,37 @@ class ImageStream(Iterator[Outcome]):
     def __init__(
         self, files: Iterable[tuple[str, Path]], image: ImageConfig, workers: int = 0, trust: Trust = TRUST_ALL,
         devices: Sequence[Device] = (), ahead: int | None = None, patience_s: float = PATIENCE_S,
+        clock: Clock | None = None,
     ) -> None:  # fmt: skip
         self.coarser, self.waited_s = 0, 0.0
         self.counts: Counter[str] = Counter()
         self.notes: list[str] = []
         self._files = enumerate(iter(files))
         self._image, self._trust, self._patience_s = image, trust, patience_s
+        self._clock = clock or Clock()
         workers = workers or cpu_count()
         self._ahead = ahead or 4 * workers + sum(2 * device.batch_size for device in devices)
         self._changed = threading.Condition()
-        self._handed: deque[_Task] = deque()  # what devices read or decoded, for the threads to finish
+        self._handed: deque[Task] = deque()  # what devices read or decoded, for the threads to finish
         self._results: dict[int, Outcome] = {}
         self._begun = self._next = 0
         self._ended = self._exhausted = False
         self._failure: Exception | None = None  # of the iterable of files
-        self._feeding = len(devices)
-        self._running: dict[threading.Thread, tuple[list[_Task], float]] = {}
+        self._feeding: set[threading.Thread] = set()  # devices' threads; one that is left behind is in it no more
+        self._running: dict[threading.Thread, tuple[list[Task], float]] = {}
         cv2.setNumThreads(1)  # threads over images; OpenCV's own would compete with them
-        for _ in range(workers):
-            self._start(self._work, _THREAD)
-        for device in devices:
-            self._start(self._feed, device.name, device)
+        self._threads: list[threading.Thread] = []
+        with self._changed:  # no thread looks at `_feeding` before all devices are in it
+            for device in devices:
+                self._feeding.add(self._start(self._feed, device.name, device))
+            for _ in range(workers):
+                self._start(self._work, _THREAD)
 
-    def _start(self, target: Callable[..., None], name: str, *arguments: object) -> None:
-        threading.Thread(target=target, args=arguments, name=name, daemon=True).start()
+    def _start(self, target: Callable[..., None], name: str, *arguments: object) -> threading.Thread:
+        thread = threading.Thread(target=target, args=arguments, name=name, daemon=True)
+        self._threads.append(thread)
+        thread.start()
+        return thread
 
     def __enter__(self) -> ImageStream:
         return self
@@ -135,12 +103,18 @@ class ImageStream(Iterator[Outcome]):
         self.close()
 
     def close(self) -> None:
-        """Begin nothing more. What is being decoded ends by itself and is dropped."""
+        """Begin nothing more, drop what is being decoded, and wait for every thread that is not stuck.
+
+        One that returns from a decoder while the interpreter ends would abort the process.
+        """
         with self._changed:
             self._ended = True
             self._handed.clear()
             self._results.clear()
             self._changed.notify_all()
+        until = time.monotonic() + _CLOSE_S
+        for thread in self._threads:
+            thread.join(max(0.0, until - time.monotonic()))
 
     def __next__(self) -> Outcome:
         began = time.monotonic()
@@ -150,8 +124,10 @@ class ImageStream(Iterator[Outcome]):
                     self._ended = True
                     self._changed.notify_all()
                     raise self._failure or StopIteration
-                self._changed.wait(_LOOK_EVERY_S)
+                self._changed.wait(min(_LOOK_EVERY_S, max(self._clock.remaining_s(), 0.05)))
                 self._give_up_on_stuck()
+                if self._next and self._clock.remaining_s() <= 0:  # one file at least, so that a run that resumes ends
+                    self._ended = True
             outcome = self._results.pop(self._next)
             self._next += 1
             self._changed.notify_all()
@@ -166,23 +142,28 @@ class ImageStream(Iterator[Outcome]):
             if now - since <= self._patience_s:
                 continue
             del self._running[thread]
+            self._threads.remove(thread)
             if thread.name != _THREAD:
-                self._leave(thread.name, tasks, f"nothing came within {self._patience_s:g} s")
+                self._leave(thread, tasks, f"nothing came within {self._patience_s:g} s")
                 continue
             for task in tasks:
                 where, limit = f"image {task.image_id} ({task.path})", f"{self._patience_s:g} s"
-                error = DecodeError(f"{where}: nothing came within {limit}, a decoder hangs. Exclude the image")
+                error = DecodeError(
+                    f"{where}: nothing came within {limit}: a decoder hangs, or the disk. Exclude the image"
+                )
                 self._results[task.number] = Outcome(task.image_id, error=error)
             self._start(self._work, _THREAD)
 
-    def _leave(self, name: str, tasks: Sequence[_Task], why: str) -> None:
-        """Go on without a device; the threads do its work. Called with the lock held."""
-        self.notes.append(f"{name} is not used any more: {why}")
+    def _leave(self, thread: threading.Thread, tasks: Sequence[Task], why: str) -> None:
+        """Go on without a device, once; the threads do its work. Called with the lock held."""
+        if thread not in self._feeding:
+            return
+        self._feeding.discard(thread)
+        self.notes.append(f"{thread.name} is not used any more: {why}")
         self._handed.extend(tasks)
-        self._feeding -= 1
         self._changed.notify_all()
 
-    def _draw(self) -> _Task | None:
+    def _draw(self) -> Task | None:
         """The next file of the queue, None when there is none or enough is begun. Called with the lock held."""
         if self._exhausted or self._begun - self._next >= self._ahead:
             return None
@@ -194,7 +175,7 @@ class ImageStream(Iterator[Outcome]):
             self._changed.notify_all()
             return None
         self._begun = number + 1
-        return _Task(number, image_id, path)
+        return Task(number, image_id, path)
 
     def _work(self) -> None:
         """One CPU thread: first what devices handed over, then the queue."""
@@ -220,7 +201,7 @@ class ImageStream(Iterator[Outcome]):
                     self._results[task.number] = outcome
                 self._changed.notify_all()
 
-    def _read(self, task: _Task) -> Outcome:
+    def _read(self, task: Task) -> Outcome:
         """Whatever is left to do for one file."""
         try:
             if task.frame is None:
@@ -238,16 +219,15 @@ class ImageStream(Iterator[Outcome]):
     def _feed(self, device: Device) -> None:
         """One device: batches of what it takes; everything goes to the threads afterwards."""
         thread = threading.current_thread()
-        held: list[_Task] = []
+        held: list[Task] = []
         failed = 0  # answers in a row: a GPU whose context is lost fails on everything
         try:
             while self._gather(device, held):
-                with self._changed:
-                    self._running[thread] = (list(held), time.monotonic())
                 answers = device.decode([task.frame for task in held if task.frame is not None])
                 with self._changed:
-                    if self._running.pop(thread, None) is None:
-                        return  # given up on
+                    self._running.pop(thread, None)
+                    if thread not in self._feeding:
+                        return  # left behind
                     for task, answer in zip(held, answers, strict=True):
                         if isinstance(answer, np.ndarray):
                             task.pixels, task.worker, failed = answer, device.name, 0
@@ -259,17 +239,19 @@ class ImageStream(Iterator[Outcome]):
                     held.clear()
                     self._changed.notify_all()
             with self._changed:
-                self._feeding -= 1
+                self._feeding.discard(thread)
                 self._changed.notify_all()
         except Exception as error:  # whatever a device's library raises
             with self._changed:
                 self._running.pop(thread, None)
-                self._leave(device.name, held, f"{type(error).__name__}: {error}")
+                self._leave(thread, held, f"{type(error).__name__}: {error}")
 
-    def _gather(self, device: Device, held: list[_Task]) -> bool:
+    def _gather(self, device: Device, held: list[Task]) -> bool:
         """Fill `held` with the next files that a device takes, handing the others to the threads; False at the end."""
+        thread = threading.current_thread()
         while len(held) < device.batch_size:
             with self._changed:
+                self._running.pop(thread, None)  # who waits for others is not stuck
                 while not self._ended and len(self._handed) >= 2 * device.batch_size:
                     self._changed.wait()  # the threads are behind
                 task = None if self._ended else self._draw()
@@ -278,15 +260,22 @@ class ImageStream(Iterator[Outcome]):
                         break
                     self._changed.wait()
                     continue
-            held.append(task)  # before anything can go wrong with it
-            if not self._belongs(task, device):
-                held.remove(task)
-                with self._changed:
+                held.append(task)  # before anything can go wrong with it
+                self._running[thread] = (list(held), time.monotonic())
+            belongs = self._belongs(task, device)
+            with self._changed:
+                if thread not in self._feeding:
+                    return False  # left behind
+                if not belongs:
+                    held.remove(task)
                     self._handed.append(task)
                     self._changed.notify_all()
+        with self._changed:
+            if held:
+                self._running[thread] = (list(held), time.monotonic())
         return bool(held)
 
-    def _belongs(self, task: _Task, device: Device) -> bool:
+    def _belongs(self, task: Task, device: Device) -> bool:
         """Read a task's file and say whether a device may decode it."""
         try:
             task.frame = read_frame(task.path, task.image_id)

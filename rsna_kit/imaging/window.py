@@ -121,12 +121,24 @@ def tone_table(pixels: np.ndarray, frame: EncodedFrame, image: ImageConfig) -> n
         float32 (65536,) in [0, 1], MONOCHROME1 inverted so that air is dark.
     """
     values = modality_values(_PATTERNS, frame)
-    if _kind(frame, image.voi) == "minmax" or not _is_useful(
-        table := apply_voi(values, frame, image.voi, image.window_index) / ((1 << frame.bits_stored) - 1), pixels, frame
-    ):
+    table = _window_table(values, pixels, frame, image)
+    if table is None:
         low, high = value_range(pixels, frame, values)
         table = _stretch(values, low, high, 1.0)
     return (1.0 - table if frame.photometric == "MONOCHROME1" else table).astype(np.float32)
+
+
+def needs_range(pixels: np.ndarray, frame: EncodedFrame, image: ImageConfig) -> bool:
+    """Whether the tones of this picture follow from the range of its pixels, so that padding must not be among them."""
+    return _window_table(modality_values(_PATTERNS, frame), pixels, frame, image) is None
+
+
+def _window_table(values: np.ndarray, pixels: np.ndarray, frame: EncodedFrame, image: ImageConfig) -> np.ndarray | None:
+    """The tones that the window or LUT gives, None when there is none or it shows nothing of the picture."""
+    if _kind(frame, image.voi) == "minmax":
+        return None
+    table = apply_voi(values, frame, image.voi, image.window_index) / ((1 << frame.bits_stored) - 1)
+    return table if _is_useful(table, pixels, frame) else None
 
 
 def to_unit(pixels: np.ndarray, frame: EncodedFrame, image: ImageConfig) -> np.ndarray:

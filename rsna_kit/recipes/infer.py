@@ -25,7 +25,7 @@ from rsna_kit.scoring.ledger import ScoreLedger
 from rsna_kit.scoring.threshold import apply_threshold
 
 if TYPE_CHECKING:
-    from rsna_kit.imaging.stream import Outcome
+    from rsna_kit.imaging.outcome import Outcome
     from rsna_kit.models.bundle import Bundle
     from rsna_kit.models.ensemble import Ensemble
 
@@ -49,8 +49,8 @@ def infer(
         out: folder for submission.csv, scores.csv, image_scores.csv and failures.csv.
         bundle_paths: bundles, or folders of bundles.
         settings: the infer section of the configuration.
-        clock: its limit is honoured with `WRITE_RESERVE_S` and the time of one batch to spare. When decoding is too
-            slow for it, JPEG 2000 is decoded coarser (`imaging.pace`).
+        clock: its limit is honoured with `WRITE_RESERVE_S` and the time of one batch to spare; one image at least is
+            scored. When decoding is too slow for it, JPEG 2000 is decoded coarser (`imaging.pace`), unless `exact`.
         decode: the decode section of the configuration.
         exact: decode every pixel, whatever the bundles were trained on.
 
@@ -62,7 +62,7 @@ def infer(
         raise UsageError(f"decode.backend: got {decode.backend!r}, infer decodes in threads of its own process")
     if decode.gpus != "none":  # TensorFlow would take all memory of a GPU that also decodes
         os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
-    from rsna_kit.imaging.pace import Pace
+    from rsna_kit.imaging.pace import MOST_COARSER, Pace
     from rsna_kit.models.ensemble import Ensemble, common_image
     from rsna_kit.recipes.images import open_stream
 
@@ -94,22 +94,25 @@ def infer(
         events.say(f"resuming: {len(test) - len(left)} images are done")
 
     ensemble = Ensemble(bundles, settings.batch_size)
-    outcomes = open_stream(list(competition.files("test", left)), image, decode, events)
-    pace = Pace(clock, len(left), WRITE_RESERVE_S, lambda line: events.say(line, kind="coarser"))
+    stop, most = Clock(clock.remaining_s() - WRITE_RESERVE_S), MOST_COARSER if image.decode == "reduced" else 0
+    outcomes = open_stream(list(competition.files("test", left)), image, decode, events, stop)
+    pace = Pace(stop, len(left), 0.0, lambda line: events.say(line, kind="coarser"), most)
     saved = begun = clock.elapsed_s()
-    with outcomes, events.progress(len(left), "infer") as progress:
-        while batch := list(islice(outcomes, settings.batch_size)):
-            _score_batch(batch, ensemble, ledger)
-            for outcome in batch:
-                progress.advance(kind=outcome.worker)
-            outcomes.coarser = pace.update(progress.done, outcomes.waited_s)
-            if clock.remaining_s() < WRITE_RESERVE_S + clock.elapsed_s() - begun:  # the next batch takes as long
-                break
-            begun = clock.elapsed_s()
-            if clock.elapsed_s() - saved > SAVE_EVERY_S:
-                saved = clock.elapsed_s()
-                _write_results(out, test, sample, ledger, settings.prior, threshold)
-    breasts = _write_results(out, test, sample, ledger, settings.prior, threshold)
+    with outcomes:
+        with events.progress(len(left), "infer") as progress:
+            while batch := list(islice(outcomes, settings.batch_size)):
+                _score_batch(batch, ensemble, ledger)
+                for outcome in batch:
+                    progress.advance(kind=outcome.worker)
+                outcomes.coarser = pace.update(progress.done, outcomes.waited_s)
+                if stop.remaining_s() < clock.elapsed_s() - begun:  # the next batch takes as long
+                    break
+                begun = clock.elapsed_s()
+                if clock.elapsed_s() - saved > SAVE_EVERY_S:
+                    saved = clock.elapsed_s()
+                    _write_results(out, test, sample, ledger, settings.prior, threshold)
+        # Before the stream is closed, which waits for the files that are being decoded.
+        breasts = _write_results(out, test, sample, ledger, settings.prior, threshold)
     for note in outcomes.notes:
         events.say(note)
     unscored = len(test) - len(ledger.scores) - len(ledger.failures)

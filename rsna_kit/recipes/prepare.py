@@ -18,7 +18,7 @@ from rsna_kit.runtime.files import replacing
 
 if TYPE_CHECKING:
     from rsna_kit.data.shards import ShardWriter
-    from rsna_kit.imaging.stream import Outcome
+    from rsna_kit.imaging.outcome import Outcome
 
 
 def prepare(where: Path | None, out: Path, config: Config, events: Events, limit: int | None = None) -> dict[str, Any]:
