@@ -61,7 +61,9 @@ def test_ids_keep_leading_zeros(toys: Path) -> None:
 def test_manifest_is_readable_and_counts(toys: Path) -> None:
     manifest = json.loads((toys / "manifest.json").read_text())
     assert (manifest["images"], manifest["positives"], manifest["failed"], manifest["shards"]) == (40, 8, 0, 3)
-    assert manifest["image"] == {"height": 24, "width": 16, "voi": "window", "window_index": 0, "margin": 0.01}
+    assert manifest["image"] == {
+        "height": 24, "width": 16, "voi": "window", "window_index": 0, "margin": 0.01, "decode": "reduced"
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ["shard-00001.tfrecord", "shard-00001.json", "table.csv"])

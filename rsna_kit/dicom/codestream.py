@@ -98,8 +98,6 @@ def _jpeg2000(stream: bytes, whole: bool) -> tuple[StreamFacts, int]:
     tiles = -(-(x1 - tile_x0) // width) * -(-(y1 - tile_y0) // height)
     plain = (x0, y0, step_x, step_y) == (0, 0, 1, 1)
     wavelet = _coding_style(stream, start + 4 + length, tiles, plain)
-    if whole:
-        _check_packets(stream, start, end)
     return StreamFacts(y1 - y0, x1 - x0, components, (depth & 0x7F) + 1, bool(depth & 0x80), wavelet), end
 
 
@@ -126,12 +124,19 @@ def _up(length: int, halvings: int) -> int:
     return -(-length >> halvings)
 
 
-def _check_packets(stream: bytes, start: int, stop: int) -> None:
-    """Refuse a stream with fewer bytes than it must have packets: a decoder allocates all of them before it reads one.
+def check_packets(stream: bytes) -> None:
+    """Refuse JPEG 2000 with fewer bytes than it must have packets: a decoder allocates all of them before it reads one.
 
     A packet takes a byte at least (T.800 B.9, B.10.3); how many there are follows from layers and precincts (B.6, B.7).
     Of several tiles only the 14 bytes that each one's first tile-part takes are counted.
+
+    Args:
+        stream: a whole frame whose facts have been read.
+
+    Raises:
+        StreamError: too few bytes.
     """
+    start, stop = _codestream_box(stream, True) if stream.startswith(_JP2_SIGNATURE) else (0, len(stream))
     length, _, x1, y1, x0, y0, width, height, tile_x0, tile_y0 = struct.unpack_from(">HH8I", stream, start + 4)
     least = 14 * -(-(x1 - tile_x0) // width) * -(-(y1 - tile_y0) // height)
     position = start + 4 + length

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rsna_kit.dicom.codestream import StreamError, StreamFacts, read_facts
+from rsna_kit.dicom.codestream import StreamError, StreamFacts, check_packets, read_facts
 from rsna_kit.dicom.encapsulation import read_fragments
 from rsna_kit.dicom.header import (
     EXPLICIT_BIG_ENDIAN,
@@ -236,6 +236,8 @@ def stream_facts(frame: EncodedFrame, codestream: bytes, whole: bool = True) -> 
         # A Huffman code has at least one bit, so fewer bits than pixels means that most of the frame is missing.
         if whole and uid in JPEG_LOSSLESS_UIDS and 8 * len(codestream) < frame.rows * frame.columns:
             raise StreamError(f"has {len(codestream)} bytes for {frame.rows * frame.columns} pixels: cut short")
+        if whole and uid in JPEG2000_UIDS:
+            check_packets(codestream)
     except StreamError as error:
         raise DecodeError(f"{frame.where}: the codestream of {uid} {error}. Copy the file again") from error
     return facts
