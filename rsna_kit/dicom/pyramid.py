@@ -105,8 +105,8 @@ class Pyramid:
         if self._reduces:
             try:
                 band = openjpeg.decode_reduced(self.frame.codestream, times, area)
-                blank = is_constant(band) and holds_a_picture(self.frame)
-                if not blank and np.mean(band > self._top) <= STRAY_SHARE:
+                stray = np.mean(band > self._top) if int(band.max()) > self._top else 0.0
+                if stray <= STRAY_SHARE and not (is_constant(band) and holds_a_picture(self.frame)):
                     return band
             except openjpeg.OpenJpegError:
                 pass
