@@ -164,7 +164,7 @@ def _without_decoder(files: Iterable[Surveyed]) -> Iterable[Failure]:
         uid = kind.group.transfer_syntax
         if uid not in advice:
             rungs = backends(uid)
-            names = ", ".join(name for name, _ in rungs)
+            names = ", ".join("a plug-in of pydicom" if name == "pydicom" else name for name, _ in rungs)
             missing = f"no decoder of {uid} is installed. Install one of {names}"
             unknown = f"no decoder knows transfer syntax {uid}. Convert the file first"
             advice[uid] = "" if any(there for _, there in rungs) else missing if rungs else unknown
