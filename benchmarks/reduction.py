@@ -73,7 +73,7 @@ def read(frame: EncodedFrame, image: ImageConfig) -> tuple[np.ndarray, int]:
 def with_resize(interpolation: int, pixels: np.ndarray, frame: EncodedFrame, image: ImageConfig) -> np.ndarray:
     """The exact image, but for one step: the last resize is a single `cv2.resize`."""
 
-    def resized(crop: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    def resized(crop: np.ndarray, size: tuple[int, int], halved: bool) -> np.ndarray:
         grows = crop.shape[0] < size[1] or crop.shape[1] < size[0]
         return cv2.resize(crop, size, interpolation=cv2.INTER_LINEAR if grows else interpolation)
 
