@@ -242,11 +242,10 @@ def _averaged(pixels: np.ndarray, times: int) -> np.ndarray:
 def _resized(crop: np.ndarray, size: tuple[int, int], halved: bool = False) -> np.ndarray:
     """A crop at (width, height) `size`, by area, or linear where it must grow.
 
-    From twice the size on, the area of a pixel of the result is taken as the average of two times two points in it,
-    after halving the crop as often as it stays four times as large. cv2.INTER_AREA has fast code for exact halves only;
-    this takes a third of its time and lies 0.2 of 255 grey levels off it on average, where cv2.INTER_LINEAR lies 1 off.
-    Below twice the size it would lie 0.5 off, so there cv2.INTER_AREA is used. A crop that a wavelet halved has few
-    points to spare; cubic interpolation between them keeps its fine contrast.
+    From twice the size on, the area of a pixel is taken as the average of two times two points in it, after halving the
+    crop as often as it stays four times as large: a third of the time of cv2.INTER_AREA, which has fast code for exact
+    halves only, and 0.2 of 255 grey levels off it. Below twice the size it would lie 0.5 off. A crop that a wavelet
+    halved has few points to spare; cubic interpolation between them keeps its fine contrast.
     """
     width, height = size
     if crop.shape[0] < height or crop.shape[1] < width:
