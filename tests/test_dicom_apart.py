@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import textwrap
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,6 +18,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 from dicom_files import SV1, literal, make_dicom
+from waiting import wait_until
 
 from rsna_kit.dicom import apart, backend_dicomsdl
 from rsna_kit.dicom.apart import decode_apart
@@ -69,14 +69,6 @@ def alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
     except (FileNotFoundError, ProcessLookupError):
         return False
-
-
-def wait_until(condition: Callable[[], bool]) -> bool:
-    for _ in range(1000):
-        if condition():
-            return True
-        time.sleep(0.02)
-    return False
 
 
 def test_a_child_serves_many_frames(frame: EncodedFrame, backend: Callable[[str], ModuleType]) -> None:

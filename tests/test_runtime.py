@@ -7,10 +7,11 @@ import json
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from waiting import wait_until
 
 from rsna_kit.runtime.clock import Clock, format_duration, parse_duration
 from rsna_kit.runtime.errors import MissingDependencyError, UsageError, did_you_mean
@@ -112,14 +113,6 @@ def test_a_log_gets_a_line_with_an_eta(monkeypatch: pytest.MonkeyPatch) -> None:
         progress.advance(5)
     assert stream.getvalue().startswith("prepare: 5/10 images, ")
     assert ", ETA 0:00" in stream.getvalue()
-
-
-def wait_until(condition: Callable[[], bool]) -> bool:
-    for _ in range(1000):
-        if condition():
-            return True
-        time.sleep(0.01)
-    return False
 
 
 @pytest.mark.parametrize("workers", [1, 3, 50])

@@ -19,12 +19,9 @@ import numpy as np
 
 from rsna_kit.dicom.codestream import StreamFacts, bare_codestream
 from rsna_kit.dicom.decode import check_stream, stored_pixels
-from rsna_kit.dicom.frame import EncodedFrame
+from rsna_kit.dicom.frame import JPEG2000_UIDS, JPEG_LOSSLESS_UIDS, EncodedFrame
 from rsna_kit.runtime.errors import DecodeError, MissingDependencyError
 from rsna_kit.runtime.lazy import require
-
-_JPEG2000 = ("1.2.840.10008.1.2.4.90", "1.2.840.10008.1.2.4.91")
-_JPEG_LOSSLESS = ("1.2.840.10008.1.2.4.57", "1.2.840.10008.1.2.4.70")
 
 # The largest mammograms have 5928 x 4728 pixels, 56 MB each as uint16. Eight of them are 0.45 GB, twice that where DALI
 # stretches, and every thread keeps nvJPEG2000's coefficients (4 bytes a pixel and scratch, estimated at 0.3 GB): about
@@ -92,11 +89,11 @@ class DaliDecoder:
         # 8-bit JPEG read as ANY_DATA into uint16 ends the process (`double free`), so 8 bits stay out altogether.
         if facts is None or facts.components != 1 or facts.signed or facts.precision <= 8:
             return False
-        if frame.transfer_syntax in _JPEG2000:
+        if frame.transfer_syntax in JPEG2000_UIDS:
             # A grid that is shifted or thinned out is rare, and one damaged to steps of 0 ends the process.
             return facts.wavelet is not None and facts.wavelet.plain
         # nvJPEG knows the first predictor alone, and has no lossless decoder on the CPU.
-        return self.device is not None and frame.transfer_syntax in _JPEG_LOSSLESS and facts.predictor == 1
+        return self.device is not None and frame.transfer_syntax in JPEG_LOSSLESS_UIDS and facts.predictor == 1
 
     def decode(self, frames: Sequence[EncodedFrame]) -> list[np.ndarray | DecodeError]:
         """One answer per frame, in the given order; a bad frame costs its own answer only.

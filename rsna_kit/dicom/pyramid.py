@@ -64,12 +64,12 @@ class Pyramid:
         Raises:
             DecodeError: no decoder could read them.
         """
-        return self._clipped(self._whole())
+        return self._clipped(self._whole()) if self.halvings else self._whole()
 
     def _whole(self) -> np.ndarray:
-        """The same with markers above the stored bits as the stream has them."""
+        """The same; where there are halvings, with markers above the stored bits as the encoder saw them."""
         if self._full is None:
-            self._full = decode(self.frame, self._trust, clip=False)
+            self._full = decode(self.frame, self._trust, clip=not self.halvings)
         return self._full
 
     def halved(self, times: int, area: tuple[int, int, int, int] | None = None) -> np.ndarray:

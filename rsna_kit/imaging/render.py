@@ -5,7 +5,7 @@ Order, and why:
 1. **Thumbnail**: at least 320 pixels long, each standing for a block of 2**n x 2**n stored pixels. A lossless JPEG 2000
    stream is decoded at so low a resolution for it that it is a fiftieth of the work; other pictures are sampled and
    averaged.
-2. **Tones** (`window.tone_table`): Modality LUT or slope and intercept → VOI → photometric interpretation, as
+2. **Tones** (`window.tones`): Modality LUT or slope and intercept → VOI → photometric interpretation, as
    one table over the 65,536 possible stored values.
 3. **Padding**: pixels equal to Pixel Padding Value that would not be dark, or where tones follow from the range of the
    pixels, become the darkest stored value that occurs besides it, before anything is averaged with them. In the
@@ -42,7 +42,7 @@ from rsna_kit.dicom.frame import EncodedFrame, read_frame
 from rsna_kit.dicom.pyramid import Pyramid
 from rsna_kit.dicom.trust import TRUST_ALL, Trust
 from rsna_kit.imaging.breast import Box, box_of, keep_weight, segment
-from rsna_kit.imaging.window import modality_values, needs_range, tone_table
+from rsna_kit.imaging.window import Tones, modality_values, tones
 from rsna_kit.runtime.errors import RenderError
 
 _THUMBNAIL = 320  # longer side of the picture the box is found on, at least
@@ -125,10 +125,10 @@ def render_pyramid(pyramid: Pyramid, image: ImageConfig, coarser: int = 0) -> Re
         crop = view.pixels[box.top : box.bottom, box.left : box.right]
     weight = keep_weight(parts)[found.top : found.bottom, found.left : found.right]
     weight = cv2.resize(weight, size, interpolation=cv2.INTER_LINEAR)
-    tones = np.take(
+    toned = np.take(
         view.table, _resized(crop, size, times > 0), mode="clip"
     )  # every uint16 has a tone: "clip" is only faster
-    return Rendered(_place(cv2.multiply(tones, weight, scale=255, dtype=cv2.CV_8U), box.flip, image), box)
+    return Rendered(_place(cv2.multiply(toned, weight, scale=255, dtype=cv2.CV_8U), box.flip, image), box)
 
 
 @dataclass(frozen=True)
@@ -151,10 +151,8 @@ def _view_halved(pyramid: Pyramid, image: ImageConfig) -> _View | None:
     step = _thumbnail_step(frame)
     times = min(step, pyramid.halvings)
     thumbnail = _averaged(pyramid.halved(times), step - times)
-    table = tone_table(thumbnail, frame, image)
-    if not _padding_is_dark(frame.padding, thumbnail, table):
-        return None
-    if frame.padding is not None and needs_range(thumbnail, frame, image):
+    table, from_range = tones(thumbnail, frame, image)
+    if _padding_matters(frame.padding, thumbnail, table, from_range):
         return None
     return _View(thumbnail, step, table, None)
 
@@ -167,31 +165,30 @@ def _view_whole(pyramid: Pyramid, image: ImageConfig) -> _View:
         padding = None if padding is None else (padding & 0xFFFF) ^ _SIGN
     step = _thumbnail_step(frame)
     thumbnail = _sampled(pixels, step)
-    table = _ordered_table(thumbnail, frame, image)
-    unsigned = thumbnail ^ np.uint16(_SIGN) if frame.signed else thumbnail
-    harmless = _padding_is_dark(padding, thumbnail, table)
-    if not harmless or (padding is not None and needs_range(unsigned, frame, image)):
-        pixels = _without_padding(pixels, padding, _ordered_table(pixels, frame, image))
+    table, from_range = _ordered_tones(thumbnail, frame, image)
+    if _padding_matters(padding, thumbnail, table, from_range):
+        pixels = _without_padding(pixels, padding, _ordered_tones(pixels, frame, image).table)
         thumbnail = _sampled(pixels, step)
-        table = _ordered_table(thumbnail, frame, image)
+        table = _ordered_tones(thumbnail, frame, image).table
     return _View(thumbnail, step, table, pixels)
 
 
-def _ordered_table(sample: np.ndarray, frame: EncodedFrame, image: ImageConfig) -> np.ndarray:
-    """`tone_table` for values in the order of a `_View`."""
+def _ordered_tones(sample: np.ndarray, frame: EncodedFrame, image: ImageConfig) -> Tones:
+    """`tones` for values in the order of a `_View`."""
     if not frame.signed:
-        return tone_table(sample, frame, image)
-    return tone_table(sample ^ np.uint16(_SIGN), frame, image)[np.arange(65536) ^ _SIGN]
+        return tones(sample, frame, image)
+    table, from_range = tones(sample ^ np.uint16(_SIGN), frame, image)
+    return Tones(table[np.arange(65536) ^ _SIGN], from_range)
 
 
-def _padding_is_dark(padding: int | None, thumbnail: np.ndarray, table: np.ndarray) -> bool:
-    """Whether padding may be averaged with: there is none, or its tone is that of the darkest of the picture."""
+def _padding_matters(padding: int | None, thumbnail: np.ndarray, table: np.ndarray, from_range: bool) -> bool:
+    """Whether padding must be taken out: it is in the range that makes the tones, or its tone is not the darkest."""
     if padding is None:
-        return True
-    if not 0 <= padding < 65536:
         return False
+    if from_range or not 0 <= padding < 65536:
+        return True
     low, high = int(thumbnail.min()), int(thumbnail.max())
-    return bool(table[padding] <= table[low : high + 1].min() + _DARK)
+    return bool(table[padding] > table[low : high + 1].min() + _DARK)
 
 
 def _without_padding(pixels: np.ndarray, padding: int | None, table: np.ndarray) -> np.ndarray:

@@ -12,7 +12,7 @@ Presentation LUT Shape, overlays.
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -108,29 +108,38 @@ def sigmoid(values: np.ndarray, centre: float, width: float, top: float) -> np.n
     return top / (1.0 + np.exp(np.clip(-4.0 * (values - centre) / width, -700.0, 700.0)))
 
 
+class Tones(NamedTuple):
+    """The tone of every possible stored value of one picture.
+
+    `table`: float32 (65536,) in [0, 1], MONOCHROME1 inverted so that air is dark. `from_range`: it follows from the
+    range of the pixels, so padding must not be among them.
+    """
+
+    table: np.ndarray
+    from_range: bool
+
+
 def tone_table(pixels: np.ndarray, frame: EncodedFrame, image: ImageConfig) -> np.ndarray:
-    """The tone of every possible stored value for this picture.
+    """The table of `tones`."""
+    return tones(pixels, frame, image).table
+
+
+def tones(pixels: np.ndarray, frame: EncodedFrame, image: ImageConfig) -> Tones:
+    """How stored values are shown.
 
     The picture matters in two cases: "minmax" (also without window and LUT) takes its range from the pixels that
     are not padding, and a window that shows nothing of it (see `_USEFUL_SHARE`) is replaced by "minmax".
 
     Args:
         pixels: uint16 (rows, columns).
-
-    Returns:
-        float32 (65536,) in [0, 1], MONOCHROME1 inverted so that air is dark.
     """
     values = modality_values(_PATTERNS, frame)
     table = _window_table(values, pixels, frame, image)
+    from_range = table is None
     if table is None:
         low, high = value_range(pixels, frame, values)
         table = _stretch(values, low, high, 1.0)
-    return (1.0 - table if frame.photometric == "MONOCHROME1" else table).astype(np.float32)
-
-
-def needs_range(pixels: np.ndarray, frame: EncodedFrame, image: ImageConfig) -> bool:
-    """Whether the tones of this picture follow from the range of its pixels, so that padding must not be among them."""
-    return _window_table(modality_values(_PATTERNS, frame), pixels, frame, image) is None
+    return Tones((1.0 - table if frame.photometric == "MONOCHROME1" else table).astype(np.float32), from_range)
 
 
 def _window_table(values: np.ndarray, pixels: np.ndarray, frame: EncodedFrame, image: ImageConfig) -> np.ndarray | None:
