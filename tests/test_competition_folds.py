@@ -103,3 +103,39 @@ def test_impossible_folds_are_refused(folds: int, cancers: int, message: str) ->
 def test_an_empty_table_is_refused() -> None:
     with pytest.raises(TableError, match="no rows"):
         assign_folds(pd.DataFrame({"patient_id": [], "cancer": []}), 2, seed=0)
+
+
+def test_held_out_machines_are_in_one_fold_each() -> None:
+    table = random_table(120, 30, seed=2)
+    fold = assign_folds(table, 3, seed=0, hold_out="machine")
+    assert set(fold) == {0, 1, 2}
+    assert table.assign(fold=fold).groupby("machine_id")["fold"].nunique().max() == 1
+    assert table.assign(fold=fold).groupby("patient_id")["fold"].nunique().max() == 1
+    assert (table.assign(fold=fold).groupby("fold")["cancer"].sum() > 0).all()
+
+
+def test_held_out_sites_follow_the_sites() -> None:
+    table = random_table(60, 20, seed=2)
+    fold = assign_folds(table, 2, seed=0, hold_out="site")
+    assert table.assign(fold=fold).groupby("site_id")["fold"].nunique().tolist() == [1, 1]
+    assert set(fold) == {0, 1}
+
+
+def test_machines_that_share_a_patient_stay_together() -> None:
+    """b was seen on 1 and 2, c on 2 and 3: one group, whatever the order of the rows; 4 is another, and so is 5."""
+    rows = [("a", 1, 1), ("b", 1, 0), ("b", 2, 0), ("c", 2, 1), ("c", 3, 0), ("d", 4, 1), ("e", 4, 0), ("f", 5, 0)]
+    table = pd.DataFrame(rows, columns=["patient_id", "machine_id", "cancer"])
+    assert assign_folds(table, 2, seed=0, hold_out="machine").tolist() == [0, 0, 0, 0, 0, 1, 1, 1]
+    backwards = table[::-1].reset_index(drop=True)
+    assert assign_folds(backwards, 2, seed=0, hold_out="machine").tolist() == [1, 1, 1, 0, 0, 0, 0, 0]
+
+
+def test_machines_that_cannot_be_held_out_are_refused() -> None:
+    table = random_table(40, 10, seed=1)
+    with pytest.raises(UsageError, match=r"got 9 and train.hold_out=machine, but the table has 6 groups of machines"):
+        assign_folds(table, 9, seed=0, hold_out="machine")
+    with pytest.raises(TableError, match="machine_id is missing"):
+        assign_folds(table.drop(columns="machine_id"), 2, seed=0, hold_out="machine")
+    table["machine_id"] = table["machine_id"].astype("Int64").mask(table.index == 3)
+    with pytest.raises(TableError, match="machine_id is missing"):
+        assign_folds(table, 2, seed=0, hold_out="machine")

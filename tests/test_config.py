@@ -8,17 +8,16 @@ import json
 import pytest
 
 from rsna_kit.config import (
-    PRESETS,
     Config,
     ImageConfig,
     ModelConfig,
     TrainConfig,
     from_dict,
     image_fingerprint,
-    preset,
     to_dict,
     with_overrides,
 )  # fmt: skip
+from rsna_kit.presets import PRESETS, preset
 from rsna_kit.runtime.errors import UsageError
 
 

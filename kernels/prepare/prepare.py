@@ -32,7 +32,8 @@ def attach_library() -> None:
 
 attach_library()
 
-from rsna_kit.config import preset, with_overrides
+from rsna_kit.config import with_overrides
+from rsna_kit.presets import preset
 from rsna_kit.recipes.prepare import prepare
 from rsna_kit.runtime.events import Events
 from rsna_kit.runtime.hardware import describe

@@ -1,10 +1,12 @@
-"""What this machine offers: cores that this process may use, memory, versions."""
+"""What a run stands on: cores that this process may use, memory, versions, the commit."""
 
 from __future__ import annotations
 
 import importlib.metadata
 import os
 import platform
+import subprocess
+from pathlib import Path
 from typing import Any
 
 _PACKAGES = (
@@ -32,6 +34,20 @@ def versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return found
+
+
+def commit() -> str | None:
+    """The commit of the checkout or of the built dataset this package runs from, None where neither is known."""
+    root = Path(__file__).resolve().parents[2]
+    if (root / "commit.txt").is_file():
+        return (root / "commit.txt").read_text().strip()
+    if not (root / ".git").exists():
+        return None
+    command = ["git", "-C", str(root), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
 
 
 def describe() -> dict[str, Any]:
