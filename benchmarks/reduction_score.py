@@ -32,7 +32,7 @@ import numpy as np
 import pandas as pd
 from reduction import in_processes, read
 
-from rsna_kit.config import Config, ImageConfig, preset, with_overrides
+from rsna_kit.config import Config, ImageConfig, with_overrides
 from rsna_kit.dicom.frame import read_frame
 from rsna_kit.imaging import render, stream
 from rsna_kit.phantom.acquisition import acquire
@@ -42,6 +42,7 @@ from rsna_kit.phantom.machines import BY_ID, MACHINES
 from rsna_kit.phantom.population import PatientPlan, plan_patients
 from rsna_kit.phantom.tables import image_rows, write_test, write_train, write_truth
 from rsna_kit.phantom.wrap import read_labels, read_picture
+from rsna_kit.presets import preset
 from rsna_kit.recipes.infer import infer
 from rsna_kit.recipes.prepare import prepare
 from rsna_kit.recipes.train import train
@@ -50,7 +51,8 @@ from rsna_kit.runtime.events import Events
 from rsna_kit.runtime.files import replacing, write_json
 from rsna_kit.runtime.hardware import cpu_count
 from rsna_kit.scoring import metrics
-from rsna_kit.scoring.metrics import Metric, Ranking
+from rsna_kit.scoring.metrics import Metric
+from rsna_kit.scoring.uncertainty import bootstrap, paired
 
 PATIENTS, TEST_PATIENTS, PREVALENCE, SEED = 150, 170, 0.4, 90  # 0.4 of breasts with cancer, as reader studies enrich
 SHRINK, RESAMPLES = 2, 2000
@@ -215,35 +217,23 @@ def compare(images: pd.DataFrame, threshold: float, signs: pd.Series | None) -> 
         "parts": {
             name: {
                 "breasts": len(part), "cancers": int(part["cancer"].sum()), "patients": part["patient_id"].nunique(),
-                "metrics": paired(part, measured),
+                "metrics": compared(part, measured),
             }
             for name, part in parts.items() if part["cancer"].nunique() == 2
         },
     }  # fmt: skip
 
 
-def paired(breasts: pd.DataFrame, measured: dict[str, Metric]) -> dict[str, Any]:
+def compared(breasts: pd.DataFrame, measured: dict[str, Metric]) -> dict[str, Any]:
     """Each metric in each way, and its differences to exact; the same resamples of patients for all."""
-    codes, names = pd.factorize(breasts["patient_id"])
-    rng, patients = np.random.default_rng(SEED), len(names)
-    drawn = [np.bincount(rng.integers(0, patients, patients), minlength=patients) for _ in range(RESAMPLES)]
-    rankings = {way: Ranking(breasts["cancer"], breasts[way]) for way in WAYS}
-    whole = {way: ranking.counts() for way, ranking in rankings.items()}
-    counts = {way: ranking.counts(np.stack(drawn)[:, codes]) for way, ranking in rankings.items()}
-    result: dict[str, Any] = {}
-    for name, metric in measured.items():
-        values = {way: float(metric(whole[way])) for way in WAYS}
-        draws = {way: metric(counts[way]) for way in WAYS}
-        result[name] = {way: _interval(values[way], draws[way]) for way in WAYS}
-        for way in WAYS:
-            if way != "exact":
-                result[name][f"{way} - exact"] = _interval(values[way] - values["exact"], draws[way] - draws["exact"])
-    return result
-
-
-def _interval(value: float, draws: np.ndarray) -> dict[str, float]:
-    low, high = np.nanquantile(draws, [0.025, 0.975])
-    return {"value": value, "low": float(low), "high": float(high)}
+    cancer, patients = breasts["cancer"], breasts["patient_id"]
+    columns = {way: bootstrap(cancer, breasts[way], patients, measured, RESAMPLES, SEED) for way in WAYS}
+    for way in WAYS:
+        if way != "exact":
+            columns[f"{way} - exact"] = paired(
+                cancer, breasts["exact"], breasts[way], patients, measured, RESAMPLES, SEED
+            )
+    return {name: {what: intervals[name].as_dict() for what, intervals in columns.items()} for name in measured}
 
 
 def lines(result: dict[str, Any]) -> Iterator[str]:

@@ -11,7 +11,7 @@ import pytest
 from rsna_kit.runtime.errors import TableError, UsageError
 from rsna_kit.scoring import uncertainty
 from rsna_kit.scoring.metrics import at, average_precision, pf1, roc_auc
-from rsna_kit.scoring.uncertainty import Interval, bootstrap
+from rsna_kit.scoring.uncertainty import Interval, bootstrap, paired
 
 METRICS = {"pf1": pf1, "auc": roc_auc, "ap": average_precision, "f1": at("f1", 0.4)}
 
@@ -104,3 +104,28 @@ def test_wrong_settings_are_refused(kwargs: dict, message: str) -> None:
 def test_groups_of_another_length_are_refused() -> None:
     with pytest.raises(TableError, match="expected one patient id for each of 2 breasts"):
         bootstrap([0, 1], [0, 1], ["a"], {"auc": roc_auc})
+
+
+def test_paired_differences_are_those_of_tables_written_out() -> None:
+    labels, first, patients = table(25, seed=5)
+    second = np.clip(first + np.random.default_rng(8).normal(0, 0.2, len(first)), 0, 1)
+    before = oracles.resampled_slow(labels, first, patients, 50, seed=3)
+    after = oracles.resampled_slow(labels, second, patients, 50, seed=3)
+    differences = [oracles.roc_auc_slow(*b) - oracles.roc_auc_slow(*a) for a, b in zip(before, after, strict=True)]
+    found = paired(labels, first, second, patients, {"auc": roc_auc}, resamples=50, seed=3)["auc"]
+    whole = oracles.roc_auc_slow(labels.tolist(), second.tolist()) - oracles.roc_auc_slow(
+        labels.tolist(), first.tolist()
+    )
+    assert found.value == pytest.approx(whole)
+    assert (found.low, found.high) == pytest.approx(tuple(np.quantile(differences, [0.025, 0.975])))
+
+
+def test_a_pair_is_narrower_than_two_strangers() -> None:
+    """Two models that agree on what is hard: the difference is known far better than either value."""
+    labels, first, patients = table(200, seed=6)
+    second = np.clip(first + np.random.default_rng(2).normal(0, 0.01, len(first)), 0, 1)
+    alone = bootstrap(labels, first, patients, {"auc": roc_auc})["auc"]
+    pair = paired(labels, first, second, patients, {"auc": roc_auc})["auc"]
+    assert pair.high - pair.low < 0.3 * (alone.high - alone.low)
+    other = paired(labels, second, first, patients, {"auc": roc_auc})["auc"]
+    assert (other.low, other.high) == pytest.approx((-pair.high, -pair.low))

@@ -10,7 +10,7 @@ data.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -63,24 +63,66 @@ def bootstrap(
         >>> bootstrap([0, 1, 0, 1], [0.1, 0.9, 0.2, 0.8], list("abcd"), {"auc": roc_auc}, resamples=20)["auc"].low
         1.0
     """
+    ranking = Ranking(y_true, y_score)
+    draws = _resampled([ranking], groups, metrics, resamples, seed, level)[0]
+    whole = ranking.counts()
+    return {name: _interval(float(metric(whole)), draws[name], level) for name, metric in metrics.items()}
+
+
+def paired(
+    y_true: ArrayLike,
+    first: ArrayLike,
+    second: ArrayLike,
+    groups: ArrayLike,
+    metrics: Mapping[str, Metric],
+    resamples: int = 1000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> dict[str, Interval]:
+    """Intervals of the differences second - first of two models on the same breasts.
+
+    Every resample draws the same patients for both models, so what makes a patient easy or hard for both cancels.
+    The arguments are those of `bootstrap`, with two columns of scores.
+
+    Example:
+        >>> from rsna_kit.scoring.metrics import roc_auc
+        >>> scores = [0.1, 0.9, 0.2, 0.8]
+        >>> paired([0, 1, 0, 1], scores, scores, list("abcd"), {"auc": roc_auc}, resamples=20)["auc"].high
+        0.0
+    """
+    rankings = [Ranking(y_true, first), Ranking(y_true, second)]
+    before, after = _resampled(rankings, groups, metrics, resamples, seed, level)
+    whole = [ranking.counts() for ranking in rankings]
+    return {
+        name: _interval(float(metric(whole[1]) - metric(whole[0])), after[name] - before[name], level)
+        for name, metric in metrics.items()
+    }
+
+
+def _resampled(
+    rankings: Sequence[Ranking],
+    groups: ArrayLike,
+    metrics: Mapping[str, Metric],
+    resamples: int,
+    seed: int,
+    level: float,
+) -> list[dict[str, np.ndarray]]:
+    """Every metric of every resample, for each ranking: the same patients are drawn for all of them."""
     if resamples < 1:
         raise UsageError(f"resamples: got {resamples}, expected at least 1")
     if not 0 < level < 1:
         raise UsageError(f"level: got {level}, expected a share between 0 and 1 such as 0.95")
-    ranking = Ranking(y_true, y_score)
-    codes, patients = _codes(groups, len(ranking.order))
-    whole = ranking.counts()
-    draws: dict[str, list[np.ndarray]] = {name: [] for name in metrics}
+    codes, patients = _codes(groups, len(rankings[0].order))
+    draws: list[dict[str, list[np.ndarray]]] = [{name: [] for name in metrics} for _ in rankings]
     rng = np.random.default_rng(seed)
     step = max(1, _CELLS // len(codes))
     for start in range(0, resamples, step):
         weights = np.stack([_draw(rng, patients) for _ in range(min(step, resamples - start))])
-        counts = ranking.counts(weights[:, codes])
-        for name, metric in metrics.items():
-            draws[name].append(metric(counts))
-    return {
-        name: _interval(float(metric(whole)), np.concatenate(draws[name]), level) for name, metric in metrics.items()
-    }
+        for ranking, drawn in zip(rankings, draws, strict=True):
+            counts = ranking.counts(weights[:, codes])
+            for name, metric in metrics.items():
+                drawn[name].append(metric(counts))
+    return [{name: np.concatenate(values) for name, values in drawn.items()} for drawn in draws]
 
 
 def _codes(groups: ArrayLike, length: int) -> tuple[np.ndarray, int]:
