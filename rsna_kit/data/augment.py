@@ -1,30 +1,40 @@
-"""An image and a seed to a slightly different image (training only).
+"""An image and a seed → a slightly different image (training only).
 
-The recipe keeps what the image promises: the chest wall stays left, so there is no horizontal flip; air stays 0,
-so grey-level changes and blur are undone where the moved picture is 0. Same image and seed, same bytes, in any
-thread.
+Every recipe keeps what the image promises. The chest wall stays left: no recipe flips horizontally, not even
+`winner`, whose source does so because its pictures show left and right breasts as they are; rendering has mirrored
+ours, and a picture with the wall on the right is one that inference never sees. Air stays 0: geometry moves air with
+the breast, cuts and holes become air, and what changes grey levels is undone wherever the moved picture is 0.
+
+Same image and seed, same bytes: in any thread, after any other seed, and without a look at global random state.
 """
 
 from __future__ import annotations
 
 import os
+import random
 import threading
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from rsna_kit.runtime.errors import UsageError
+from rsna_kit.data.transforms import crop_without_resize, elastic
+from rsna_kit.runtime.errors import UsageError, did_you_mean
 from rsna_kit.runtime.lazy import require
 
 Augmentation = Callable[[np.ndarray, int], np.ndarray]
+Transforms = Callable[[Any], list[Any]]  # from the package albumentations
+NAMES = ("light", "heavy", "winner", "flip", "none")
 
 
 def build_augmentation(name: str) -> Augmentation:
-    """The named recipe as a function of a uint8 (h, w) image and a seed, giving uint8 (h, w).
+    """The named recipe as a function of a uint8 (h, w) image and a seed of at least 0, giving uint8 (h, w).
+
+    The image is never written to; an image that a recipe leaves as it is may be returned itself.
 
     Args:
-        name: `"light"` (Albumentations), `"flip"` (see `flips`) or `"none"`.
+        name: `"light"`, `"heavy"` or `"winner"` (Albumentations, see the functions below), `"flip"` (see `flips`)
+            or `"none"`.
 
     Raises:
         UsageError: another name.
@@ -33,9 +43,9 @@ def build_augmentation(name: str) -> Augmentation:
         return lambda image, seed: image
     if name == "flip":
         return lambda image, seed: image[::-1] if flips(seed) else image
-    if name != "light":
-        raise UsageError(f"data.augment: got {name!r}, expected one of light, flip, none")
-    return _Light()
+    if name not in _RECIPES:
+        raise UsageError(f"data.augment: got {name!r}, expected one of {', '.join(NAMES)}.{did_you_mean(name, NAMES)}")
+    return _Augmentation(_RECIPES[name])
 
 
 def flips(seed: int) -> bool:
@@ -43,55 +53,172 @@ def flips(seed: int) -> bool:
     return bool(seed & 1)
 
 
-class _Light:
+class _Recipe(NamedTuple):
+    geometry: Transforms  # where a pixel goes
+    tone: Transforms  # what becomes of its grey level
+    share: float  # of the pictures that are changed at all
+
+
+class _Augmentation:
     """Albumentations objects hold their own random state, so each thread has its own pair."""
 
-    def __init__(self) -> None:
+    def __init__(self, recipe: _Recipe) -> None:
         # Otherwise the import asks the network for a newer version.
         os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
         self._albumentations = require("albumentations", "train")
-        self._local = threading.local()
+        self._recipe, self._local = recipe, threading.local()
 
     def __call__(self, image: np.ndarray, seed: int) -> np.ndarray:
+        # set_random_seed would give every transform the same numbers: each flip would come with the same change of
+        # tone, and what is drawn with one probability would always come together.
+        generator, draw = np.random.default_rng(seed), random.Random(seed)
+        if draw.random() >= self._recipe.share:
+            return image
         if not hasattr(self._local, "pair"):
-            self._local.pair = _geometry(self._albumentations), _tone(self._albumentations)
+            compose = self._albumentations.Compose
+            self._local.pair = [compose(build(self._albumentations)) for build in self._recipe[:2]]
         geometry, tone = self._local.pair
-        geometry.set_random_seed(seed)
-        tone.set_random_seed(seed)
+        geometry.set_random_state(generator, draw)
+        tone.set_random_state(generator, draw)
         moved = geometry(image=image)["image"]
         toned = tone(image=moved)["image"]
         return np.where(moved == 0, np.uint8(0), toned)
 
 
-def _geometry(albumentations: Any) -> Any:
-    return albumentations.Compose(
-        [
-            albumentations.VerticalFlip(p=0.5),
-            albumentations.Affine(
-                scale=(0.9, 1.1),
-                rotate=(-10, 10),
-                translate_percent={"x": (-0.03, 0.03), "y": (-0.05, 0.05)},
-                fill=0,
-                p=0.8,
-            ),
-            albumentations.CoarseDropout(
-                num_holes_range=(1, 4), hole_height_range=(0.03, 0.10), hole_width_range=(0.03, 0.10), fill=0, p=0.2
-            ),
-        ]
-    )
+def _light_geometry(albumentations: Any) -> list[Any]:
+    return [
+        albumentations.VerticalFlip(p=0.5),
+        albumentations.Affine(
+            scale=(0.9, 1.1),
+            rotate=(-10, 10),
+            translate_percent={"x": (-0.03, 0.03), "y": (-0.05, 0.05)},
+            fill=0,
+            p=0.8,
+        ),
+        albumentations.CoarseDropout(
+            num_holes_range=(1, 4), hole_height_range=(0.03, 0.10), hole_width_range=(0.03, 0.10), fill=0, p=0.2
+        ),
+    ]
 
 
-def _tone(albumentations: Any) -> Any:
-    return albumentations.Compose(
-        [
-            albumentations.RandomBrightnessContrast(brightness_limit=0.1, contrast_limit=0.15, p=0.5),
-            albumentations.RandomGamma(gamma_limit=(80, 125), p=0.5),
-            albumentations.OneOf(
-                [
-                    albumentations.GaussianBlur(sigma_limit=(0.3, 0.8), blur_limit=0, p=1.0),
-                    albumentations.GaussNoise(std_range=(0.005, 0.02), p=1.0),
-                ],
-                p=0.2,
-            ),
-        ]
-    )
+def _light_tone(albumentations: Any) -> list[Any]:
+    return [
+        albumentations.RandomBrightnessContrast(brightness_limit=0.1, contrast_limit=0.15, p=0.5),
+        albumentations.RandomGamma(gamma_limit=(80, 125), p=0.5),
+        albumentations.OneOf(
+            [
+                albumentations.GaussianBlur(sigma_limit=(0.3, 0.8), blur_limit=0, p=1.0),
+                albumentations.GaussNoise(std_range=(0.005, 0.02), p=1.0),
+            ],
+            p=0.2,
+        ),
+    ]
+
+
+def _heavy_geometry(albumentations: Any) -> list[Any]:
+    """`light` with about twice its ranges, shear and deformations."""
+    return [
+        albumentations.VerticalFlip(p=0.5),
+        albumentations.Affine(
+            scale=(0.8, 1.25),
+            rotate=(-20, 20),
+            shear={"x": (-6, 6), "y": (-6, 6)},
+            translate_percent={"x": (-0.05, 0.05), "y": (-0.1, 0.1)},
+            balanced_scale=True,
+            fill=0,
+            p=0.9,
+        ),
+        albumentations.OneOf(
+            [
+                elastic(albumentations, strength=0.012, p=1.0),
+                albumentations.GridDistortion(num_steps=5, distort_limit=0.2, fill=0, p=1.0),
+            ],
+            p=0.3,
+        ),
+        albumentations.CoarseDropout(
+            num_holes_range=(1, 8), hole_height_range=(0.03, 0.12), hole_width_range=(0.05, 0.20), fill=0, p=0.4
+        ),
+    ]
+
+
+def _heavy_tone(albumentations: Any) -> list[Any]:
+    return [
+        albumentations.OneOf(
+            [
+                albumentations.RandomBrightnessContrast(brightness_limit=0.2, contrast_limit=0.3, p=1.0),
+                albumentations.RandomGamma(gamma_limit=(65, 150), p=1.0),
+                albumentations.RandomToneCurve(scale=0.2, p=1.0),
+                albumentations.CLAHE(clip_limit=(1.0, 2.5), tile_grid_size=(8, 8), p=1.0),
+            ],
+            p=0.8,
+        ),
+        albumentations.OneOf(
+            [
+                albumentations.GaussianBlur(sigma_limit=(0.5, 1.5), blur_limit=0, p=1.0),
+                albumentations.Sharpen(alpha=(0.1, 0.3), lightness=(1.0, 1.0), p=1.0),
+                albumentations.GaussNoise(std_range=(0.01, 0.03), p=1.0),
+                _downscale(albumentations, (0.5, 0.9)),
+            ],
+            p=0.4,
+        ),
+    ]
+
+
+def _winner_geometry(albumentations: Any) -> list[Any]:
+    """What the 2023 winner's training did to a picture's geometry, with the numbers of its code.
+
+    Source: github.com/dangnh0611/kaggle_rsna_breast_cancer (MIT), exp7_fully_reproduce.py. Three things differ: no
+    horizontal flip (above); geometry comes before tone, so that air can be kept; and the elastic transform is one
+    that shows: theirs moved a pixel by a hundredth of a pixel and the whole picture by an affine of some 10 pixels,
+    which version 2 of Albumentations no longer has.
+    """
+    return [
+        crop_without_resize(albumentations, share=(0.5, 1.0), aspect=(0.5, 0.8), p=0.4),
+        albumentations.VerticalFlip(p=0.5),
+        albumentations.OneOf(
+            [
+                albumentations.Affine(
+                    scale=(0.85, 1.15),
+                    rotate=(-30, 30),
+                    translate_percent={"x": (-0.1, 0.1), "y": (-0.2, 0.2)},
+                    keep_ratio=True,
+                    fill=0,
+                    p=0.6,
+                ),
+                elastic(albumentations, strength=0.01, p=0.2),
+                albumentations.GridDistortion(num_steps=5, distort_limit=0.3, fill=0, p=0.2),
+            ],
+            p=0.5,
+        ),
+        albumentations.CoarseDropout(
+            num_holes_range=(1, 6), hole_height_range=(0.05, 0.15), hole_width_range=(0.10, 0.25), fill=0, p=0.25
+        ),
+    ]
+
+
+def _winner_tone(albumentations: Any) -> list[Any]:
+    """The same source's tone changes."""
+    return [
+        _downscale(albumentations, (0.75, 0.95), p=0.125),
+        albumentations.OneOf(
+            [
+                albumentations.RandomToneCurve(scale=0.3, p=0.5),
+                albumentations.RandomBrightnessContrast(
+                    brightness_limit=(-0.1, 0.2), contrast_limit=(-0.4, 0.5), brightness_by_max=True, p=0.5
+                ),
+            ],
+            p=0.5,
+        ),
+    ]
+
+
+def _downscale(albumentations: Any, scale: tuple[float, float], p: float = 1.0) -> Any:
+    """Smaller and large again: a coarser detector. 1 is OpenCV's INTER_LINEAR."""
+    return albumentations.Downscale(scale_range=scale, interpolation_pair={"downscale": 1, "upscale": 1}, p=p)
+
+
+_RECIPES: Mapping[str, _Recipe] = {
+    "light": _Recipe(_light_geometry, _light_tone, 1.0),
+    "heavy": _Recipe(_heavy_geometry, _heavy_tone, 1.0),
+    "winner": _Recipe(_winner_geometry, _winner_tone, 0.9),
+}

@@ -1,23 +1,26 @@
-"""A prepared folder to batches: uint8 (B, h, w, 1), float32 label (B, 1), float32 weight (B,).
+"""A prepared folder → batches: uint8 (B, h, w, 1) or (B, V, h, w, 1), float32 targets (B, K), float32 weights (B,).
 
-Order and augmentation are decided by numpy from (seed, epoch, position), so the same epoch gives the same batches
-through `tf.data` and through its twin for a machine without TensorFlow; `training_stream` and `picture_stream`
-take whichever suits Keras' backend.
+An example is one picture or, for a breast-level model, the V views of one breast. Order, views and augmentation are
+decided by numpy from (seed, epoch, position), so the same epoch gives the same batches through `tf.data` and through
+its twin for a machine without TensorFlow; `training_stream` and `picture_stream` take whichever suits Keras' backend.
 """
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from rsna_kit.config import Config
 from rsna_kit.data.augment import build_augmentation
-from rsna_kit.data.sampling import epoch_order
+from rsna_kit.data.sampling import epoch_order, plain_order, positives_per_batch
 from rsna_kit.data.shards import Prepared, read_picture
+from rsna_kit.data.targets import target_names, target_values, without_idle
 from rsna_kit.runtime.errors import RsnaKitError, ShardError
 from rsna_kit.runtime.hardware import cpu_count
 from rsna_kit.runtime.lazy import require
@@ -58,49 +61,145 @@ class Pictures:
 
 
 class TrainingSet:
-    """Labelled pictures: each epoch is an order of positions and an augmentation seed for each.
+    """Examples with their targets: each epoch is an order of positions and a seed for each.
+
+    `labels` float32 (N,) is the first column of `targets` float32 (N, K). `shape` is that of one example, uint8;
+    `view_count` is its V, or 0 where an example is a picture.
+    `steps` is the number of batches in an epoch. `log_odds` are the odds of cancer in what a batch teaches (its share
+    of cancers, and their weight in the loss), `odds_shift` is how much that is above the odds among the examples;
+    both natural logarithms, both 0 where there is no cancer to learn. `notes` says what was left out.
 
     Args:
         pictures: where the pictures come from.
-        image_ids: N ids.
-        labels: (N,) of 0 and 1.
-        config: its data and train sections are used.
+        examples: for each of N examples the ids of its pictures: one, or all views of a breast.
+        targets: float32 (N, K) of 0, 1 and NaN for missing; column 0 is cancer.
+        config: its data, model and train sections are used.
+        notes: lines that the caller wants said.
+
+    Raises:
+        UsageError: a batch too small to hold both classes.
+        RsnaKitError: only one class, or for a CVAE no example at all.
     """
 
-    def __init__(self, pictures: Pictures, image_ids: Sequence[str], labels: np.ndarray, config: Config) -> None:
-        self.pictures, self.image_ids = pictures, list(image_ids)
-        self.labels = np.asarray(labels, np.float32)
-        self.shape, self.batch_size = pictures.shape, config.train.batch_size
-        self._share, self._seed = config.data.positive_share, config.train.seed
+    def __init__(
+        self,
+        pictures: Pictures,
+        examples: Sequence[Sequence[str]],
+        targets: np.ndarray,
+        config: Config,
+        notes: Sequence[str] = (),
+    ) -> None:
+        self.pictures, self.examples, self.notes = pictures, list(examples), tuple(notes)
+        self.targets = np.asarray(targets, np.float32)
+        self.labels = self.targets[:, 0]
+        self.batch_size, self._data, self._seed = config.train.batch_size, config.data, config.train.seed
+        self.view_count, self.shape = 0, tuple(pictures.shape)
+        if config.model.kind == "breast":
+            self.view_count = min(config.model.views, max(map(len, self.examples), default=1))
+            self.shape = (self.view_count, *pictures.shape)
         self._augment = build_augmentation(config.data.augment)
+        self._plain = config.model.kind == "cvae"
+        self.log_odds, self.odds_shift = (0.0, 0.0) if self._plain else self._odds(config.train.cancer_weight)
+        self.steps = len(self.plan(0)[0]) // self.batch_size
+
+    def _odds(self, cancer_weight: float) -> tuple[float, float]:
+        data = self._data
+        drawn = positives_per_batch(self.labels, self.batch_size, data.positive_share, data.negatives) / self.batch_size
+        learned = _log_odds(drawn) + math.log(cancer_weight)
+        return learned, learned - _log_odds(float(np.mean(self.labels)))
 
     def plan(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """Positions and seeds of an epoch, both int64 (steps * batch_size,)."""
-        order = epoch_order(self.labels, self.batch_size, self._share, self._seed, epoch)
-        seeds = np.random.default_rng([self._seed, epoch, 1]).integers(0, 2**31 - 1, len(order), np.int64)
-        return order, seeds
+        size, data = self.batch_size, self._data
+        if self._plain:
+            order = plain_order(len(self.examples), size, self._seed, epoch, data.negatives)
+        else:
+            order = epoch_order(self.labels, size, data.positive_share, self._seed, epoch, data.negatives)
+        return order, _seeds(np.random.default_rng([self._seed, epoch, 1]), len(order))
+
+    def views(self, position: int, seed: int) -> list[tuple[str, int]]:
+        """The pictures of an example and the seed that each is augmented with.
+
+        Of a breast at most `model.views` views, in an order that the seed decides.
+        """
+        image_ids = self.examples[int(position)]
+        if not self.view_count:
+            return [(image_ids[0], int(seed))]
+        rng = np.random.default_rng(int(seed))
+        chosen = rng.permutation(len(image_ids))[: self.view_count]
+        return [(image_ids[number], int(own)) for number, own in zip(chosen, _seeds(rng, len(chosen)), strict=True)]
 
     def load(self, position: int, seed: int) -> np.ndarray:
-        """One augmented picture, uint8 (h, w, 1)."""
-        return self._augment(self.pictures[self.image_ids[int(position)]], int(seed))[..., None]
+        """One augmented example, uint8 (h, w, 1) or (V, h, w, 1); a view that the breast does not have is all 0."""
+        pictures = [self._augment(self.pictures[name], own)[..., None] for name, own in self.views(position, seed)]
+        if not self.view_count:
+            return pictures[0]
+        example = np.zeros(self.shape, np.uint8)
+        example[: len(pictures)] = pictures
+        return example
 
 
-def train_batches(training: TrainingSet, epoch: int) -> Any:
-    """One epoch as a `tf.data.Dataset` with static shapes.
+def make_training_set(pictures: Pictures, rows: pd.DataFrame, config: Config) -> TrainingSet:
+    """The examples that a kind of model learns from.
+
+    Args:
+        pictures: where the pictures come from.
+        rows: rows of the training table: image_id, cancer, prediction_id for a breast-level model, and the columns of
+            `train.targets`.
+        config: its data, model and train sections are used.
+
+    Returns:
+        One example for each row; for kind "breast" one for each prediction_id, in the order in which they first appear,
+        with the largest of its rows' targets (a breast has cancer when any picture says so); for kind "cvae" only
+        rows without cancer.
+
+    Raises:
+        UsageError: unknown targets, or a batch too small to hold both classes.
+        TableError: a target's column is absent or holds a strange cell.
+        RsnaKitError: only one class, or for a CVAE no row without cancer.
+    """
+    if config.model.kind == "cvae":
+        rows = rows[rows["cancer"] != 1]
+    values = target_values(rows, config.train.targets)
+    examples = [(image_id,) for image_id in rows["image_id"]]
+    if config.model.kind == "breast":
+        breasts = rows["prediction_id"].to_numpy()
+        examples = [tuple(ids) for _, ids in rows["image_id"].groupby(breasts, sort=False)]
+        values = pd.DataFrame(values).groupby(breasts, sort=False).max().to_numpy(np.float32)
+    values, notes = without_idle(values, target_names(config.train.targets))
+    return TrainingSet(pictures, examples, values, config, notes)
+
+
+def train_batches(training: TrainingSet, epoch: int, first_step: int = 0) -> Any:
+    """One epoch from `first_step` on as a `tf.data.Dataset` with static shapes.
 
     Yields:
-        uint8 (B, h, w, 1), float32 (B, 1), float32 (B,); at least one positive in each batch.
+        uint8 (B, h, w, 1) or (B, V, h, w, 1), float32 (B, K), float32 (B,); at least one cancer in each batch, unless
+        the model is a CVAE.
     """
     tensorflow = require("tensorflow", "train")
-    order, seeds = training.plan(epoch)
+    order, seeds = _from_step(training, epoch, first_step)
 
-    def labelled(picture: Any, label: Any) -> tuple[Any, Any, Any]:
-        return picture, label[None], tensorflow.constant(1.0)
+    def weighted(example: Any, targets: Any) -> tuple[Any, Any, Any]:
+        return example, targets, tensorflow.constant(1.0)
 
-    pictures = _mapped(tensorflow, training.load, (order, seeds), training.shape)
-    labels = tensorflow.data.Dataset.from_tensor_slices(training.labels[order])
-    dataset = tensorflow.data.Dataset.zip((pictures, labels)).map(labelled)
+    examples = _mapped(tensorflow, training.load, (order, seeds), training.shape)
+    targets = tensorflow.data.Dataset.from_tensor_slices(training.targets[order])
+    dataset = tensorflow.data.Dataset.zip((examples, targets)).map(weighted)
     return dataset.batch(training.batch_size, drop_remainder=True).prefetch(AHEAD)
+
+
+def _from_step(training: TrainingSet, epoch: int, first_step: int) -> tuple[np.ndarray, np.ndarray]:
+    order, seeds = training.plan(epoch)
+    return order[first_step * training.batch_size :], seeds[first_step * training.batch_size :]
+
+
+def _seeds(rng: np.random.Generator, count: int) -> np.ndarray:
+    return rng.integers(0, 2**31 - 1, count, np.int64)
+
+
+def _log_odds(share: float) -> float:
+    return math.log(share / (1 - share))
 
 
 def eval_batches(pictures: Pictures, image_ids: Sequence[str], batch_size: int) -> Any:
@@ -147,11 +246,11 @@ def drain(dataset: Any, pictures: Pictures) -> Iterator[Any]:
     raise failure
 
 
-def training_stream(training: TrainingSet, epoch: int) -> Iterator[Batch]:
-    """The batches of one epoch, by the means of Keras' backend."""
+def training_stream(training: TrainingSet, epoch: int, first_step: int = 0) -> Iterator[Batch]:
+    """The batches of one epoch from `first_step` on, by the means of Keras' backend; those before are not loaded."""
     if _on_tensorflow():
-        return drain(train_batches(training, epoch), training.pictures)
-    return iterate(training, epoch)
+        return drain(train_batches(training, epoch, first_step), training.pictures)
+    return iterate(training, epoch, first_step)
 
 
 def picture_stream(pictures: Pictures, image_ids: Sequence[str], batch_size: int) -> Iterator[Any]:
@@ -165,14 +264,13 @@ def _on_tensorflow() -> bool:
     return bool(require("keras", "train").backend.backend() == "tensorflow")
 
 
-def iterate(training: TrainingSet, epoch: int) -> Iterator[Batch]:
+def iterate(training: TrainingSet, epoch: int, first_step: int = 0) -> Iterator[Batch]:
     """The batches of `train_batches` without TensorFlow."""
-    order, seeds = training.plan(epoch)
+    order, seeds = _from_step(training, epoch, first_step)
     size = training.batch_size
     jobs = [(training.load, position, seed) for position, seed in zip(order, seeds, strict=True)]
-    for number, images in enumerate(_stacked(jobs, size)):
-        labels = training.labels[order[number * size : (number + 1) * size]]
-        yield images, labels[:, None], np.ones(size, np.float32)
+    for number, examples in enumerate(_stacked(jobs, size)):
+        yield examples, training.targets[order[number * size : (number + 1) * size]], np.ones(size, np.float32)
 
 
 def iterate_images(pictures: Pictures, image_ids: Sequence[str], batch_size: int) -> Iterator[np.ndarray]:

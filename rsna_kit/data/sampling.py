@@ -1,4 +1,7 @@
-"""Labels to the order of one epoch: every batch holds cancers, every healthy image comes once."""
+"""Labels → the order of one epoch: every batch holds cancers, every healthy example, or a share of them, comes once.
+
+An example is a picture, or a breast with all its views.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,14 @@ import numpy as np
 from rsna_kit.runtime.errors import RsnaKitError, UsageError
 
 
-def positives_per_batch(labels: np.ndarray, batch_size: int, positive_share: float) -> int:
+def positives_per_batch(labels: np.ndarray, batch_size: int, positive_share: float, negatives: float = 1.0) -> int:
     """Cancers in each batch: the wanted share or, where cancers are commoner than that, their own; at least one.
+
+    Args:
+        labels: (N,) of 0 and 1.
+        batch_size: examples in a batch.
+        positive_share: wanted share of cancers.
+        negatives: share of the healthy examples that an epoch draws; cancers are that much commoner in it.
 
     Raises:
         UsageError: a batch too small to hold both classes.
@@ -26,37 +35,74 @@ def positives_per_batch(labels: np.ndarray, batch_size: int, positive_share: flo
             f"training images: {count} of {len(labels)} have cancer, expected both classes. "
             "Use more patients or fewer folds."
         )
-    share = max(positive_share, count / len(labels))
+    share = max(positive_share, count / (count + _drawn(len(labels) - count, negatives)))
     return min(max(round(share * batch_size), 1), batch_size - 1)
 
 
-def epoch_order(labels: np.ndarray, batch_size: int, positive_share: float, seed: int, epoch: int) -> np.ndarray:
+def epoch_order(
+    labels: np.ndarray, batch_size: int, positive_share: float, seed: int, epoch: int, negatives: float = 1.0
+) -> np.ndarray:
     """The order of one epoch, decided by `seed` and `epoch` alone.
 
     Each batch holds `positives_per_batch` cancers, drawn without replacement until all have come, then again
-    from a new shuffle. All healthy images come once; what the last batch lacks is drawn again. Where cancers
-    are so many that one pass over the healthy images would leave some out, the epoch is as long as the cancers need.
+    from a new shuffle. All healthy examples come once, or the share of them that is drawn for this epoch; what the last
+    batch lacks is drawn again. Where cancers are so many that one pass over the healthy would leave some out, the
+    epoch is as long as the cancers need.
 
     Args:
         labels: (N,) of 0 and 1.
+        batch_size: examples in a batch.
+        positive_share: see `positives_per_batch`.
+        seed: of the run.
+        epoch: its number.
+        negatives: share of the healthy examples to draw, in (0, 1], at least one; others in every epoch.
 
     Returns:
         int64 (steps * batch_size,) positions in `labels`.
     """
     rng = np.random.default_rng([seed, epoch])
-    positives, negatives = np.flatnonzero(labels == 1), np.flatnonzero(labels != 1)
-    per_batch = positives_per_batch(labels, batch_size, positive_share)
-    steps = -(-len(negatives) // (batch_size - per_batch))
-    if len(positives) > positive_share * len(labels):  # then the batch share is the natural one
+    positives, healthy = np.flatnonzero(labels == 1), np.flatnonzero(labels != 1)
+    per_batch = positives_per_batch(labels, batch_size, positive_share, negatives)
+    if (drawn := _drawn(len(healthy), negatives)) < len(healthy):
+        healthy = rng.choice(healthy, drawn, replace=False)
+    steps = -(-len(healthy) // (batch_size - per_batch))
+    if len(positives) > positive_share * (len(positives) + len(healthy)):  # then the batch share is the natural one
         steps = max(steps, -(-len(positives) // per_batch))
     order = np.concatenate(
         [
             _repeated(positives, steps * per_batch, rng).reshape(steps, per_batch),
-            _repeated(negatives, steps * (batch_size - per_batch), rng).reshape(steps, -1),
+            _repeated(healthy, steps * (batch_size - per_batch), rng).reshape(steps, -1),
         ],
         axis=1,
     )
     return rng.permuted(order, axis=1).reshape(-1).astype(np.int64)
+
+
+def plain_order(count: int, batch_size: int, seed: int, epoch: int, share: float = 1.0) -> np.ndarray:
+    """The order of one epoch where all examples are of one kind: shuffled, what the last batch lacks drawn again.
+
+    Args:
+        count: number of examples.
+        batch_size: examples in a batch.
+        seed: of the run.
+        epoch: its number.
+        share: of the examples to draw, in (0, 1], at least one; others in every epoch.
+
+    Returns:
+        int64 (steps * batch_size,) positions in 0..count-1.
+
+    Raises:
+        RsnaKitError: no example.
+    """
+    if count == 0:
+        raise RsnaKitError("training images: none is without cancer, expected some. Use more patients or fewer folds.")
+    rng = np.random.default_rng([seed, epoch])
+    drawn = rng.choice(count, _drawn(count, share), replace=False)
+    return _repeated(drawn, -(-len(drawn) // batch_size) * batch_size, rng).astype(np.int64)
+
+
+def _drawn(count: int, share: float) -> int:
+    return max(round(share * count), 1)
 
 
 def _repeated(items: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
