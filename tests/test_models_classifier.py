@@ -6,11 +6,16 @@ import numpy as np
 import pytest
 
 from rsna_kit.config import ImageConfig, ModelConfig
-from rsna_kit.models.classifier import build_backbone, build_classifier, lite0_from_layers
-from rsna_kit.runtime.errors import UsageError
+from rsna_kit.models.classifier import build_classifier, split_classifier
 
 keras = pytest.importorskip("keras")
 pytestmark = pytest.mark.tf
+
+SMALL = ImageConfig(height=64, width=32)
+
+
+def grey(count: int, height: int, width: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (count, height, width, 1), np.uint8)
 
 
 @pytest.fixture(scope="module")
@@ -27,27 +32,8 @@ def test_input_and_output_are_as_promised(model: Any) -> None:
 
 def test_scaling_is_inside_the_network(model: Any) -> None:
     """Literal: 0, 127 and 255 become -127/128, 0 and 1."""
-    grey = np.array([0, 127, 255], np.uint8).reshape(1, 1, 3, 1)
-    assert np.asarray(model.get_layer("scale")(grey)).ravel().tolist() == [-127 / 128, 0.0, 1.0]
-
-
-@pytest.mark.parametrize("size", [(64, 32), (70, 52), (33, 47)])
-def test_both_builders_make_the_same_network(size: tuple[int, int]) -> None:
-    """Twin: keras-cv pads by hand where core layers say "same"; odd and even sizes must agree."""
-    pytest.importorskip("keras_cv")
-    inputs = [keras.Input((*size, 1)) for _ in range(2)]
-    first = keras.Model(inputs[0], build_backbone("efficientnet_lite0", inputs[0]))
-    second = keras.Model(inputs[1], lite0_from_layers(inputs[1]))
-    names = [layer.name for layer in first.layers if not layer.name.endswith("_pad")]
-    assert names[1:] == [layer.name for layer in second.layers][1:]
-    rng = np.random.default_rng(0)
-    weights = [np.abs(rng.normal(0.1, 0.3, weight.shape)).astype(np.float32) for weight in first.weights]
-    for network in (first, second):
-        network.set_weights(weights)
-    picture = rng.normal(size=(1, *size, 1)).astype(np.float32)
-    outputs = [np.asarray(network(picture, training=False)) for network in (first, second)]
-    assert outputs[0].shape[1:3] == (-(-size[0] // 32), -(-size[1] // 32))
-    np.testing.assert_allclose(outputs[0], outputs[1], rtol=1e-5, atol=1e-5)
+    values = np.array([0, 127, 255], np.uint8).reshape(1, 1, 3, 1)
+    assert np.asarray(model.get_layer("scale")(values)).ravel().tolist() == [-127 / 128, 0.0, 1.0]
 
 
 def test_weights_files_fit_both_builders(model: Any, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -58,19 +44,54 @@ def test_weights_files_fit_both_builders(model: Any, tmp_path: Any, monkeypatch:
     other = build_classifier(ModelConfig(), ImageConfig(height=70, width=52))
     assert not any(layer.name.endswith("_pad") for layer in other.layers)
     other.load_weights(path)
-    picture = np.random.default_rng(0).integers(0, 256, (2, 70, 52, 1), np.uint8)
-    outputs = [np.asarray(network(picture, training=False)) for network in (model, other)]
+    outputs = [np.asarray(network(grey(2, 70, 52), training=False)) for network in (model, other)]
     np.testing.assert_allclose(outputs[0], outputs[1], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(("choice", "trainable"), [("train", True), ("frozen", False)])
 def test_normalisation_follows_or_stays(choice: str, trainable: bool) -> None:
-    network = build_classifier(ModelConfig(batch_norm=choice), ImageConfig(height=64, width=32))
+    network = build_classifier(ModelConfig(batch_norm=choice), SMALL)
     layers = [layer for layer in network.layers if isinstance(layer, keras.layers.BatchNormalization)]
     assert len(layers) == 49
     assert {(layer.trainable, layer.momentum, layer.epsilon) for layer in layers} == {(trainable, 0.9, 1e-3)}
 
 
-def test_an_unknown_backbone_is_refused() -> None:
-    with pytest.raises(UsageError, match=r"model.backbone: got 'resnet'"):
-        build_backbone("resnet", None)
+@pytest.mark.parametrize("name", ["efficientnet_b0", "efficientnetv2_b0", "convnext_tiny"])
+def test_a_frozen_trunk_leaves_only_the_head_to_learn(name: str) -> None:
+    network = build_classifier(ModelConfig(backbone=name, tap=16, head="conv", pool="gem", trunk="frozen"), SMALL)
+    assert [weight.path for weight in network.trainable_weights] == [
+        "head_norm/gamma", "head_norm/beta", "head_conv1/kernel", "head_conv1/bias", "head_conv2/kernel",
+        "head_conv2/bias", "pool/exponent", "logit/kernel", "logit/bias",
+    ]  # fmt: skip
+
+
+def test_the_smoke_network_is_what_it_was() -> None:
+    """Literals of the network whose bundles and figures are published: layers behind the map, and parameters."""
+    network = build_classifier(ModelConfig(tap=16, head="conv", pool="avgmax"), SMALL)
+    assert network.count_params() == 919_873
+    names = [layer.name for layer in network.layers]
+    assert names[names.index("block5c_add") + 1 :] == [
+        "head_norm", "head_conv1", "head_drop", "head_conv2", "head_max", "head_mean", "head_join", "dropout", "logit",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        ModelConfig(),
+        ModelConfig(tap=16, head="conv", pool="avgmax"),
+        ModelConfig(tap=16, pool="avgmax"),
+        ModelConfig(backbone="convnext_tiny", tap=16, head="residual", pool="gem"),
+    ],
+    ids=lambda model: f"{model.backbone}-{model.head}-{model.pool}",
+)
+def test_two_halves_make_the_whole(model: ModelConfig) -> None:
+    network = build_classifier(model, SMALL, extra=2)
+    assert network.output_shape == (None, 3)
+    trunk, head = split_classifier(network, model)
+    assert trunk.output.shape[1:3] == (64 // model.tap, 32 // model.tap)
+    pictures = grey(2, 64, 32)
+    expected = np.asarray(network(pictures, training=False))
+    found = np.asarray(head(np.asarray(trunk(pictures, training=False)), training=False))
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    assert {id(weight) for weight in network.weights} == {id(weight) for weight in [*trunk.weights, *head.weights]}

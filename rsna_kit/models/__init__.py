@@ -1,1 +1,1 @@
-"""Batches to logits: classifier, starting weights, training, bundle."""
+"""Pictures to logits: networks, starting weights, bundles, ensembles, maps."""

@@ -1,29 +1,33 @@
-"""A trained network as a folder that can travel: weights, configuration, threshold, and what they are.
+"""A trained network ↔ a folder that can travel: weights, configuration, threshold, and what they are.
 
     model.weights.h5   plain arrays
     config.json        the whole configuration: the image section says how to make the network's input
     threshold.json     score from which a breast is called positive, and how it was chosen; null before that
-    metadata.json      written last: fold, cross-validation score, fingerprints, versions, sha256 of the other files
+    metadata.json      written last: fold, cross-validation score, starting weights, fingerprints, versions, sha256 of
+                       the other files
 
 JSON and arrays only: nothing in a bundle is executed.
 """
 
 from __future__ import annotations
 
-import math
-import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
+
+import numpy as np
 
 from rsna_kit import __version__
 from rsna_kit.config import Config, from_dict, image_fingerprint, to_dict
-from rsna_kit.models.classifier import build_classifier
+from rsna_kit.models.h5_file import count_arrays, open_weights
+from rsna_kit.models.network import build_network
 from rsna_kit.models.weights import save_weights
 from rsna_kit.runtime.errors import BundleError, UsageError
 from rsna_kit.runtime.files import read_json, replacing, sha256_file, write_json
-from rsna_kit.runtime.hardware import versions
+from rsna_kit.runtime.hardware import commit, versions
+from rsna_kit.runtime.lazy import require
 
 FORMAT_VERSION = 1
 WEIGHTS, CONFIG, THRESHOLD, METADATA = "model.weights.h5", "config.json", "threshold.json", "metadata.json"
@@ -47,17 +51,19 @@ def write_bundle(
     threshold: float | None,
     cv: Mapping[str, Any],
     data_fingerprint: str,
+    start: Mapping[str, Any] | None = None,
 ) -> None:
     """Write a bundle into `out`; metadata.json comes last, so a bundle that has one is whole.
 
     Args:
         out: folder.
-        model: the Keras model that `build_classifier(config.model, config.image)` made.
+        model: the Keras model that `rsna_kit.training.learner.build_network(config, config.image)` made.
         config: what it was trained with.
         fold: number of its validation fold.
         threshold: None when it is chosen later, with `set_threshold`.
         cv: validation metrics, JSON-ready.
         data_fingerprint: of the prepared folder.
+        start: where the starting weights came from, JSON-ready; empty or None for random ones.
     """
     out.mkdir(parents=True, exist_ok=True)
     (out / METADATA).unlink(missing_ok=True)
@@ -67,9 +73,10 @@ def write_bundle(
     metadata = {
         "format_version": FORMAT_VERSION,
         "rsna_kit": __version__,
-        "commit": _commit(),
+        "commit": commit(),
         "fold": fold,
         "cv": dict(cv),
+        "start": dict(start or {}),
         "image_fingerprint": image_fingerprint(config.image),
         "data_fingerprint": data_fingerprint,
         "packages": versions(),
@@ -92,7 +99,7 @@ def set_threshold(bundle_dir: Path, threshold: float, how: Mapping[str, Any] | s
         UsageError: a threshold outside [0, 1].
         BundleError: the folder holds no bundle, or a damaged one.
     """
-    if not (math.isfinite(threshold) and 0 <= threshold <= 1):
+    if not is_score(threshold):
         raise UsageError(f"threshold: got {threshold}, expected a number from 0 to 1")
     metadata, content = open_bundle(bundle_dir).metadata, {"threshold": float(threshold), "how": how}
     with replacing(bundle_dir / THRESHOLD) as temporary:
@@ -111,10 +118,15 @@ def open_bundle(path: Path) -> Bundle:
     """
     metadata = _read(path, METADATA)
     version = metadata.get("format_version")
+    if version is None:
+        raise BundleError(f"{path / METADATA}: no format_version, so {path} is no bundle of rsna-kit (a preset of "
+                          "Keras looks like one). Give bundles that train wrote, and nothing else.")  # fmt: skip
     if version != FORMAT_VERSION:
         raise BundleError(f"{path / METADATA}: got format version {version}, expected {FORMAT_VERSION}. Train again, "
                           f"or use the rsna-kit that made it ({metadata.get('rsna_kit')}).")  # fmt: skip
-    digests = metadata.get("sha256", {})
+    digests = metadata.get("sha256")
+    if not isinstance(digests, dict):
+        raise BundleError(f"{path / METADATA}: sha256 is {digests!r}, expected one for each file. Copy it again.")
     for name in (WEIGHTS, CONFIG, THRESHOLD):
         if not (path / name).is_file():
             raise BundleError(f"{path / name}: no such file. Copy the whole bundle again.")
@@ -123,11 +135,14 @@ def open_bundle(path: Path) -> Bundle:
             raise BundleError(f"{path / name}: damaged or exchanged: its sha256 is not the one in {METADATA}. "
                               "Copy the whole bundle again.")  # fmt: skip
     try:
-        config = from_dict(_read(path, CONFIG))
+        config = from_dict(_completed(_read(path, CONFIG)))
         threshold = _read(path, THRESHOLD)["threshold"]
     except (UsageError, TypeError, KeyError, AttributeError) as error:
         raise BundleError(f"{path / CONFIG}: {error}. Use the rsna-kit that made it "
                           f"({metadata.get('rsna_kit')}).") from error  # fmt: skip
+    if threshold is not None and not is_score(threshold):
+        raise BundleError(f"{path / THRESHOLD}: threshold is {threshold!r}, expected a number from 0 to 1, or null. "
+                          "Run train again, which chooses it.")  # fmt: skip
     expected, found = image_fingerprint(config.image), metadata.get("image_fingerprint")
     if found != expected:
         raise BundleError(f"{path / METADATA}: trained on images of fingerprint {found}, this version makes {expected} "
@@ -135,22 +150,70 @@ def open_bundle(path: Path) -> Bundle:
     return Bundle(path, config, threshold, metadata)
 
 
-def load_model(bundle: Bundle) -> Any:
+def is_score(value: object) -> TypeGuard[int | float]:
+    """Whether a value that came out of JSON is a number from 0 to 1."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1  # NaN is not
+
+
+def load_model(bundle: Bundle, precision: str = "float32") -> Any:
     """Build the bundle's network and load its weights.
 
+    Args:
+        bundle: an opened bundle of any kind.
+        precision: Keras' dtype policy. Weights are float32 whatever they were trained in, so a network that was trained
+            in mixed precision is scored in float32 unless another policy is asked for.
+
     Returns:
-        keras.Model from uint8 (batch, h, w, 1) to logits float32 (batch, 1).
+        keras.Model from uint8 (batch, h, w, 1) to float32 (batch, 1), a logit, or (batch, 2), logit and attention, for
+        breast-level bundles.
 
     Raises:
-        BundleError: the weights do not fit the network.
+        BundleError: the weights do not fit the network, belong to a larger one, or hold NaN or infinite numbers; or the
+            configuration asks for a network that this version does not know.
     """
-    model = build_classifier(bundle.config.model, bundle.config.image)
-    path = bundle.path / WEIGHTS
+    try:
+        with _dtype_policy(precision):
+            model = build_network(bundle.config, bundle.config.image)
+    except UsageError as error:
+        raise BundleError(f"{bundle.path / CONFIG}: {error} Use the rsna-kit that made it.") from error
+    path, kind = bundle.path / WEIGHTS, bundle.config.model.kind
+    name = kind if kind == "cvae" else bundle.config.model.backbone
+    with open_weights(path) as opened:
+        held = count_arrays(opened)
+    if held > len(model.weights):  # Keras does not mind what it has no place for
+        raise BundleError(f"{path}: does not fit {name}: it holds {held} arrays, expected {len(model.weights)}. "
+                          "Copy the whole bundle again.")  # fmt: skip
     try:
         model.load_weights(str(path))
-    except (ValueError, KeyError, OSError) as error:
-        raise BundleError(f"{path}: does not fit {bundle.config.model.backbone}: {error}") from error
+    except (ValueError, KeyError, OSError, TypeError, RuntimeError) as error:
+        reason = " ".join(str(error).partition("List of objects")[0].split())  # the rest prints every array
+        raise BundleError(f"{path}: does not fit {name}: {reason} Copy the whole bundle again.") from error
+    for weight in model.weights:
+        if not np.isfinite(np.asarray(weight)).all():
+            raise BundleError(
+                f"{path}: {weight.path} holds NaN or infinite numbers, expected finite ones. Train again."
+            )
     return model
+
+
+@contextmanager
+def _dtype_policy(name: str) -> Iterator[None]:
+    """Keras' global policy while a network is built."""
+    keras = require("keras", "train")
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(name)
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)
+
+
+def _completed(values: dict[str, Any]) -> dict[str, Any]:
+    """A configuration as today's keys say it. The first bundles named only the head, which implied tap and pooling."""
+    model = values.get("model")
+    if isinstance(model, dict) and "tap" not in model and model.get("head") == "conv":
+        return values | {"model": model | {"tap": 16, "pool": "avgmax"}}
+    return values
 
 
 def _read(path: Path, name: str) -> dict[str, Any]:
@@ -165,17 +228,3 @@ def _read(path: Path, name: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise BundleError(f"{path / name}: got a {type(content).__name__}, expected an object. Copy the bundle again.")
     return content
-
-
-def _commit() -> str | None:
-    """The commit of the checkout or of the built dataset this package runs from, None where neither is known."""
-    root = Path(__file__).resolve().parents[2]
-    if (root / "commit.txt").is_file():
-        return (root / "commit.txt").read_text().strip()
-    if not (root / ".git").exists():
-        return None
-    command = ["git", "-C", str(root), "rev-parse", "HEAD"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return None

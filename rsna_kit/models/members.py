@@ -1,0 +1,152 @@
+"""Bundles, or an ensemble.json that lists them ↔ who scores together: members with weights, TTA and one threshold.
+
+An `ensemble.json` says all that a bundle list has to say: for each member its folder (relative to the file), the sha256
+of its metadata.json (which holds the sha256 of its other files) and its weight; then TTA, the threshold, how both were
+chosen and what they scored out of fold.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, TypeGuard
+
+from rsna_kit import __version__
+from rsna_kit.config import ImageConfig, InferConfig, image_fingerprint
+from rsna_kit.models.bundle import METADATA, WEIGHTS, Bundle, open_bundle
+from rsna_kit.runtime.errors import BundleError
+from rsna_kit.runtime.files import read_json, sha256_file, write_json
+from rsna_kit.runtime.hardware import commit
+
+LIST = "ensemble.json"
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Member:
+    """A bundle and its share of the score."""
+
+    bundle: Bundle
+    weight: float
+
+
+@dataclass(frozen=True)
+class Members:
+    """Who scores together. Weights are positive and add up to 1; `source` is the list they were read from, if any."""
+
+    members: tuple[Member, ...]
+    threshold: float
+    tta: str = "none"
+    source: Path | None = None
+
+
+def common_image(bundles: Sequence[Bundle]) -> ImageConfig:
+    """The image section that all bundles share.
+
+    Raises:
+        BundleError: two bundles were trained on different images; both are named.
+    """
+    first = bundles[0]
+    for bundle in bundles[1:]:
+        if image_fingerprint(bundle.config.image) != image_fingerprint(first.config.image):
+            raise BundleError(
+                f"{bundle.path} was trained on {bundle.config.image}, {first.path} on {first.config.image}: "
+                "bundles scored together must share one image section. Run infer once for each and average."
+            )
+    return first.config.image
+
+
+def equal_members(folders: Sequence[Path]) -> Members:
+    """Bundles of equal weight, such as the folds of one training run; the threshold is the mean of theirs.
+
+    Weights that are given twice, as one folder or as two copies, count once.
+
+    Args:
+        folders: at least one bundle.
+
+    Raises:
+        BundleError: a bundle is not whole (`open_bundle`), or has no threshold yet.
+    """
+    bundles = list({bundle.metadata["sha256"][WEIGHTS]: bundle for bundle in map(open_bundle, folders)}.values())
+    thresholds = [bundle.threshold for bundle in bundles if bundle.threshold is not None]
+    if len(thresholds) < len(bundles):
+        without = ", ".join(str(bundle.path) for bundle in bundles if bundle.threshold is None)
+        raise BundleError(f"no threshold in {without}: the training run has not ended. Run it again.")
+    weight = 1 / len(bundles)
+    return Members(tuple(Member(bundle, weight) for bundle in bundles), sum(thresholds) / len(thresholds))
+
+
+def write_list(folder: Path, weights: Mapping[str, float], tta: str, threshold: float, how: Mapping[str, Any]) -> None:
+    """Write `folder/ensemble.json`, whole or not at all.
+
+    Args:
+        folder: where the bundles are.
+        weights: folder of a bundle, relative and with forward slashes → its weight, more than 0.
+        tta: as `infer.tta`.
+        threshold: score of a breast from which it is called positive, in [0, 1].
+        how: how weights and threshold were chosen and what they scored, JSON-ready.
+    """
+    members = [
+        {"bundle": name, "weight": weight, "sha256": {METADATA: sha256_file(folder / name / METADATA)}}
+        for name, weight in weights.items()
+    ]
+    content = {"format_version": FORMAT_VERSION, "rsna_kit": __version__, "commit": commit(), "members": members,
+               "tta": tta, "threshold": threshold, "how": dict(how)}  # fmt: skip
+    write_json(folder / LIST, content)
+
+
+def open_list(folder: Path) -> Members:
+    """Read `folder/ensemble.json` and open every bundle that it names.
+
+    Raises:
+        BundleError: the list is missing, not JSON, of another format or has a value that is none; a bundle is missing,
+            was changed since the list was written, or is damaged. Names the file and what to do.
+    """
+    path = folder / LIST
+    try:
+        content = read_json(path)
+    except FileNotFoundError as error:
+        raise BundleError(f"{path}: no such file. Make it with: rsna-kit blend") from error
+    except ValueError as error:
+        raise BundleError(f"{path}: not JSON ({error}). Copy the whole folder again.") from error
+    if not isinstance(content, dict) or content.get("format_version") != FORMAT_VERSION:
+        version = content.get("format_version") if isinstance(content, dict) else None
+        raise BundleError(f"{path}: got format version {version}, expected {FORMAT_VERSION}. Run rsna-kit blend again.")
+    rows, tta, threshold = (content.get(name) for name in ("members", "tta", "threshold"))
+    if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
+        raise BundleError(f"{path}: 'members' lists no bundle, expected at least one. Run rsna-kit blend again.")
+    if tta not in InferConfig.choices["tta"]:
+        raise BundleError(f"{path}: tta is {tta!r}, expected one of {', '.join(InferConfig.choices['tta'])}")
+    if not _is_number(threshold) or not 0 <= threshold <= 1:
+        raise BundleError(f"{path}: threshold is {threshold!r}, expected a number from 0 to 1")
+    members = [_open_row(path, row) for row in rows]
+    digests = [member.bundle.metadata["sha256"][WEIGHTS] for member in members]
+    if len(set(digests)) < len(digests):
+        raise BundleError(f"{path}: names the same weights twice, expected each bundle once. Run rsna-kit blend again.")
+    total = sum(member.weight for member in members)
+    shares = tuple(Member(member.bundle, member.weight / total) for member in members)
+    return Members(shares, float(threshold), str(tta), path)
+
+
+def _open_row(path: Path, row: Mapping[str, Any]) -> Member:
+    name, weight, sha256 = (row.get(key) for key in ("bundle", "weight", "sha256"))
+    if not isinstance(name, str) or PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+        raise BundleError(f"{path}: bundle is {name!r}, expected a folder beside the list, such as bundles/fold0")
+    if not _is_number(weight) or weight <= 0:
+        raise BundleError(f"{path}: the weight of {name} is {weight!r}, expected a number of more than 0")
+    metadata = path.parent / name / METADATA
+    if not metadata.is_file():
+        raise BundleError(f"{path} names the bundle {name}, but {metadata} is not there. Copy the whole folder again.")
+    if not isinstance(sha256, dict) or sha256_file(metadata) != sha256.get(METADATA):
+        raise BundleError(
+            f"{path} names the bundle {name}, but {metadata} has changed since: its sha256 is another. "
+            "Copy the whole folder again, or run rsna-kit blend again."
+        )
+    return Member(open_bundle(path.parent / name), float(weight))
+
+
+def _is_number(value: Any) -> TypeGuard[int | float]:
+    """Whether it is finite, and as a float too: JSON knows integers of any length."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max

@@ -1,0 +1,323 @@
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from rsna_kit.config import CvaeConfig, ImageConfig
+from rsna_kit.models.cvae import Cvae, build_cvae, picture_models
+from rsna_kit.models.reconstructions import draw_reconstructions
+from rsna_kit.models.weights import save_weights
+
+pytest.importorskip("tensorflow")
+pytestmark = pytest.mark.tf
+keras = pytest.importorskip("keras")
+
+SMALL = CvaeConfig(filters=2, latent=3, beta=0.5)
+IMAGE = ImageConfig(height=64, width=32)
+SCORES = ("error", "masked", "error_kl", "masked_kl")
+
+
+def breasts(count: int, height: int, width: int, seed: int = 0) -> np.ndarray:
+    """Healthy toy breasts, uint8 (N, h, w, 1): half ellipses on the left, of random size and brightness."""
+    rng = np.random.default_rng(seed)
+    down, across = np.mgrid[:height, :width]
+    pictures = []
+    for _ in range(count):
+        middle, tall, wide = (
+            height * rng.uniform(0.45, 0.55),
+            height * rng.uniform(0.3, 0.42),
+            width * rng.uniform(0.6, 0.85),
+        )
+        depth = np.clip(1 - ((down - middle) / tall) ** 2 - (across / wide) ** 2, 0, 1)
+        pictures.append(255 * rng.uniform(0.4, 0.6) * np.sqrt(depth))
+    return np.rint(np.array(pictures)).astype(np.uint8)[..., None]
+
+
+def scrambled(cvae: Cvae) -> Cvae:
+    """Every variable away from its start, so that none can be forgotten unnoticed."""
+    rng = np.random.default_rng(7)
+    cvae.network.set_weights(
+        [w + rng.uniform(-0.05, 0.05, w.shape).astype(w.dtype) for w in cvae.network.get_weights()]
+    )
+    return cvae
+
+
+def compiled(cvae: Cvae, rate: float, eagerly: bool = True) -> Any:
+    cvae.trained.compile(
+        optimizer=keras.optimizers.Adam(rate),
+        loss=lambda targets, outputs: keras.ops.sum(outputs, axis=-1),
+        run_eagerly=eagerly,
+        jit_compile=False,
+    )
+    return cvae.trained
+
+
+def value(model: Any, pictures: np.ndarray, training: bool = False) -> np.ndarray:
+    return np.asarray(model(pictures, training=training))
+
+
+def between(cvae: Cvae, name: str) -> Any:
+    return keras.Model(cvae.network.input, cvae.network.get_layer(name).output)
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    keras.utils.set_random_seed(3)
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "rows", "columns"),
+    [(64, 32, 64, 32), (50, 37, 50, 37), (300, 130, 150, 65), (1536, 768, 256, 128)],
+)
+def test_any_size_in_the_same_size_out(height: int, width: int, rows: int, columns: int) -> None:
+    cvae = build_cvae(dataclasses.replace(SMALL, filters=1), ImageConfig(height=height, width=width))
+    pictures = breasts(2, height, width)
+    assert value(cvae.network, pictures).shape == (2, 1)
+    assert value(cvae.trained, pictures).shape == (2, 2)
+    assert cvae.network.get_layer("reduced").output.shape[1:3] == (rows, columns)
+    for model in (cvae.pictures, cvae.errors):
+        drawn = value(model, pictures)
+        assert (drawn.shape, drawn.dtype) == ((2, height, width, 1), np.float32)
+        assert 0 <= drawn.min() < drawn.max() <= 1
+
+
+def test_encoder_halves_five_times_and_decoder_doubles_five_times() -> None:
+    network = build_cvae(CvaeConfig(filters=3, latent=5), IMAGE).network
+    assert [network.get_layer(f"encoder{stage}_add").output.shape[1:] for stage in (1, 2, 3, 4, 5)] == [
+        (32, 16, 3), (16, 8, 6), (8, 4, 12), (4, 2, 24), (2, 1, 24)
+    ]  # fmt: skip
+    transposed = [layer for layer in network.layers if isinstance(layer, keras.layers.Conv2DTranspose)]
+    assert [layer.output.shape[1:] for layer in transposed] == [
+        (4, 2, 24), (8, 4, 12), (16, 8, 6), (32, 16, 3), (64, 32, 1)
+    ]  # fmt: skip
+    assert network.get_layer("latent_mean").output.shape == (None, 5)
+
+
+def test_terms_are_the_formula() -> None:
+    """-log N(x; y, v) per pixel, and beta times the divergence per pixel, in NumPy."""
+    cvae, pictures = scrambled(build_cvae(SMALL, IMAGE)), breasts(3, 64, 32)
+    variance = float(cvae.network.get_layer("standardise").variance)
+    drawn = value(cvae.pictures, pictures).astype(float)
+    squared = (pictures / 255 - drawn) ** 2
+    nats = 0.5 * (squared / variance + math.log(2 * math.pi * variance))
+    mean, spread = (value(between(cvae, f"latent_{name}"), pictures).astype(float) for name in ("mean", "log_variance"))
+    assert np.abs(spread).max() < 10
+    divergence = 0.5 * (mean**2 + np.exp(spread) - 1 - spread).sum(axis=1)
+    assert divergence.min() > 0.01
+    terms = value(cvae.trained, pictures)
+    np.testing.assert_allclose(terms[:, 0], nats.mean(axis=(1, 2, 3)), rtol=1e-4)
+    np.testing.assert_allclose(terms[:, 1], 0.5 * divergence / (64 * 32), rtol=1e-4)
+    cvae.beta.assign(0.25)
+    np.testing.assert_allclose(value(cvae.trained, pictures)[:, 1], terms[:, 1] / 2, rtol=1e-5)
+
+    weights = cvae.network.get_weights()
+    tissue = np.stack([cv2.dilate((one[..., 0] > 0).astype(np.uint8), np.ones((5, 5))) for one in pictures])
+    inside = np.stack([cv2.erode(one, np.ones((9, 9))) for one in tissue])[..., None]
+    assert 0.2 < inside.mean() < 0.7
+    for score in SCORES:
+        other = build_cvae(dataclasses.replace(SMALL, score=score), IMAGE)
+        other.network.set_weights(weights)
+        counts = inside if "masked" in score else np.ones_like(inside)
+        total = (squared / variance * counts).sum(axis=(1, 2, 3)) + ("kl" in score) * 2 * 0.5 * divergence
+        kernel, bias = other.network.get_layer("logit").get_weights()
+        expected = kernel[0, 0] * np.log(total / counts.sum(axis=(1, 2, 3))) + bias[0]
+        np.testing.assert_allclose(value(other.network, pictures)[:, 0], expected, rtol=1e-4)
+
+
+def test_training_takes_the_variance_of_the_batch_and_remembers_it() -> None:
+    layer = build_cvae(SMALL, IMAGE).network.get_layer("standardise")
+    squared = np.random.default_rng(1).uniform(0, 0.1, (2, 8, 4, 1)).astype(np.float32)
+    standardised, log_variance = layer(squared, training=True)
+    best = squared.mean()
+    np.testing.assert_allclose(np.asarray(standardised), squared / best, rtol=1e-5)
+    assert float(log_variance) == pytest.approx(math.log(best), rel=1e-5)
+    assert float(layer.variance) == pytest.approx(0.9 * 1 + 0.1 * best, rel=1e-5)
+    afterwards, _ = layer(squared, training=False)
+    np.testing.assert_allclose(np.asarray(afterwards), squared / float(layer.variance), rtol=1e-5)
+    standardised, log_variance = layer(np.zeros((1, 2, 2, 1), np.float32), training=True)
+    assert np.asarray(standardised).max() == 0.0
+    assert float(log_variance) == pytest.approx(2 * math.log(1 / 255), rel=1e-5)
+
+
+def test_beta_grows_linearly_and_stays() -> None:
+    cvae = build_cvae(CvaeConfig(filters=1, latent=2, beta=4.0, beta_warmup=0.5), IMAGE)
+    seen = []
+    for share in (0.0, 0.125, 0.25, 0.5, 1.0):
+        cvae.progress(share)
+        seen.append(float(cvae.beta))
+    assert seen == [0.0, 1.0, 2.0, 4.0, 4.0]
+    at_once = build_cvae(CvaeConfig(filters=1, latent=2, beta=4.0, beta_warmup=0.0), IMAGE)
+    at_once.progress(0.0)
+    assert float(at_once.beta) == 4.0
+
+
+def test_scores_are_deterministic_and_training_samples_by_the_seed() -> None:
+    pictures = breasts(2, 64, 32)
+
+    def draws() -> list[np.ndarray]:
+        keras.utils.set_random_seed(11)
+        sample = build_cvae(SMALL, IMAGE).network.get_layer("sample")
+        latent = [np.ones((2, 3), np.float32), np.zeros((2, 3), np.float32)]
+        np.testing.assert_array_equal(np.asarray(sample(latent, training=False)), latent[0])
+        return [np.asarray(sample(latent, training=True)) for _ in range(2)]
+
+    first, again = draws(), draws()
+    np.testing.assert_array_equal(first, again)
+    assert not np.array_equal(first[0], first[1])
+    cvae = build_cvae(SMALL, IMAGE)
+    np.testing.assert_array_equal(value(cvae.network, pictures), value(cvae.network, pictures))
+
+
+def test_a_weights_file_of_the_network_is_all_there_is(tmp_path: Path) -> None:
+    pictures, cvae = breasts(3, 64, 32), scrambled(build_cvae(SMALL, IMAGE))
+    kept = {id(variable) for variable in cvae.network.variables}
+    left = [variable.path for variable in cvae.trained.variables if id(variable) not in kept]
+    assert left == ["beta/factor"]
+    save_weights(cvae.network, tmp_path / "model.weights.h5")
+    fresh = build_cvae(SMALL, IMAGE)
+    assert not np.array_equal(value(fresh.network, pictures), value(cvae.network, pictures))
+    fresh.network.load_weights(str(tmp_path / "model.weights.h5"))
+    for name in ("network", "pictures", "errors", "trained"):
+        np.testing.assert_array_equal(value(getattr(fresh, name), pictures), value(getattr(cvae, name), pictures))
+
+
+def test_error_map_is_what_the_score_looks_at() -> None:
+    image, pictures = ImageConfig(height=300, width=130), breasts(2, 300, 130)
+    cvae = build_cvae(dataclasses.replace(SMALL, filters=1), image)
+    reduced = pictures[..., 0].reshape(2, 150, 2, 65, 2).mean(axis=(2, 4)) / 255
+    drawn = value(between(cvae, "reconstruction"), pictures)[..., 0]
+    mask = value(between(cvae, "inside"), pictures)[..., 0]
+    assert 0.1 < mask.mean() < 0.8
+    for error, model in ((np.abs(reduced - drawn) * mask, cvae.errors), (drawn, picture_models(cvae.network)[0])):
+        twin = np.stack(
+            [cv2.resize(one.astype(np.float32), (130, 300), interpolation=cv2.INTER_LINEAR) for one in error]
+        )
+        np.testing.assert_allclose(value(model, pictures)[..., 0], twin, atol=1e-5)
+    whole = build_cvae(dataclasses.replace(SMALL, filters=1, score="error"), image)
+    assert (value(whole.errors, pictures)[:, :10, -10:] > 0).all()  # of the air, too
+
+
+def test_calibration_keeps_the_order_and_says_the_prior() -> None:
+    cvae, pictures = build_cvae(SMALL, IMAGE), breasts(6, 64, 32)
+    raw = value(cvae.network, pictures)[:, 0].astype(float)
+
+    def predict(ids: Any) -> np.ndarray:
+        return value(cvae.network, pictures[[int(one) for one in ids]])
+
+    for _ in range(2):  # the second time from a calibrated layer
+        cvae.calibrate(predict, [str(number) for number in range(6)])
+        logits = value(cvae.network, pictures)[:, 0]
+        np.testing.assert_allclose(
+            logits, math.log(0.0211676964 / (1 - 0.0211676964)) + (raw - raw.mean()) / raw.std(), atol=1e-3
+        )
+    assert not cvae.network.get_layer("logit").trainable_variables
+
+
+@pytest.fixture(scope="module")
+def learned() -> tuple[Cvae, list[float]]:
+    """A small autoencoder after 150 steps on healthy toys, and the mean error map of new ones before and after."""
+    keras.utils.set_random_seed(5)
+    cvae = build_cvae(CvaeConfig(filters=8, latent=8), ImageConfig(height=64, width=64))
+    model, pictures, new = (
+        compiled(cvae, 5e-3, eagerly=False),
+        breasts(128, 64, 64, seed=1),
+        breasts(32, 64, 64, seed=2),
+    )
+    order, errors = np.random.default_rng(0), []
+    errors.append(float(value(cvae.errors, new).mean()))
+    for step in range(150):
+        cvae.progress(step / 150)
+        model.optimizer.learning_rate = 5e-3 * min(1, (step + 1) / 10) * 0.5 * (1 + math.cos(math.pi * step / 150))
+        model.train_on_batch(pictures[order.choice(128, 16, replace=False)], np.zeros((16, 2), np.float32))
+    errors.append(float(value(cvae.errors, new).mean()))
+    return cvae, errors
+
+
+def test_it_learns_what_healthy_looks_like(learned: tuple[Cvae, list[float]], tmp_path: Path) -> None:
+    cvae, (before, after) = learned
+    assert after < before / 3
+    new = breasts(32, 64, 64, seed=2)
+    drawn = value(cvae.pictures, new)
+    average = np.abs(new / 255 - breasts(128, 64, 64, seed=1).mean(axis=0) / 255).mean()
+    assert np.abs(new / 255 - drawn).mean() < 0.7 * average  # each picture its own, not the mean of all
+    draw_reconstructions(tmp_path / "drawn.png", new[:2, ..., 0], (cvae.pictures, cvae.errors), ["a", "b"])
+    assert (tmp_path / "drawn.png").stat().st_size > 5000
+
+
+def test_a_planted_lesion_raises_the_score_and_is_where_the_map_peaks(learned: tuple[Cvae, list[float]]) -> None:
+    cvae, _ = learned
+    healthy = breasts(32, 64, 64, seed=2)
+    lesions = healthy.copy()
+    for picture in lesions:
+        cv2.circle(picture[..., 0], (20, 30), 3, 220, -1)
+    rise = value(cvae.network, lesions) - value(cvae.network, healthy)
+    assert (rise > 0).mean() > 0.95
+    assert (value(cvae.network, lesions) > value(cvae.network, healthy).T).mean() > 0.9  # also among other breasts
+    peaks = [np.unravel_index(error.argmax(), (64, 64)) for error in value(cvae.errors, lesions)[..., 0]]
+    near = [abs(row - 30) <= 4 and abs(column - 20) <= 4 for row, column in peaks]
+    assert np.mean(near) > 0.9
+
+
+def test_mixed_precision_keeps_the_losses_in_float32() -> None:
+    pictures = breasts(4, 64, 32)
+    before = keras.config.dtype_policy()
+    try:
+        keras.config.set_dtype_policy("mixed_bfloat16")
+        cvae = build_cvae(SMALL, IMAGE)
+    finally:
+        keras.config.set_dtype_policy(before)
+    assert cvae.network.get_layer("encoder3_conv1").compute_dtype == "bfloat16"
+    assert {model.output.dtype for model in (cvae.network, cvae.trained, cvae.pictures, cvae.errors)} == {"float32"}
+    exact = build_cvae(SMALL, IMAGE)
+    exact.network.set_weights(cvae.network.get_weights())
+    np.testing.assert_allclose(value(cvae.trained, pictures), value(exact.trained, pictures), rtol=0.05, atol=1e-3)
+    names = ("latent_mean", "latent_log_variance", "reconstruction")
+    assert {cvae.network.get_layer(name).output.dtype for name in names} == {"float32"}
+    loss = compiled(cvae, 1e-3).train_on_batch(pictures, np.zeros((4, 2), np.float32))
+    assert np.isfinite(loss)
+
+
+JAX = """
+import sys, numpy as np, keras
+from rsna_kit.config import CvaeConfig, ImageConfig
+from rsna_kit.models.cvae import build_cvae
+cvae = build_cvae(CvaeConfig(filters=2, latent=3, beta=0.5), ImageConfig(height=50, width=37))
+cvae.network.load_weights(sys.argv[1])
+pictures = np.load(sys.argv[2])
+models = (cvae.network, cvae.trained, cvae.pictures, cvae.errors)
+drawn = keras.Model(cvae.network.input, [model.output for model in models]).predict_on_batch(pictures)
+loss = lambda targets, outputs: keras.ops.sum(outputs, axis=-1)
+cvae.trained.compile(optimizer=keras.optimizers.SGD(1e-3), loss=loss)
+cvae.progress(1.0)
+losses = [float(cvae.trained.train_on_batch(pictures, np.zeros((len(pictures), 2), np.float32))) for _ in range(3)]
+cvae.calibrate(lambda ids: np.array([1.0, 3.0]), ["a", "b"])
+learned = float(cvae.network.get_layer("standardise").variance), *cvae.network.get_layer("logit").get_weights()[0][0]
+np.savez(sys.argv[3], *drawn, np.array(losses), np.array(learned))
+"""
+
+
+@pytest.mark.slow
+def test_the_same_weights_give_the_same_under_jax(tmp_path: Path) -> None:
+    pytest.importorskip("jax")
+    cvae, pictures = scrambled(build_cvae(SMALL, ImageConfig(height=50, width=37))), breasts(3, 50, 37)
+    save_weights(cvae.network, tmp_path / "model.weights.h5")
+    np.save(tmp_path / "pictures.npy", pictures)
+    files = [str(tmp_path / name) for name in ("model.weights.h5", "pictures.npy", "answer.npz")]
+    quickly = {"KERAS_BACKEND": "jax", "XLA_FLAGS": "--xla_backend_optimization_level=0"}
+    subprocess.run([sys.executable, "-c", JAX, *files], check=True, env=os.environ | quickly)
+    answer = np.load(files[2])
+    for number, name in enumerate(("network", "trained", "pictures", "errors")):
+        np.testing.assert_allclose(answer[f"arr_{number}"], value(getattr(cvae, name), pictures), rtol=1e-4, atol=1e-4)
+    assert np.isfinite(answer["arr_4"]).all()
+    assert answer["arr_4"][-1] != answer["arr_4"][0]
+    assert answer["arr_5"][0] != float(cvae.network.get_layer("standardise").variance)
+    assert answer["arr_5"][1] == 1.0  # the deviation of 1 and 3
