@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from toy_learner import use_toys
 
 from rsna_kit.competition.folds import assign_folds
 from rsna_kit.config import Config, with_overrides
@@ -18,8 +19,9 @@ from rsna_kit.models.bundle import load_model, open_bundle
 from rsna_kit.recipes.prepare import prepare
 from rsna_kit.recipes.train import train
 from rsna_kit.runtime.clock import Clock
-from rsna_kit.runtime.errors import ShardError, UsageError
+from rsna_kit.runtime.errors import RsnaKitError, ShardError, UsageError
 from rsna_kit.runtime.events import Events
+from rsna_kit.runtime.files import read_json
 from rsna_kit.scoring.breasts import to_breasts
 from rsna_kit.scoring.threshold import choose_threshold
 
@@ -107,16 +109,21 @@ def test_another_configuration_trains_again(model: Path, prepared: Path, config:
 
 
 def test_the_clock_stops_and_the_next_run_goes_on(
-    prepared: Path, config: Config, tmp_path: Path, quiet: Events
+    prepared: Path, config: Config, tmp_path: Path, quiet: Events, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    long = replace(config, train=replace(config.train, epochs=400))
+    use_toys(monkeypatch)
+    long = replace(config, train=replace(config.train, epochs=4000))
     result = train(prepared, tmp_path, long, quiet, Clock(limit_s=20))
     assert not result["ok"]
     assert 0 in result["stopped_by_clock"]
     assert open_bundle(tmp_path / "bundles" / "fold0").threshold is not None
-    before = written(tmp_path)
-    assert not train(prepared, tmp_path, long, quiet, Clock(limit_s=20))["ok"]
+    assert (tmp_path / "fold0" / "checkpoint.npz").is_file()
+    before, epochs = written(tmp_path), len(read_json(tmp_path / "fold0" / "history.json"))
+    said = io.StringIO()
+    assert not train(prepared, tmp_path, long, Events(stream=said), Clock(limit_s=20))["ok"]
+    assert "fold 0: resumes at epoch" in said.getvalue()
     assert written(tmp_path)["fold0"] != before["fold0"]
+    assert len(read_json(tmp_path / "fold0" / "history.json")) >= epochs
 
 
 def test_shards_of_another_image_section_are_refused(
@@ -127,3 +134,121 @@ def test_shards_of_another_image_section_are_refused(
         train(prepared, tmp_path, other, quiet, Clock())
     with pytest.raises(UsageError, match="from 0 to 1"):
         train(prepared, tmp_path, config, quiet, Clock(), folds=[2])
+
+
+def killed(*batch: object) -> float:
+    raise KeyboardInterrupt
+
+
+def test_a_killed_fold_goes_on_and_leaves_no_checkpoint(
+    model: Path, prepared: Path, config: Config, tmp_path: Path, quiet: Events, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from rsna_kit.training.replicas import Replicas
+
+    made, steps = Replicas.train_step, iter(range(1000))
+    with monkeypatch.context() as patch:
+        patch.setattr(Replicas, "train_step", lambda *batch: made(*batch) if next(steps) < 2 else killed())
+        often = replace(config, train=replace(config.train, checkpoint_minutes=0.0))
+        with pytest.raises(KeyboardInterrupt):
+            train(prepared, tmp_path / "again", often, quiet, Clock())
+    assert (tmp_path / "again" / "fold0" / "checkpoint.npz").is_file()
+    said = io.StringIO()
+    train(prepared, tmp_path / "again", config, Events(stream=said), Clock())
+    assert "fold 0: resumes at epoch 1, step 3" in said.getvalue()
+    assert not list((tmp_path / "again").glob("*/checkpoint.npz"))
+    again, first = pd.read_csv(tmp_path / "again" / "oof.csv"), pd.read_csv(model / "oof.csv")
+    np.testing.assert_allclose(again["score"], first["score"], atol=1e-4)
+
+
+def test_a_fold_of_one_class_is_refused_before_anything_is_loaded(
+    prepared: Path, config: Config, tmp_path: Path, quiet: Events, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_folds(table: pd.DataFrame, *arguments: object) -> np.ndarray:
+        return np.where(table["cancer"] == 1, 0, 1)
+
+    monkeypatch.setattr("rsna_kit.recipes.train.assign_folds", no_folds)
+    monkeypatch.setattr("rsna_kit.training.trainer.Trainer.__init__", killed)
+    with pytest.raises(RsnaKitError, match=r"fold 0: 0 of \d+ training images have cancer, expected both classes"):
+        train(prepared, tmp_path, config, quiet, Clock())
+
+
+def test_a_trunk_of_our_own_is_a_start_and_the_bundle_says_so(
+    model: Path, prepared: Path, config: Config, tmp_path: Path, quiet: Events
+) -> None:
+    started = replace(config, model=replace(config.model, weights="start"))
+    folder = model / "bundles" / "fold1"
+    train(prepared, tmp_path, started, quiet, Clock(), folds=[0], weights=[folder])
+    start = open_bundle(tmp_path / "bundles" / "fold0").metadata["start"]
+    assert start["sha256"] == open_bundle(folder).metadata["sha256"]["model.weights.h5"]
+    before = written(tmp_path)
+    train(prepared, tmp_path, started, quiet, Clock(), folds=[0], weights=[folder])
+    assert written(tmp_path) == before
+    other = model / "bundles" / "fold0"
+    train(prepared, tmp_path, started, quiet, Clock(), folds=[0], weights=[other])
+    assert written(tmp_path) != before
+
+
+@pytest.mark.parametrize("kind", ["breast", "cvae"])
+def test_every_kind_gives_bundles_and_out_of_fold_scores(
+    prepared: Path, config: Config, tmp_path: Path, quiet: Events, kind: str
+) -> None:
+    settings = [f"model.kind={kind}", "train.epochs=1", "cvae.filters=4", "cvae.latent=4", "train.targets="]
+    result = train(prepared, tmp_path, with_overrides(config, settings), quiet, Clock(), folds=[0])
+    oof = pd.read_csv(tmp_path / "oof.csv", dtype={"image_id": str, "patient_id": str})
+    assert ("attention" in oof.columns) == (kind == "breast")
+    assert oof["score"].between(0, 1).all()
+    assert np.isfinite(result["roc_auc"])
+    bundle = open_bundle(tmp_path / "bundles" / "fold0")
+    folder = open_prepared(prepared)
+    batch = np.stack([read_picture(folder, image_id) for image_id in oof["image_id"]])[..., None]
+    outputs = np.asarray(load_model(bundle).predict_on_batch(batch), np.float64)
+    np.testing.assert_allclose(1 / (1 + np.exp(-outputs[:, 0])), oof["score"], atol=2e-3)
+    breasts = to_breasts(oof, oof)
+    assert bundle.threshold == pytest.approx(choose_threshold(breasts["cancer"], breasts["score"]).value)
+
+
+def test_folds_hold_out_what_the_configuration_says(
+    prepared: Path, config: Config, tmp_path: Path, quiet: Events, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_toys(monkeypatch)
+    table = open_prepared(prepared).table
+    machines = table.groupby("machine_id")["cancer"].agg(["sum", "size"])
+    out = with_overrides(config, ["train.hold_out=machine", "train.epochs=1"])
+    wanted = assign_folds(table, 2, config.train.seed, "machine")
+    assert list(wanted) != list(assign_folds(table, 2, config.train.seed)), machines
+    train(prepared, tmp_path, out, quiet, Clock())
+    oof = pd.read_csv(tmp_path / "oof.csv", dtype={"image_id": str})
+    assert list(oof["fold"]) == list(wanted)
+
+
+def test_each_fold_may_have_a_start_of_its_own(
+    model: Path, prepared: Path, config: Config, tmp_path: Path, quiet: Events
+) -> None:
+    started = with_overrides(config, ["model.weights=start", "train.epochs=1"])
+    for fold in (0, 1):
+        train(prepared, tmp_path, started, quiet, Clock(), [fold], [model / "bundles" / f"fold{fold}"])
+    before = written(tmp_path)
+    assert set(before) == {"fold0", "fold1"}
+    assert len(pd.read_csv(tmp_path / "oof.csv")) == len(open_prepared(prepared).table)
+    said = io.StringIO()
+    train(prepared, tmp_path, started, Events(stream=said), Clock(), [0], [model / "bundles" / "fold1"])
+    assert "fold 0: starts from a bundle of fold 1. If that was trained on these patients" in said.getvalue()
+    assert written(tmp_path)["fold1"] == before["fold1"]
+
+
+def test_a_training_that_cannot_begin_removes_nothing(
+    model: Path, prepared: Path, config: Config, quiet: Events
+) -> None:
+    before = written(model)
+    for wrong in ("train.targets=biopsi", "model.backbone=efficientnet_lite00"):
+        with pytest.raises(UsageError, match=r"efficientnet_lite0|biopsy"):
+            train(prepared, model, with_overrides(config, [wrong]), quiet, Clock())
+        assert written(model) == before
+
+
+def test_a_time_limit_that_leaves_nothing_says_so(
+    prepared: Path, config: Config, tmp_path: Path, quiet: Events, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_toys(monkeypatch)
+    with pytest.raises(RsnaKitError, match=r"no fold was trained: getting ready took .* Give more time"):
+        train(prepared, tmp_path, config, quiet, Clock(limit_s=1e-3))

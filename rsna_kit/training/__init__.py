@@ -1,0 +1,1 @@
+"""Batches to weights: what learns, how, and how it survives. The only room that changes weights."""

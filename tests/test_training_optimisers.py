@@ -1,0 +1,232 @@
+"""What moves the weights: decay where it belongs, clipping, the schedule, the average, devices that share a batch."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rsna_kit.config import TrainConfig
+from rsna_kit.runtime.events import Events
+from rsna_kit.training.optimisers import WeightAverage, build_optimizer, learning_rate_at
+from rsna_kit.training.replicas import Replicas, precision
+
+keras = pytest.importorskip("keras")
+pytest.importorskip("tensorflow")
+pytestmark = pytest.mark.tf
+
+
+def network() -> Any:
+    """One dense layer, normalisation and a scale of one number, as GeM's exponent is."""
+    inputs = keras.Input((3,))
+    return keras.Model(inputs, keras.layers.BatchNormalization(momentum=0.5)(keras.layers.Dense(2)(inputs)))
+
+
+def step(model: Any, train: TrainConfig, gradient: float, replicas: int = 1) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Weights before and after one step in which every gradient is `gradient`."""
+    for variable in model.trainable_variables:
+        variable.assign(np.full(variable.shape, 2.0))
+    before = {variable.name: np.array(variable) for variable in model.trainable_variables}
+    optimizer = build_optimizer(model, train, replicas)
+    gradients = [keras.ops.full(variable.shape, gradient) for variable in model.trainable_variables]
+    optimizer.apply(gradients, model.trainable_variables)
+    return before, {variable.name: np.array(variable) for variable in model.trainable_variables}
+
+
+@pytest.mark.parametrize(("name", "kernel"), [("adamw", 2 - 2 * 0.1 * 0.5), ("sgd", 2 - 2 * 0.1 * 0.5), ("adam", 2.0)])
+def test_only_kernels_decay(name: str, kernel: float) -> None:
+    """Without a gradient only the decay moves: w - w * rate * decay."""
+    _, after = step(network(), TrainConfig(optimizer=name, learning_rate=0.1, weight_decay=0.5), 0.0)
+    np.testing.assert_allclose(after["kernel"], kernel, rtol=1e-6)
+    for other in ("bias", "gamma", "beta"):
+        np.testing.assert_array_equal(after[other], 2.0)
+
+
+def test_sgd_is_nesterovs() -> None:
+    """First step from rest: rate * (1 + momentum) * gradient."""
+    _, after = step(network(), TrainConfig(optimizer="sgd", learning_rate=0.1, weight_decay=0.0), 1.0)
+    np.testing.assert_allclose(after["bias"], 2 - 0.1 * 1.9, rtol=1e-6)
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_the_gradient_of_all_variables_together_is_clipped(replicas: int) -> None:
+    """12 numbers of 1 are sqrt(12) long; cut to 0.5 of them together."""
+    train = TrainConfig(optimizer="sgd", learning_rate=1.0, weight_decay=0.0, clip_norm=0.5)
+    before, after = step(network(), train, 1.0, replicas)
+    moved = np.concatenate([(before[name] - after[name]).ravel() for name in before]) / 1.9
+    np.testing.assert_allclose(moved, 0.5 / replicas / np.sqrt(12), rtol=1e-5)
+
+
+def test_unclipped_gradients_are_left_alone() -> None:
+    train = TrainConfig(optimizer="sgd", learning_rate=1.0, weight_decay=0.0, clip_norm=100.0)
+    before, after = step(network(), train, 1.0)
+    np.testing.assert_allclose(before["bias"] - after["bias"], 1.9, rtol=1e-6)
+
+
+def test_the_learning_rate_rises_and_falls() -> None:
+    rates = [learning_rate_at(step, 100, 1e-3, 0.1) for step in range(100)]
+    assert rates.index(max(rates)) in (9, 10)
+    assert max(rates) == 1e-3
+    assert rates[-1] < 1e-6
+    assert learning_rate_at(0, 100, 1e-3, 0.0) == 1e-3
+
+
+def test_the_average_is_the_exponential_one() -> None:
+    model = network()
+    kernel, moving_mean = model.layers[1].kernel, model.layers[2].moving_mean
+    kernel.assign(np.zeros((3, 2)))
+    average = WeightAverage(model, 0.5)
+    expected, expected_mean = 0.0, 0.0
+    for number in range(20):
+        kernel.assign(np.full((3, 2), number + 1.0))
+        moving_mean.assign(np.full(2, 10.0 * number))
+        average.update(number)
+        share = 1 - min(0.5, (1 + number) / (10 + number))
+        expected += share * (number + 1.0 - expected)
+        expected_mean += share * (10.0 * number - expected_mean)
+    with average.applied():
+        np.testing.assert_allclose(np.array(kernel), expected, rtol=1e-5)
+        np.testing.assert_allclose(np.array(moving_mean), expected_mean, rtol=1e-5)
+    np.testing.assert_array_equal(np.array(kernel), 20.0)
+    np.testing.assert_array_equal(np.array(moving_mean), 190.0)
+
+
+def test_the_average_of_a_weight_that_stands_still_is_that_weight() -> None:
+    model = network()
+    before = [np.array(weight) for weight in model.weights]
+    average = WeightAverage(model, 0.999)
+    for number in range(50):
+        average.update(number)
+    for one, other in zip(average.arrays(), before, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_the_average_goes_on_from_its_arrays() -> None:
+    model = network()
+    one = WeightAverage(model, 0.9)
+    model.layers[1].kernel.assign(np.ones((3, 2)))
+    one.update(0)
+    other = WeightAverage(model, 0.9)
+    other.load(one.arrays())
+    for average in (one, other):
+        average.update(1)
+    for a, b in zip(one.arrays(), other.arrays(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_weights_come_back_when_a_validation_fails() -> None:
+    model = network()
+    average = WeightAverage(model, 0.9)
+    model.layers[1].kernel.assign(np.ones((3, 2)))
+    with pytest.raises(ZeroDivisionError), average.applied():
+        1 / 0  # noqa: B018
+    np.testing.assert_array_equal(np.array(model.layers[1].kernel), 1.0)
+
+
+def test_precision_is_put_back() -> None:
+    with precision("mixed_bfloat16"):
+        assert keras.layers.Dense(1).compute_dtype == "bfloat16"
+    assert keras.config.dtype_policy().name == "float32"
+    with pytest.raises(ZeroDivisionError), precision("mixed_float16"):
+        1 / 0  # noqa: B018
+    assert keras.config.dtype_policy().name == "float32"
+
+
+def test_one_device_is_said_once() -> None:
+    stream = io.StringIO()
+    replicas = Replicas("all", 8, Events(stream=stream))
+    assert replicas.count == 1
+    assert stream.getvalue().count("this machine has one device") == 1
+    Replicas("one", 8, Events(stream=stream))
+    assert len(stream.getvalue().splitlines()) == 1
+
+
+TWO = """
+import contextlib, io, json, sys
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+import numpy as np
+import tensorflow as tf
+tf.config.set_logical_device_configuration(
+    tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2)
+import keras
+import pytest
+from toy_learner import use_toys
+from toy_pictures import write_toys
+from rsna_kit.config import TrainConfig, with_overrides
+from rsna_kit.training.optimisers import build_optimizer
+from rsna_kit.training.replicas import Replicas
+from rsna_kit.training.trainer import Trainer
+from rsna_kit.presets import preset
+from rsna_kit.runtime.clock import Clock
+from rsna_kit.runtime.errors import RsnaKitError
+from rsna_kit.runtime.events import Events
+
+use_toys(pytest.MonkeyPatch(), batch_norm=False)
+config = with_overrides(preset("smoke"), [
+    "image.height=64", "image.width=32", "train.epochs=3", "train.batch_size=8", "train.learning_rate=1e-2",
+    "train.ema=0.5", "infer.batch_size=15", "model.weights=none", "model.trunk=train"])
+prepared = write_toys(Path({out!r}), config.image, 80)
+table = prepared.table.assign(fold=np.arange(80) % 2)
+found = {{}}
+for devices in ("one", "all"):
+    talk = io.StringIO()
+    trainer = Trainer(prepared, with_overrides(config, [f"train.devices={{devices}}"]), Events(stream=talk))
+    fold = Path({out!r}) / devices
+    result = trainer.train_fold(table, 0, fold, Clock())
+    found[devices] = [row["loss"] for row in result.history] + [row["val_loss"] for row in result.history]
+    found[devices + "_scores"] = result.scores["score"].tolist()
+found["talk"] = talk.getvalue()
+again = trainer.train_fold(table, 0, fold, Clock())
+found["resumed"] = again.scores.equals(result.scores)
+
+# What each device sees, and an overflow on the second one alone.
+replicas = Replicas("all", 4, Events(stream=io.StringIO()))
+with replicas.scope():
+    inputs = keras.Input((1,))
+    model = keras.Model(inputs, keras.layers.Dense(1, use_bias=False)(inputs))
+    optimizer = build_optimizer(model, TrainConfig(precision="mixed_float16", optimizer="sgd", weight_decay=0.0), 2)
+    model.compile(optimizer=optimizer, loss=lambda targets, outputs: outputs[:, 0], auto_scale_loss=False)
+model.set_weights([np.ones((1, 1))])
+ones = np.ones((4, 1), "float32")
+found["loss"] = replicas.train_step(model, np.array([[1], [2], [3], [10.0]], "float32"), ones, np.ones(4, "float32"))
+found["seen"] = float(np.array(model.metrics_variables[1]))
+found["moved"] = float(model.get_weights()[0][0, 0])
+replicas.train_step(model, np.array([[1], [2], [3], [np.inf]], "float32"), ones, np.ones(4, "float32"))
+found["after_overflow"] = float(model.get_weights()[0][0, 0])
+found["scale"] = float(np.array(optimizer.dynamic_scale))
+found["predicted"] = replicas.predict(model, iter([np.arange(3, dtype="float32")[:, None]]), 3).tolist()
+try:
+    Replicas("all", 5, Events(stream=io.StringIO()))
+except RsnaKitError as error:
+    found["odd"] = str(error)
+print(json.dumps(found))
+"""
+
+
+@pytest.mark.slow
+def test_two_devices_share_a_batch(tmp_path: Path) -> None:
+    """With two logical CPU devices: the same loss as one, and no step where one of them overflows."""
+    code = TWO.format(tests=str(Path(__file__).parent), out=str(tmp_path))
+    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout)
+    np.testing.assert_allclose(found["all"], found["one"], atol=1e-4)
+    np.testing.assert_allclose(found["all_scores"], found["one_scores"], atol=1e-3)
+    assert "2 devices, each takes 4 of a batch of 8" in found["talk"]
+    assert found["resumed"]
+    assert found["loss"] == 4.0
+    assert found["seen"] == 4.0  # 8 where each device is given the whole batch, as train_on_batch does
+    assert found["moved"] == pytest.approx(1 - 3e-4 * 1.9 * 4.0, rel=1e-5)
+    assert found["after_overflow"] == found["moved"]
+    assert found["scale"] == 2.0**14
+    np.testing.assert_allclose(np.ravel(found["predicted"]), np.arange(3) * found["moved"], rtol=1e-2)  # float16
+    assert "expected a multiple of 2" in found["odd"]
