@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from rsna_kit import __version__, config
+from rsna_kit.presets import PRESETS, preset
 from rsna_kit.runtime.clock import Clock, parse_duration
 from rsna_kit.runtime.errors import RsnaKitError, UsageError, did_you_mean
 from rsna_kit.runtime.events import Events
@@ -46,7 +47,7 @@ class _Parser(argparse.ArgumentParser):
 def _add_config(parser: argparse.ArgumentParser, sections: Sequence[str], example: str) -> None:
     """Let a verb be told the sections it reads; anything else would be ignored, so it is refused."""
     group = parser.add_argument_group("configuration")
-    group.add_argument("--preset", default="default", metavar="NAME", help=f"one of {', '.join(config.PRESETS)}")
+    group.add_argument("--preset", default="default", metavar="NAME", help=f"one of {', '.join(PRESETS)}")
     group.add_argument(
         "--set", action="append", default=[], metavar="SECTION.KEY=VALUE", dest="overrides",
         help=f"change one key of {', '.join(sections)}, e.g. --set {example}; may be repeated",
@@ -55,7 +56,7 @@ def _add_config(parser: argparse.ArgumentParser, sections: Sequence[str], exampl
 
 
 def _config(options: argparse.Namespace) -> config.Config:
-    built = config.with_overrides(config.preset(options.preset), options.overrides)
+    built = config.with_overrides(preset(options.preset), options.overrides)
     for override in options.overrides:
         section = override.partition(".")[0]
         if section not in options.sections:
@@ -97,7 +98,10 @@ def _train(options: argparse.Namespace) -> dict[str, Any]:
     from rsna_kit.recipes.train import train
 
     events = Events(options.out / "events.jsonl")
-    return train(options.prepared, options.out, _config(options), events, _clock(options), folds=options.fold)
+    return train(
+        options.prepared, options.out, _config(options), events, _clock(options),
+        folds=options.fold, weights=options.weights,
+    )  # fmt: skip
 
 
 def _infer(options: argparse.Namespace) -> dict[str, Any]:
@@ -109,6 +113,24 @@ def _infer(options: argparse.Namespace) -> dict[str, Any]:
         options.competition, options.out, options.bundle, settings.infer, events, _clock(options),
         decode=settings.decode, exact=options.exact,
     )  # fmt: skip
+
+
+def _explain(options: argparse.Namespace) -> dict[str, Any]:
+    from rsna_kit.recipes.explain import explain
+
+    settings = _config(options)
+    return explain(
+        options.competition, options.out, options.bundle, settings.infer, Events(options.out / "events.jsonl"),
+        images=options.images or (), top=options.top, method=options.method, split=options.split,
+        decode=settings.decode,
+    )  # fmt: skip
+
+
+def _blend(options: argparse.Namespace) -> dict[str, Any]:
+    from rsna_kit.recipes.blend import blend
+
+    events, settings = Events(), _config(options).infer
+    return blend(options.out, options.model, settings, events, metric=options.metric, weighting=options.weights)
 
 
 def _score(options: argparse.Namespace) -> dict[str, Any]:
@@ -165,19 +187,47 @@ def build_parser() -> argparse.ArgumentParser:
     train.add_argument("prepared", type=Path, help="folder written by prepare")
     train.add_argument("out", type=Path, help="folder for bundles, out-of-fold scores and curves")
     train.add_argument("--fold", type=int, action="append", help="train only this fold; may be repeated")
+    train.add_argument("--weights", type=Path, action="append", default=[], metavar="FOLDER",
+                       help="look here for starting weights (model.weights); may be repeated")  # fmt: skip
     train.add_argument("--time-limit", metavar="DURATION", help="stop in time, keeping the best: 90s, 15m, 8h30m")
-    _add_config(train, ["image", "data", "model", "train", "infer"], "train.epochs=20")
+    _add_config(train, ["image", "data", "model", "cvae", "train", "infer"], "train.epochs=20")
 
     infer = verb("infer", _infer, "Score test DICOMs with one or more bundles into submission.csv; resumes.",
                  "infer runs/phantom/hidden runs/submission --bundle runs/model/bundles")  # fmt: skip
     infer.add_argument("competition", type=Path, help="folder with test.csv, sample_submission.csv and test_images/")
     infer.add_argument("out", type=Path, help="folder for submission.csv and scores.csv")
     infer.add_argument("--bundle", type=Path, action="append", required=True,
-                       help="a bundle, or a folder of bundles; may be repeated")  # fmt: skip
+                       help="a bundle or a folder of them, may be repeated; or a folder written by blend")  # fmt: skip
     infer.add_argument("--time-limit", metavar="DURATION", help="write what there is before this: 90s, 15m, 8h30m")
     infer.add_argument("--exact", action="store_true",
                        help="decode every pixel, though the bundles were trained on reduced JPEG 2000")  # fmt: skip
     _add_config(infer, ["decode", "infer"], "decode.workers=4")
+
+    explain = verb("explain", _explain, "Draw where the scores come from: Grad-CAM, occlusion or error maps.",
+                   "explain runs/phantom/hidden runs/maps --bundle runs/model/bundles --top 12")  # fmt: skip
+    explain.add_argument("competition", type=Path, help="folder with test.csv or train.csv and their images")
+    explain.add_argument("out", type=Path, help="folder for pictures, maps, explain.csv and index.html")
+    explain.add_argument("--bundle", type=Path, action="append", required=True,
+                         help="a bundle, or a folder of bundles; may be repeated")  # fmt: skip
+    which = explain.add_mutually_exclusive_group()
+    which.add_argument("--images", nargs="+", metavar="ID", help="these pictures")
+    which.add_argument("--top", type=int, default=20, metavar="N", help="the N highest scores (default 20)")
+    explain.add_argument("--method", choices=["grad-cam", "occlusion", "error"],
+                         help="default: error for a CVAE, grad-cam for all others")  # fmt: skip
+    explain.add_argument("--split", choices=["train", "test"], help="where both tables are there (default test)")
+    _add_config(explain, ["decode", "infer"], "infer.batch_size=8")
+
+    blend = verb("blend", _blend, "Weigh trained models by their out-of-fold scores into one ensemble for infer.",
+                 "blend runs/blend --model runs/convnext --model runs/lite0")  # fmt: skip
+    blend.add_argument("out", type=Path, help="folder for ensemble.json, copies of the bundles and oof.csv")
+    blend.add_argument("--model", type=Path, action="append", required=True,
+                       help="folder written by train; two or more, on the same patients and folds")  # fmt: skip
+    blend.add_argument("--metric", default="roc_auc",
+                       help="what weights are chosen for: roc_auc (default), pr_auc or pf1")  # fmt: skip
+    blend.add_argument("--weights", default="auto",
+                       help="auto (default): chosen weights where they beat the plain mean on folds that did not "
+                       "choose them; chosen; or mean")  # fmt: skip
+    _add_config(blend, ["infer"], "infer.tta=flip")
 
     score = verb("score", _score, "pF1 and its companions with intervals by patient, and an HTML page.",
                  "score runs/model/oof.csv runs/test/scores.csv --truth truth.csv --out runs/report")  # fmt: skip

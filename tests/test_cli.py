@@ -13,7 +13,7 @@ import pytest
 from rsna_kit.cli import build_parser, main
 
 ROOT = Path(__file__).parent.parent
-VERBS = ["check", "phantom", "prepare", "train", "infer", "score"]
+VERBS = ["check", "phantom", "prepare", "train", "infer", "explain", "score", "blend"]
 
 
 @pytest.mark.parametrize(

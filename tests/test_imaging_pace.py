@@ -64,3 +64,44 @@ def test_only_what_came_since_the_last_look_counts() -> None:
     clock.now = 390
     assert pace.update(250, 300) == 0  # 200 s for 150 images: 1000 s of 1610 s left
     assert said == []
+
+
+def shed(waiting: float, most: int = MOST_COARSER, looks: int = 8) -> tuple[list[str], int, list[str]]:
+    """What is given up, look by look, by a run that cannot end in time, whose models have three things to give up."""
+    clock, said, rest = Hands(500), list[str](), ["TTA", "fold1", "fold0"]
+    pace = Pace(clock, 10_000, 0, said.append, most, lambda: rest.pop(0) if rest else None)
+    for step in range(1, looks + 1):
+        clock.now = 100.0 * step
+        pace.update(100 * step, waiting * clock.now)
+    return (
+        [line.partition("are left: ")[2] for line in said],
+        pace.coarser,
+        [str(x["given_up"]) for x in pace.lightened],
+    )
+
+
+OUT = ["TTA is left out from here on", "fold1 is left out from here on", "fold0 is left out from here on"]
+COARSER = [f"JPEG 2000 is decoded {times} times coarser from here on" for times in (2, 4)]
+
+
+def test_slow_models_do_less_and_slow_decoding_becomes_coarser() -> None:
+    assert shed(waiting=0.05) == (OUT, 0, ["TTA", "fold1", "fold0"])
+    assert shed(waiting=0.95) == (COARSER, 2, [])
+
+
+def test_what_takes_longer_is_given_up_first_and_the_other_after_it() -> None:
+    assert shed(waiting=0.4)[0] == OUT + COARSER
+    assert shed(waiting=0.6)[0] == COARSER + OUT
+
+
+def test_models_do_less_where_coarser_pictures_are_not_to_be_had() -> None:
+    assert shed(waiting=0.6, most=0)[0] == OUT
+    assert shed(waiting=0.95, most=0)[0] == []
+
+
+def test_it_is_recorded_when_something_was_given_up() -> None:
+    clock = Hands(500)
+    pace = Pace(clock, 10_000, 0, lambda line: None, 0, lambda: "TTA")
+    clock.now = 100
+    pace.update(100, 0)
+    assert pace.lightened == [{"given_up": "TTA", "after_images": 100}]

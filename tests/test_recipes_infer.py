@@ -26,7 +26,7 @@ from rsna_kit.models.bundle import load_model, open_bundle, set_threshold
 from rsna_kit.recipes import infer as infer_module
 from rsna_kit.recipes.infer import infer
 from rsna_kit.runtime.clock import Clock
-from rsna_kit.runtime.errors import BundleError, TableError, UsageError
+from rsna_kit.runtime.errors import BundleError, MissingDependencyError, TableError, UsageError
 from rsna_kit.runtime.events import Events
 
 pytestmark = pytest.mark.tf
@@ -178,7 +178,7 @@ def test_a_run_killed_while_scoring_resumes(hidden: Path, bundle: Path, tmp_path
     )
     arguments = ["infer", hidden, out, "--bundle", bundle, "--set", "infer.batch_size=4"]
     process = subprocess.Popen([sys.executable, "-c", code, *arguments], stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 240
     while not (out / "image_scores.csv").exists() and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
@@ -333,28 +333,229 @@ def test_exact_decodes_every_pixel_and_says_so(
 def test_a_run_that_is_short_of_time_asks_for_coarser_images(
     hidden: Path, bundle: Path, tmp_path: Path, tiny: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A clock that wants to see little evidence, a limit that cannot be kept, decoding that is what takes long."""
-    from rsna_kit.imaging import pace
+    """A clock that always says decoding is too slow (when it says so: tests/test_imaging_pace.py)."""
+    from rsna_kit.imaging.pace import Pace
 
-    monkeypatch.setattr(pace, "_EVIDENCE_IMAGES", 4)
-    monkeypatch.setattr(pace, "_EVIDENCE_S", 0.01)
-    monkeypatch.setattr(infer_module, "WRITE_RESERVE_S", 0.0)
+    class Hasty(Pace):
+        def update(self, done: int, waited_s: float) -> int:
+            given_up = self._give_up(1.0, done)
+            if given_up:
+                self._say(given_up)
+            return self.coarser
+
+    monkeypatch.setattr("rsna_kit.imaging.pace.Pace", Hasty)
     coarser = []
 
-    def slowly(path: Path, image_id: str, image: ImageConfig, trust: Trust, more: int) -> Rendered:
+    def note(path: Path, image_id: str, image: ImageConfig, trust: Trust, more: int) -> Rendered:
         coarser.append(more)
-        time.sleep(0.3)
         return read_image(path, image_id, image, trust, more)
 
-    monkeypatch.setattr("rsna_kit.imaging.stream.read_image", slowly)
+    monkeypatch.setattr("rsna_kit.imaging.stream.read_image", note)
     said = io.StringIO()
-    settings, decode = replace(tiny.infer, batch_size=4), DecodeConfig(workers=1, proof_files=0)
-    result = infer(hidden, tmp_path / "out", [bundle], settings, Events(stream=said), Clock(9.0), decode=decode)
-    assert result["coarser"] > 0
-    assert "times coarser from here on" in said.getvalue()
+    settings, decode = replace(tiny.infer, batch_size=2), DecodeConfig(workers=1, proof_files=0)
+    result = infer(hidden, tmp_path / "out", [bundle], settings, Events(stream=said), Clock(), decode=decode)
+    assert result["coarser"] == 2
+    assert result["given_up"] == []
+    assert said.getvalue().count("times coarser from here on") == 2
     assert coarser[0] == 0
     assert max(coarser) > 0
     submission(tmp_path / "out", hidden)
+
+
+@pytest.fixture(scope="module")
+def views(tmp_path_factory: pytest.TempPathFactory, tiny: Config) -> Path:
+    """An untrained breast-level network as a bundle, its attention loud enough to tell it from a mean."""
+    import keras
+
+    from rsna_kit.models.bundle import write_bundle
+    from rsna_kit.models.network import build_network
+
+    keras.utils.set_random_seed(2)
+    config = replace(tiny, model=replace(tiny.model, kind="breast"))
+    network, out = build_network(config, config.image), tmp_path_factory.mktemp("views") / "fold0"
+    for name, factor in (("logit", 10), ("extra", 30)):
+        kernel = network.get_layer(name).kernel
+        kernel.assign(np.asarray(kernel) * factor)
+    write_bundle(out, network, config, 0, None, {}, "none")
+    set_threshold(out, 0.5, "for tests")
+    return out
+
+
+@pytest.fixture
+def listed(bundle: Path, views: Path, tmp_path: Path) -> Path:
+    """An image-level and a breast-level bundle with their list: weights 0.25 and 0.75, flipped, threshold 0.4."""
+    from rsna_kit.models.members import write_list
+
+    folder = tmp_path / "blend"
+    shutil.copytree(bundle, folder / "bundles" / "images")
+    shutil.copytree(views, folder / "bundles" / "views")
+    write_list(folder, {"bundles/images": 0.25, "bundles/views": 0.75}, "flip", 0.4, {})
+    return folder
+
+
+def test_a_list_is_scored_as_it_says(
+    hidden: Path, listed: Path, bundle: Path, views: Path, tmp_path: Path, tiny: Config, quiet: Events
+) -> None:
+    """Each picture read, flipped and scored alone; breasts pooled by hand: mean of one, attention of the other."""
+    result = infer(hidden, tmp_path / "out", [listed], tiny.infer, quiet, Clock())
+    assert (result["weights"], result["tta"], result["threshold"]) == ([0.25, 0.75], "flip", 0.4)
+    test = read_test(hidden / "test.csv")
+    models = [load_model(open_bundle(path)) for path in (bundle, views)]
+    rows = []
+    for image_id, path in find_competition(hidden).files("test", test):
+        picture = read_image(path, image_id, tiny.image).image[None, ..., None]
+        outputs = [(np.asarray(m(picture), np.float64)[0] + np.asarray(m(picture[:, ::-1]))[0]) / 2 for m in models]
+        rows.append((1 / (1 + np.exp(-outputs[0][0])), *outputs[1]))
+    table = pd.DataFrame(rows, columns=["score", "logit", "attention"]).assign(breast=test["prediction_id"])
+    wanted = {}
+    for breast, images in table.groupby("breast"):
+        share = np.exp(images["attention"]) / np.exp(images["attention"]).sum()
+        pooled = 1 / (1 + np.exp(-(share * images["logit"]).sum()))
+        assert len(images) == 1 or abs(pooled - (1 / (1 + np.exp(-images["logit"]))).mean()) > 1e-6
+        wanted[breast] = 0.25 * images["score"].mean() + 0.75 * pooled
+    got = pd.read_csv(tmp_path / "out" / "scores.csv").set_index("prediction_id")["score"]
+    np.testing.assert_allclose(got, [wanted[breast] for breast in got.index], atol=1e-5)
+    called = submission(tmp_path / "out", hidden).set_index("prediction_id")["cancer"]
+    assert (called == (got >= 0.4)).all()
+    columns = list(pd.read_csv(tmp_path / "out" / "image_scores.csv").columns)
+    assert columns == ["image_id", "score", "score_1", "attention_1"]
+
+
+def test_a_stopped_run_of_a_list_resumes(
+    hidden: Path, listed: Path, tmp_path: Path, tiny: Config, quiet: Events
+) -> None:
+    infer(hidden, tmp_path / "whole", [listed], tiny.infer, quiet, Clock())
+    infer(hidden, tmp_path / "out", [listed], tiny.infer, quiet, Clock(limit_s=0.001))
+    said = io.StringIO()
+    infer(hidden, tmp_path / "out", [listed], tiny.infer, Events(stream=said), Clock())
+    assert "resuming: " in said.getvalue()
+    for name in ("submission.csv", "scores.csv", "image_scores.csv"):
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_other_weights_or_tta_start_from_nothing(
+    hidden: Path, bundle: Path, tmp_path: Path, tiny: Config, quiet: Events
+) -> None:
+    said = io.StringIO()
+    infer(hidden, tmp_path / "out", [bundle], tiny.infer, quiet, Clock())
+    plain = pd.read_csv(tmp_path / "out" / "image_scores.csv")["score"]
+    flipped = replace(tiny.infer, tta="flip")
+    result = infer(hidden, tmp_path / "out", [bundle], flipped, Events(stream=said), Clock())
+    assert "resuming" not in said.getvalue()
+    assert result["tta"] == "flip"
+    assert not np.array_equal(plain, pd.read_csv(tmp_path / "out" / "image_scores.csv")["score"])
+
+
+def test_a_bundle_beside_a_list_is_refused(
+    hidden: Path, listed: Path, bundle: Path, tmp_path: Path, tiny: Config, quiet: Events
+) -> None:
+    """Copies of what the list names may lie about, anything else would be scored by nobody knows what weight."""
+    from rsna_kit.recipes.infer import open_members
+
+    assert open_members([listed, listed / "bundles" / "images", bundle], quiet).source == listed / "ensemble.json"
+    shutil.copytree(bundle, tmp_path / "other")
+    set_threshold(tmp_path / "other", 0.9, "another")
+    with pytest.raises(BundleError, match=r"ensemble.json does not name .*other\. Give the list alone"):
+        infer(hidden, tmp_path / "out", [tmp_path], tiny.infer, quiet, Clock())
+
+
+def test_two_lists_are_refused_and_two_copies_of_one_are_not(listed: Path, tmp_path: Path, quiet: Events) -> None:
+    from rsna_kit.models.members import write_list
+    from rsna_kit.recipes.infer import open_members
+
+    second = Path(shutil.copytree(listed, tmp_path / "second"))
+    assert open_members([listed, second], quiet).threshold == 0.4
+    write_list(second, {"bundles/images": 1.0}, "none", 0.5, {})
+    with pytest.raises(BundleError, match=r"2 lists found: .*blend/ensemble.json, .*second/ensemble.json\. Give one"):
+        open_members([listed, second], quiet)
+
+
+def test_what_the_models_give_up_is_done_without_and_recorded(
+    hidden: Path, listed: Path, tmp_path: Path, tiny: Config, quiet: Events, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A clock that always says the models are too slow (when it says so: tests/test_imaging_pace.py)."""
+    from rsna_kit.imaging.pace import Pace
+    from rsna_kit.models.ensemble import Ensemble
+
+    class Hasty(Pace):
+        def update(self, done: int, waited_s: float) -> int:
+            self._give_up(0.0, done)
+            return self.coarser
+
+    monkeypatch.setattr("rsna_kit.imaging.pace.Pace", Hasty)
+    score, flips = Ensemble.score, list[bool]()
+
+    def note(self: Ensemble, images: np.ndarray) -> np.ndarray:
+        flips.append(self._flip)
+        return score(self, images)
+
+    monkeypatch.setattr(Ensemble, "score", note)
+    settings = replace(tiny.infer, batch_size=4)
+    result = infer(hidden, tmp_path / "out", [listed], settings, quiet, Clock())
+    assert result["given_up"] == [
+        {"given_up": "TTA", "after_images": 4},
+        {"given_up": str(listed / "bundles" / "images"), "after_images": 8},
+    ]
+    assert flips[:2] == [True, False]
+    assert result["ok"]
+    scores = pd.read_csv(tmp_path / "out" / "image_scores.csv")
+    assert scores["score"].isna().tolist() == [row >= 8 for row in range(len(scores))]
+    assert scores["score_1"].notna().all()
+    submission(tmp_path / "out", hidden)
+
+
+def test_a_resumed_run_says_what_the_first_one_gave_up(
+    hidden: Path, listed: Path, tmp_path: Path, tiny: Config, quiet: Events, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its images keep scores of fewer members: nobody may take the whole for the work of all."""
+    from rsna_kit.imaging.pace import Pace
+
+    class Hasty(Pace):
+        def update(self, done: int, waited_s: float) -> int:
+            self._give_up(0.0, done)
+            if done >= 8:
+                raise KeyboardInterrupt
+            return 0
+
+    settings = replace(tiny.infer, batch_size=4)
+    monkeypatch.setattr(infer_module, "SAVE_EVERY_S", 0.0)
+    with monkeypatch.context() as patch:
+        patch.setattr("rsna_kit.imaging.pace.Pace", Hasty)
+        with pytest.raises(KeyboardInterrupt):
+            infer(hidden, tmp_path / "out", [listed], settings, quiet, Clock())
+    said = io.StringIO()
+    result = infer(hidden, tmp_path / "out", [listed], settings, Events(stream=said), Clock())
+    assert "resuming: 4 images are done\nthe run before gave something up" in said.getvalue()
+    assert (result["coarser"], result["given_up"]) == (0, [{"given_up": "TTA", "after_images": 4}])
+
+
+def test_a_folder_without_a_bundle_is_refused_beside_a_good_one(bundle: Path, tmp_path: Path, quiet: Events) -> None:
+    from rsna_kit.recipes.infer import open_members
+
+    with pytest.raises(BundleError, match=r"no bundle \(a folder with metadata.json\) found in: .*typo\. Give folders"):
+        open_members([bundle, tmp_path / "typo"], quiet)
+
+
+def test_the_first_batch_says_nothing_about_the_pace(
+    hidden: Path, bundle: Path, tmp_path: Path, tiny: Config, quiet: Events, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The networks are traced in it, which may take as long as a thousand images."""
+    from rsna_kit.imaging.pace import Pace
+
+    begun = list[int]()
+    monkeypatch.setattr(Pace, "begin", lambda self, done, waited_s: begun.append(done))
+    monkeypatch.setattr(Pace, "update", lambda self, done, waited_s: 0)
+    infer(hidden, tmp_path / "out", [bundle], replace(tiny.infer, batch_size=4), quiet, Clock())
+    assert begun == [0, 4]
+
+
+def test_a_runtime_that_is_not_installed_leaves_the_prior(
+    hidden: Path, bundle: Path, tmp_path: Path, tiny: Config, quiet: Events, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(MissingDependencyError, match=r"rsna-kit\[runtimes\]"):
+        infer(hidden, tmp_path / "out", [bundle], replace(tiny.infer, runtime="openvino"), quiet, Clock())
+    assert set(submission(tmp_path / "out", hidden)["cancer"]) == {tiny.infer.prior}
 
 
 def test_infer_decodes_in_its_own_process(

@@ -37,6 +37,36 @@ def test_a_breast_is_the_mean_of_its_images_in_table_order() -> None:
     assert breasts["cancer"].dtype == np.int8
 
 
+def test_with_attention_it_is_the_weighted_mean_of_logits() -> None:
+    """Breast 7_R: logits -1, 0 and 2 with weights 1/4, 1/4 and 1/2 (attention 0, 0 and log 2) are 0.75."""
+    scores = pd.DataFrame(
+        {
+            "image_id": ["9", "5", "2", "3", "1"],
+            "score": [1 / (1 + np.exp(-2.0)), 1 / (1 + np.exp(1.0)), 0.5, 0.3, 0.1],
+            "attention": [np.log(2.0), 0.0, 0.0, -50.0, 900.0],
+        }
+    )
+    breasts = to_breasts(scores, IMAGES)
+    assert breasts["prediction_id"].tolist() == ["7_R", "7_L", "10_L"]
+    assert breasts["score"].tolist() == pytest.approx([1 / (1 + np.exp(-0.75)), 0.3, 0.1])
+    assert breasts["cancer"].tolist() == [0, 1, 0]
+    even = to_breasts(scores.assign(attention=7.0), IMAGES)
+    assert even["score"][0] == pytest.approx(1 / (1 + np.exp(-1 / 3)))
+
+
+def test_certain_scores_are_finite_logits() -> None:
+    scores = SCORES.assign(score=[0.0, 1.0, 1.0, 0.0, 1.0], attention=0.0)
+    breasts = to_breasts(scores, IMAGES)["score"].tolist()
+    assert breasts[1:] == pytest.approx([1, 0])
+    assert breasts[0] == pytest.approx(1 / (1 + np.exp(-np.log(1e15) / 3)), rel=1e-6)
+
+
+@pytest.mark.parametrize("strange", [np.nan, np.inf, -np.inf])
+def test_a_strange_attention_is_refused(strange: float) -> None:
+    with pytest.raises(TableError, match=r"1 images \(3\) with an attention that is not a finite number"):
+        to_breasts(SCORES.assign(attention=[0, 1, strange, 3, 4]), IMAGES)
+
+
 def test_a_test_table_without_truth_gives_scores_only() -> None:
     breasts = to_breasts(SCORES, IMAGES[["image_id", "prediction_id"]])
     assert list(breasts.columns) == ["prediction_id", "score"]
@@ -87,6 +117,16 @@ def test_image_level_predictions_are_read(tmp_path: Path) -> None:
     assert breasts.columns.tolist() == ["prediction_id", "patient_id", "cancer", "score"]
     assert breasts["prediction_id"].tolist() == ["7_L", "7_R"]
     assert breasts["score"].tolist() == pytest.approx([0.3, 0.0])
+
+
+def test_image_level_predictions_may_have_an_attention(tmp_path: Path) -> None:
+    """As oof.csv of a breast-level model has it: all the weight is on the second image."""
+    header = "image_id,patient_id,laterality,cancer,score,attention\n"
+    path = write(tmp_path / "oof.csv", header + "1,7,L,1,0.2,-40\n2,7,L,1,0.4,40\n3,7,R,0,0.1,0\n")
+    assert read_predictions(path)["score"].tolist() == pytest.approx([0.4, 0.1])
+    bad = write(tmp_path / "bad.csv", header + "1,7,L,1,0.2,\n")
+    with pytest.raises(TableError, match="line 2: attention is ''"):
+        read_predictions(bad)
 
 
 def test_breast_level_predictions_tell_the_patient_by_the_id(tmp_path: Path) -> None:

@@ -45,6 +45,7 @@ print(json.dumps(describe()))
 rerun = bool(os.environ.get("KAGGLE_IS_COMPETITION_RERUN"))
 config = with_overrides(Config(), os.environ.get("RSNA_KIT_SET", "").split())
 bundles = [folder for folder in find_inputs("metadata.json", INPUT, depth=7) if (folder / "model.weights.h5").is_file()]
+bundles += find_inputs("ensemble.json", INPUT, depth=7)  # written by blend: it names bundles and their weights
 print("bundles:", *bundles, sep="\n  ")
 # Kaggle stops the run at 9 h; half an hour is left for its start, its end and the writing.
 clock = Clock(parse_duration(os.environ.get("RSNA_KIT_TIME_LIMIT", "8h30m")))

@@ -39,6 +39,11 @@ class Box:
         """Columns."""
         return self.right - self.left
 
+    def fitted(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns that the box takes in an image of `height` x `width`: as large as it fits, aspect kept."""
+        scale = min(height / self.height, width / self.width)
+        return max(1, min(height, round(self.height * scale))), max(1, min(width, round(self.width * scale)))
+
     def scaled(self, factor: int, rows: int, columns: int) -> Box:
         """The box in the full picture of `rows` x `columns`, of which this was found on every `factor`-th pixel.
 

@@ -114,7 +114,7 @@ def render_pyramid(pyramid: Pyramid, image: ImageConfig, coarser: int = 0) -> Re
         raise RenderError(f"{frame.where}: no breast stands out from the air. Look at it; exclude it if it is blank")
     box = found.scaled(1 << view.step, frame.rows, frame.columns)
     scale = min(image.height / box.height, image.width / box.width)
-    size = (max(1, min(image.width, round(box.width * scale))), max(1, min(image.height, round(box.height * scale))))
+    size = box.fitted(image.height, image.width)[::-1]
     times = 0
     if view.pixels is None:
         while (2 << times) * scale <= 1:

@@ -20,14 +20,15 @@ from rsna_kit.config import DecodeConfig, InferConfig
 from rsna_kit.runtime.clock import Clock, format_duration
 from rsna_kit.runtime.errors import BundleError, UsageError
 from rsna_kit.runtime.events import Events
-from rsna_kit.runtime.files import replacing
+from rsna_kit.runtime.files import replacing, sha256_file
+from rsna_kit.scoring.blend import weighted_breasts
 from rsna_kit.scoring.ledger import ScoreLedger
 from rsna_kit.scoring.threshold import apply_threshold
 
 if TYPE_CHECKING:
     from rsna_kit.imaging.outcome import Outcome
-    from rsna_kit.models.bundle import Bundle
-    from rsna_kit.models.ensemble import Ensemble
+    from rsna_kit.models.ensemble import Ensemble, Part
+    from rsna_kit.models.members import Members
 
 SAVE_EVERY_S = 60.0  # how often the scores so far are written
 WRITE_RESERVE_S = 20.0  # what is kept of the time limit for the writing
@@ -42,20 +43,23 @@ def infer(
     A valid `submission.csv` holds the prior before anything else happens (one that an earlier run left stays) and
     is only ever replaced by a better one. Decoding runs ahead in threads while the models score. An image that
     cannot be used goes to `failures.csv` and its breast is scored from the others, by the prior when there is none.
-    When the clock runs out, what is left is scored by the prior.
+    When the clock runs out, what is left is scored by the prior; before that TTA, members or detail of the decoding
+    are given up (`imaging.pace`), which is said and recorded.
 
     Args:
         where: folder with test.csv, sample_submission.csv and test_images/, None for Kaggle's mounts.
-        out: folder for submission.csv, scores.csv, image_scores.csv and failures.csv.
-        bundle_paths: bundles, or folders of bundles.
-        settings: the infer section of the configuration.
+        out: folder for submission.csv, scores.csv, image_scores.csv, failures.csv and given_up.json.
+        bundle_paths: bundles or folders of bundles, which count alike, or a folder with an `ensemble.json` (from
+            `blend`), which names its bundles, their weights, TTA and the threshold.
+        settings: the infer section of the configuration; TTA is used when it or the list asks for it.
         clock: its limit is honoured with `WRITE_RESERVE_S` and the time of one batch to spare; one image at least is
-            scored. When decoding is too slow for it, JPEG 2000 is decoded coarser (`imaging.pace`), unless `exact`.
+            scored. With `exact`, decoding is never made coarser.
         decode: the decode section of the configuration.
         exact: decode every pixel, whatever the bundles were trained on.
 
     Returns:
         Counts and paths, ready for JSON; `ok` is False when more than `max_failure_share` of the images failed.
+        `coarser` and `given_up` say what the clock cost, in this run and in those that it resumes.
     """
     decode = decode or DecodeConfig()
     if decode.backend != "threads":
@@ -63,7 +67,8 @@ def infer(
     if decode.gpus != "none":  # TensorFlow would take all memory of a GPU that also decodes
         os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
     from rsna_kit.imaging.pace import MOST_COARSER, Pace
-    from rsna_kit.models.ensemble import Ensemble, common_image
+    from rsna_kit.models.ensemble import Ensemble
+    from rsna_kit.models.members import common_image
     from rsna_kit.recipes.images import open_stream
 
     competition = find_competition(where)
@@ -77,26 +82,40 @@ def infer(
         _write_prior(out / "submission.csv", sample, settings.prior, events)
     events.say(f"infer: {len(test)} images, {len(sample)} breasts")
 
-    bundles = _open_bundles(bundle_paths)
+    chosen = open_members(bundle_paths, events)
+    bundles = [member.bundle for member in chosen.members]
     image = common_image(bundles)
     if exact and image.decode != "exact":
         events.say("--exact: every pixel is decoded, though the bundles were trained on reduced JPEG 2000")
         image = dataclasses.replace(image, decode="exact")
-    threshold = float(np.mean([bundle.threshold for bundle in bundles if bundle.threshold is not None]))
+    tta = "flip" if "flip" in (settings.tta, chosen.tta) else "none"
+    ensemble = Ensemble(chosen.members, settings.batch_size, tta, settings.runtime, events.say)
     identity = {
         "bundles": [bundle.metadata["sha256"]["model.weights.h5"] for bundle in bundles],
+        "weights": [member.weight for member in chosen.members],
+        "tta": tta,
         "images": _fingerprint(test),
         "decode": image.decode,
     }
-    ledger = ScoreLedger(out, identity)
+    ledger = ScoreLedger(out, identity, ensemble.columns)
     left = test[[not ledger.done(image_id) for image_id in test["image_id"]]]
-    if len(left) < len(test):
-        events.say(f"resuming: {len(test) - len(left)} images are done")
+    before: dict[str, Any] = {"coarser": 0, "given_up": []} | ledger.given_up
+    done = len(test) - len(left)
+    if done:
+        events.say(f"resuming: {done} images are done")
+    if before["coarser"] or before["given_up"]:
+        events.say("the run before gave something up for want of time: given_up.json", kind="given_up")
 
-    ensemble = Ensemble(bundles, settings.batch_size)
     stop, most = Clock(clock.remaining_s() - WRITE_RESERVE_S), MOST_COARSER if image.decode == "reduced" else 0
     outcomes = open_stream(list(competition.files("test", left)), image, decode, events, stop)
-    pace = Pace(stop, len(left), 0.0, lambda line: events.say(line, kind="coarser"), most)
+    pace = Pace(stop, len(left), 0.0, lambda line: events.say(line, kind="given_up"), most, ensemble.lighten)
+
+    def write() -> pd.DataFrame:
+        now = [{**entry, "after_images": int(entry["after_images"]) + done} for entry in pace.lightened]
+        coarser = max(before["coarser"], pace.coarser)
+        ledger.given_up = {"coarser": coarser, "given_up": [*before["given_up"], *now]}
+        return _write_results(out, test, sample, ledger, ensemble.parts, settings.prior, chosen.threshold)
+
     saved = begun = clock.elapsed_s()
     with outcomes:
         with events.progress(len(left), "infer") as progress:
@@ -104,15 +123,17 @@ def infer(
                 _score_batch(batch, ensemble, ledger)
                 for outcome in batch:
                     progress.advance(kind=outcome.worker)
+                if progress.done <= settings.batch_size:
+                    pace.begin(progress.done, outcomes.waited_s)
                 outcomes.coarser = pace.update(progress.done, outcomes.waited_s)
                 if stop.remaining_s() < clock.elapsed_s() - begun:  # the next batch takes as long
                     break
                 begun = clock.elapsed_s()
                 if clock.elapsed_s() - saved > SAVE_EVERY_S:
                     saved = clock.elapsed_s()
-                    _write_results(out, test, sample, ledger, settings.prior, threshold)
+                    write()
         # Before the stream is closed, which waits for the files that are being decoded.
-        breasts = _write_results(out, test, sample, ledger, settings.prior, threshold)
+        breasts = write()
     for note in outcomes.notes:
         events.say(note)
     unscored = len(test) - len(ledger.scores) - len(ledger.failures)
@@ -127,12 +148,14 @@ def infer(
         "scored": len(ledger.scores),
         "failed": len(ledger.failures),
         "out_of_time": unscored,
-        "coarser": pace.coarser,
+        **ledger.given_up,
         "breasts": len(breasts),
         "breasts_without_image": int((breasts["images"] == 0).sum()),
         "called_positive": int(breasts["cancer"].sum()),
-        "threshold": threshold,
+        "threshold": chosen.threshold,
         "bundles": [str(bundle.path) for bundle in bundles],
+        "weights": [member.weight for member in chosen.members],
+        "tta": tta,
         "minutes": round(clock.elapsed_s() / 60, 2),
     }
 
@@ -147,21 +170,40 @@ def _write_prior(path: Path, sample: pd.DataFrame, prior: float, events: Events)
         events.say(f"{path} holds the prior")
 
 
-def _open_bundles(paths: Sequence[Path]) -> list[Bundle]:
-    """Every bundle at or below the given folders, checked."""
-    from rsna_kit.models.bundle import open_bundle
+def open_members(paths: Sequence[Path], events: Events) -> Members:
+    """The members that an `ensemble.json` at or below the given folders lists, or else every bundle there.
 
-    folders = [folder for path in paths for folder in find_inputs("metadata.json", path)]
-    if not folders:
-        given = ", ".join(map(str, paths)) or "none"
-        raise BundleError(f"no bundle (a folder with metadata.json) found in: {given}. Train first: rsna-kit train")
-    opened = [open_bundle(folder) for folder in folders]
-    # Weights that are given twice, as one folder or as two copies, count once.
-    bundles = list({bundle.metadata["sha256"]["model.weights.h5"]: bundle for bundle in opened}.values())
-    without = [str(bundle.path) for bundle in bundles if bundle.threshold is None]
-    if without:
-        raise BundleError(f"no threshold in {', '.join(without)}: the training run has not ended. Run it again.")
-    return bundles
+    Args:
+        paths: bundles, folders of bundles, folders with a list.
+        events: told the weights of a list.
+
+    Raises:
+        BundleError: a folder without a bundle, several lists, a bundle beside a list that does not name it, or one that
+            is not whole.
+    """
+    from rsna_kit.models.members import LIST, equal_members, open_list
+
+    lists = {sha256_file(folder / LIST): folder for path in paths for folder in find_inputs(LIST, path)}
+    below = {path: find_inputs("metadata.json", path) for path in paths}
+    folders = [folder for found in below.values() for folder in found]
+    empty = [str(path) for path, found in below.items() if not found and not find_inputs(LIST, path)]
+    if empty or not paths:  # a run without one of those asked for would score, and nobody would notice
+        raise BundleError(f"no bundle (a folder with metadata.json) found in: {', '.join(empty) or 'none'}. "
+                          "Give folders that train or blend wrote.")  # fmt: skip
+    if not lists:
+        return equal_members(folders)
+    if len(lists) > 1:
+        raise BundleError(f"{len(lists)} lists found: {', '.join(str(f / LIST) for f in lists.values())}. Give one.")
+    chosen = open_list(next(iter(lists.values())))
+    listed = {sha256_file(member.bundle.path / "metadata.json") for member in chosen.members}
+    strangers = [str(folder) for folder in folders if sha256_file(folder / "metadata.json") not in listed]
+    if strangers:
+        raise BundleError(
+            f"{chosen.source} does not name {', '.join(strangers)}. Give the list alone, or bundles without a list."
+        )
+    for member in chosen.members:
+        events.say(f"{member.weight:.3f} x {member.bundle.path}")
+    return chosen
 
 
 def _fingerprint(test: pd.DataFrame) -> str:
@@ -179,17 +221,17 @@ def _score_batch(batch: Sequence[Outcome], ensemble: Ensemble, ledger: ScoreLedg
 
 
 def _write_results(
-    out: Path, test: pd.DataFrame, sample: pd.DataFrame, ledger: ScoreLedger, prior: float, threshold: float
-) -> pd.DataFrame:
+    out: Path, test: pd.DataFrame, sample: pd.DataFrame, ledger: ScoreLedger, parts: Sequence[Part], prior: float,
+    threshold: float,
+) -> pd.DataFrame:  # fmt: skip
     """Save the ledger, scores.csv (probabilities) and submission.csv (0 or 1, best for pF1).
 
     A breast without a scored image has the prior as its score and is called negative whatever the threshold.
     """
     ledger.save(test["image_id"])
-    scores = test["image_id"].map(ledger.scores).groupby(test["prediction_id"])
-    breasts = pd.DataFrame({"score": scores.mean(), "images": scores.count()}).reindex(sample["prediction_id"])
-    breasts["score"] = breasts["score"].fillna(prior)
-    breasts = breasts.rename_axis("prediction_id").reset_index()
+    breasts = weighted_breasts(ledger.table(test["image_id"]), test, parts)
+    breasts = breasts.set_index("prediction_id").reindex(sample["prediction_id"]).reset_index()
+    breasts = breasts.fillna({"score": prior, "images": 0}).astype({"images": "int64"})
     with replacing(out / "scores.csv") as temporary:
         breasts.to_csv(temporary, index=False)
     breasts["cancer"] = apply_threshold(breasts, threshold)["cancer"].where(breasts["images"] > 0, 0)

@@ -1,15 +1,20 @@
 """Image scores → breast scores, and a predictions file → the breasts that the metrics judge.
 
 Door 8 (`image_id, score`) comes in, door 9 (`prediction_id, score`) goes out. The score of a breast is the mean
-over its images, however many: on the winner's out-of-fold scores the mean beat the maximum (F1 0.518 to 0.509).
+over its images, however many: on the winner's out-of-fold scores the mean beat the maximum (F1 0.518 to 0.509). A
+breast-level model says with a column `attention` how much each image counts; then it is the mean of logits, weighted by
+the softmax of the attention over the breast's images (Ilse, Tomczak and Welling, Attention-based deep multiple instance
+learning, 2018), which is what the model was trained with.
 Scores and breasts are joined by id, never by position.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from rsna_kit.competition.rows import Rows, read_rows
@@ -17,14 +22,16 @@ from rsna_kit.competition.submission import prediction_id
 from rsna_kit.runtime.errors import TableError, did_you_mean
 
 _CARRIED = ("patient_id", "cancer")
+_CERTAIN = 1e-15  # nearest to 0 and 1 that a score counts as when logits are taken: those of 0 and 1 are infinite
 
 
 def to_breasts(image_scores: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
-    """Mean score of every breast in `table`, in the order in which the breasts first appear there.
+    """Score of every breast in `table`, in the order in which the breasts first appear there.
 
     Args:
         image_scores: `image_id` (unique) and `score` (finite, in [0, 1]); scores of images that `table` does not
-            name are ignored, so that a part of a table can be scored.
+            name are ignored, so that a part of a table can be scored. With a column `attention` (finite, a logit)
+            scores are pooled by it, else averaged.
         table: `image_id` and `prediction_id`; `patient_id` and `cancer` are carried along when present. A breast
             has cancer when any of its images says so.
 
@@ -32,8 +39,8 @@ def to_breasts(image_scores: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
         `prediction_id`, then `patient_id` and `cancer` (int8) if given, then `score` (float64).
 
     Raises:
-        TableError: a missing column, a repeated image, a score that is missing, NaN or outside [0, 1], or a
-            prediction_id shared by two patients.
+        TableError: a missing column, a repeated image, a score that is missing, NaN or outside [0, 1], an
+            attention that is not finite, or a prediction_id shared by two patients.
     """
     _need(image_scores, ("image_id", "score"), "image scores")
     _need(table, ("image_id", "prediction_id"), "image table")
@@ -45,15 +52,39 @@ def to_breasts(image_scores: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
     _refuse(table["image_id"], absent, "image scores: {} without a score, expected one for each image of the table")
     scores = image_scores.set_index("image_id")["score"].astype("float64")
     images = table.assign(score=table["image_id"].map(scores))
+    attention = _attention(image_scores)
     carried = [name for name in _CARRIED if name in table.columns]
     if "patient_id" in carried:
         owners = images.groupby("prediction_id", sort=False)["patient_id"].nunique()
         _refuse(owners.index.to_series(), owners > 1, "image table: {} with images of two patients", "breasts")
     how = {name: {"patient_id": "first", "cancer": "max"}[name] for name in carried}
     breasts = images.groupby("prediction_id", sort=False).agg({**how, "score": "mean"}).reset_index()
+    if attention is not None:
+        pooled = _pooled(images["score"], images["image_id"].map(attention), images["prediction_id"])
+        breasts["score"] = breasts["prediction_id"].map(pooled)
     # A mean of ones can round to a little more than 1.
     breasts["score"] = breasts["score"].clip(0, 1)
     return breasts.astype({"cancer": "int8"}) if "cancer" in carried else breasts
+
+
+def _attention(image_scores: pd.DataFrame) -> pd.Series | None:
+    """float64 by image id, None where there is no such column."""
+    if "attention" not in image_scores.columns:
+        return None
+    attention = image_scores.set_index("image_id")["attention"].astype("float64")
+    strange = attention.isna() | attention.abs().eq(math.inf)
+    _refuse(image_scores["image_id"], strange, "image scores: {} with an attention that is not a finite number")
+    return attention
+
+
+def _pooled(scores: pd.Series, attention: pd.Series, breasts: pd.Series) -> pd.Series:
+    """sigmoid(sum_v softmax(attention)_v * logit(score_v)) for each breast."""
+    weights = np.exp(attention - attention.groupby(breasts).transform("max"))
+    certain = scores.clip(_CERTAIN, 1 - _CERTAIN)
+    logits = np.log(certain) - np.log1p(-certain)
+    sums = pd.DataFrame({"weight": weights, "logit": weights * logits}).groupby(breasts, sort=False).sum()
+    pooled = (sums["logit"] / sums["weight"]).to_numpy()
+    return pd.Series(1 / (1 + np.exp(-pooled)), index=sums.index)
 
 
 def read_predictions(path: Path, truth: Path | None = None) -> pd.DataFrame:
@@ -62,7 +93,7 @@ def read_predictions(path: Path, truth: Path | None = None) -> pd.DataFrame:
     The file has one row per image (`image_id`, and `prediction_id` or `patient_id` + `laterality`) or per breast
     (`prediction_id`), a `score`, and `cancer`. With `truth`, the labels come from that file instead (train.csv
     fits, and so does `prediction_id,cancer`); a file without `score` is then read as a submission, its `cancer`
-    being the score. Further columns are ignored.
+    being the score. Images may have an `attention` (see `to_breasts`). Further columns are ignored.
 
     Returns:
         `prediction_id, patient_id` (str), `cancer` (int8), `score` (float64 in [0, 1]), one row per breast.
@@ -80,6 +111,8 @@ def read_predictions(path: Path, truth: Path | None = None) -> pd.DataFrame:
     ids = rows.unique("image_id") if key == "image_id" else _breast_ids(rows)
     given = pd.DataFrame({key: ids, "score": scores})
     if key == "image_id":
+        if "attention" in rows.columns:
+            given["attention"] = rows.number("attention", -math.inf, math.inf)
         _same_ids(given["image_id"], table["image_id"], path, truth)
         return to_breasts(given, table)
     repeated = given["prediction_id"].duplicated()

@@ -1,0 +1,249 @@
+"""blend on folders as train writes them: an honest comparison, one list, and infer takes it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from rsna_kit.cli import main
+from rsna_kit.config import Config, InferConfig
+from rsna_kit.models.bundle import open_bundle
+from rsna_kit.models.members import open_list
+from rsna_kit.recipes.blend import blend
+from rsna_kit.recipes.infer import infer
+from rsna_kit.runtime.clock import Clock
+from rsna_kit.runtime.errors import BundleError, TableError, UsageError
+from rsna_kit.runtime.events import Events
+from rsna_kit.runtime.files import sha256_file
+from rsna_kit.scoring.blend import choose_weights, nested
+from rsna_kit.scoring.breasts import read_predictions
+from rsna_kit.scoring.metrics import roc_auc_score
+from rsna_kit.scoring.threshold import choose_threshold
+
+pytestmark = pytest.mark.tf
+
+PATIENTS, FOLDS = 120, 2
+TRUTH = (np.random.default_rng(1).random((PATIENTS, 2)) < 0.2).astype(int)
+
+
+def oof(skill: float, seed: int) -> pd.DataFrame:
+    """Two images of each breast; `skill` is how far cancers lie above the rest, the noise is the model's own."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for patient in range(PATIENTS):
+        for side, laterality in enumerate("LR"):
+            logit = skill * TRUTH[patient, side] + rng.normal() - 1
+            for view in ("CC", "MLO"):
+                rows.append({
+                    "image_id": f"{patient}{side}{view}", "prediction_id": f"{patient}_{laterality}",
+                    "patient_id": str(patient), "laterality": laterality, "view": view,
+                    "cancer": TRUTH[patient, side], "fold": patient % FOLDS,
+                    "score": 1 / (1 + np.exp(-logit - 0.1 * rng.normal())),
+                })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def trained(folder: Path, bundle: Path, skill: float, seed: int) -> Path:
+    """What train leaves: out-of-fold scores and a bundle for each fold."""
+    folder.mkdir(parents=True)
+    oof(skill, seed).to_csv(folder / "oof.csv", index=False)
+    for fold in range(FOLDS):
+        copy = folder / "bundles" / f"fold{fold}"
+        shutil.copytree(bundle, copy)
+        with open(copy / "model.weights.h5", "ab") as file:
+            file.write(f"{folder} {fold}".encode())  # other weights, as far as anyone can tell by their checksum
+        metadata = json.loads((copy / "metadata.json").read_text())
+        metadata |= {"fold": fold}
+        metadata["sha256"]["model.weights.h5"] = sha256_file(copy / "model.weights.h5")
+        (copy / "metadata.json").write_text(json.dumps(metadata))
+    return folder
+
+
+@pytest.fixture
+def models(bundle: Path, tmp_path: Path) -> list[Path]:
+    """A good model, a middling one, and one that knows nothing."""
+    return [trained(tmp_path / name, bundle, skill, seed) for seed, (name, skill) in
+            enumerate((("good", 2.0), ("fair", 1.2), ("none", 0.0)))]  # fmt: skip
+
+
+def expected(models: list[Path]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Labels, breast scores of each model and folds, put together by hand."""
+    tables = [pd.read_csv(folder / "oof.csv").groupby("prediction_id", sort=False) for folder in models]
+    scores = np.stack([table["score"].mean() for table in tables], axis=1)
+    return tables[0]["cancer"].max().to_numpy(), scores, tables[0]["fold"].first().to_numpy()
+
+
+def test_chosen_weights_are_kept_where_they_beat_the_mean(models: list[Path], tmp_path: Path, quiet: Events) -> None:
+    out = tmp_path / "blend"
+    result = blend(out, models, InferConfig(tta="flip"), quiet)
+    labels, scores, folds = expected(models)
+    honest, _ = nested(labels, scores, folds)
+    weights = choose_weights(labels, scores)
+    assert roc_auc_score(labels, honest) > roc_auc_score(labels, scores.mean(axis=1))
+    assert result["weighting"] == {"asked": "auto", "kept": "weighted", "metric": "roc_auc"}
+    np.testing.assert_allclose(list(result["weights"].values()), weights)
+    assert result["weights"]["good"] > result["weights"]["fair"] > result["weights"]["none"]
+
+    members = open_list(out)
+    got = {member.bundle.path.name: member.weight for member in members.members}
+    wanted = {f"{folder.name}-fold{k}": weight / FOLDS for folder, weight in zip(models, weights, strict=True)
+              for k in range(FOLDS) if weight > 0}  # fmt: skip
+    assert got == pytest.approx(wanted)
+    assert members.tta == "flip"
+    assert members.threshold == choose_threshold(labels, honest).value
+    for member in members.members:
+        name, fold = member.bundle.path.name.rsplit("-fold", 1)
+        source = tmp_path / name / "bundles" / f"fold{fold}"
+        assert member.bundle.metadata == open_bundle(source).metadata
+
+
+def test_the_printed_score_is_that_of_weights_chosen_elsewhere(
+    models: list[Path], tmp_path: Path, quiet: Events
+) -> None:
+    """oof.csv, the threshold and the comparison are of the nested scores; `score` reads the file as it is."""
+    result = blend(tmp_path / "blend", models, InferConfig(), quiet)
+    labels, scores, folds = expected(models)
+    honest, by_fold = nested(labels, scores, folds)
+    table = result["out_of_fold"]
+    assert list(table) == ["good", "fair", "none", "plain mean", "weighted"]
+    assert table["weighted"]["roc_auc"]["value"] == pytest.approx(roc_auc_score(labels, honest))
+    assert table["plain mean"]["roc_auc"]["value"] == pytest.approx(roc_auc_score(labels, scores.mean(axis=1)))
+    assert table["good"]["roc_auc"]["value"] == pytest.approx(roc_auc_score(labels, scores[:, 0]))
+    gain = table["weighted"]["roc_auc - plain mean"]
+    assert gain["value"] == pytest.approx(
+        table["weighted"]["roc_auc"]["value"] - table["plain mean"]["roc_auc"]["value"]
+    )
+    assert gain["low"] <= gain["value"] <= gain["high"]
+    assert "roc_auc - plain mean" not in table["plain mean"]
+    assert {fold: list(row.values()) for fold, row in result["weights_by_fold"].items()} == {
+        str(fold): pytest.approx(row.tolist()) for fold, row in by_fold.items()
+    }
+    breasts = read_predictions(tmp_path / "blend" / "oof.csv")
+    assert dict(zip(breasts["prediction_id"], breasts["score"], strict=True)) == pytest.approx(
+        dict(zip(oof(0, 0)["prediction_id"].unique(), honest, strict=True))
+    )
+
+
+def test_the_plain_mean_can_be_asked_for(models: list[Path], tmp_path: Path, quiet: Events) -> None:
+    result = blend(tmp_path / "blend", models, InferConfig(), quiet, weighting="mean")
+    assert list(result["weights"].values()) == pytest.approx([1 / 3] * 3)
+    assert len(open_list(tmp_path / "blend").members) == 3 * FOLDS
+    labels, scores, _ = expected(models)
+    assert result["threshold"]["value"] == pytest.approx(choose_threshold(labels, scores.mean(axis=1)).value)
+
+
+def test_weights_that_do_not_beat_the_mean_are_not_kept(bundle: Path, tmp_path: Path, quiet: Events) -> None:
+    """Two models of equal skill: what tips the scale is noise."""
+    models = [trained(tmp_path / name, bundle, 1.0, seed) for name, seed in (("a", 12), ("b", 15))]
+    labels, scores, folds = expected(models)
+    assert roc_auc_score(labels, nested(labels, scores, folds)[0]) <= roc_auc_score(labels, scores.mean(axis=1))
+    assert blend(tmp_path / "auto", models, InferConfig(), quiet)["weighting"]["kept"] == "plain mean"
+    assert (
+        blend(tmp_path / "chosen", models, InferConfig(), quiet, weighting="chosen")["weighting"]["kept"] == "weighted"
+    )
+
+
+def test_infer_takes_the_folder_as_it_is(
+    phantom: Path, models: list[Path], tmp_path: Path, tiny: Config, quiet: Events
+) -> None:
+    result = blend(tmp_path / "blend", models[:2], InferConfig(), quiet)
+    scored = infer(phantom / "hidden", tmp_path / "out", [tmp_path / "blend"], tiny.infer, quiet, Clock())
+    assert scored["ok"]
+    assert scored["threshold"] == result["threshold"]["value"]
+    assert sum(scored["weights"]) == pytest.approx(1)
+    assert {Path(path).parent for path in scored["bundles"]} == {tmp_path / "blend" / "bundles"}
+
+
+def test_the_verb_prints_the_list(models: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["blend", str(tmp_path / "blend"), *(word for path in models for word in ("--model", str(path)))]
+    assert main([*arguments, "--metric", "pf1", "--weights", "chosen", "--set", "infer.tta=flip"]) == 0
+    printed = capsys.readouterr()
+    result = json.loads(printed.out)
+    assert (result["weighting"]["metric"], result["tta"]) == ("pf1", "flip")
+    lines = {line.split("  ")[0] for line in printed.err.splitlines()}
+    assert {"good", "fair", "none", "plain mean", "weighted"} <= lines
+
+
+def test_a_second_blend_replaces_the_first(models: list[Path], tmp_path: Path, quiet: Events) -> None:
+    out = tmp_path / "blend"
+    blend(out, models, InferConfig(), quiet, weighting="mean")
+    blend(out, models[:2], InferConfig(), quiet, weighting="mean")
+    assert len(open_list(out).members) == len(list((out / "bundles").iterdir())) == 2 * FOLDS
+
+
+def test_a_killed_blend_leaves_no_list_and_can_be_run_again(
+    models: list[Path], tmp_path: Path, quiet: Events, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "blend"
+    blend(out, models, InferConfig(), quiet, weighting="mean")
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "copytree", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            blend(out, models[:2], InferConfig(), quiet, weighting="mean")
+    with pytest.raises(BundleError, match=r"ensemble.json: got format version None.*Run rsna-kit blend again"):
+        open_list(out)
+    assert blend(out, models[:2], InferConfig(), quiet, weighting="mean")["ok"]
+
+
+def test_folders_of_one_name_are_told_apart(bundle: Path, tmp_path: Path, quiet: Events) -> None:
+    models = [trained(tmp_path / run / "model", bundle, skill, 3) for run, skill in (("a", 1.0), ("b", 2.0))]
+    result = blend(tmp_path / "blend", models, InferConfig(), quiet, weighting="mean")
+    assert result["models"] == {"model-1": str(models[0]), "model-2": str(models[1])}
+    names = sorted(path.name for path in (tmp_path / "blend" / "bundles").iterdir())
+    assert names == ["model-1-fold0", "model-1-fold1", "model-2-fold0", "model-2-fold1"]
+
+
+def test_no_model_is_lost_where_a_number_is_taken_too(bundle: Path, tmp_path: Path, quiet: Events) -> None:
+    models = [trained(tmp_path / name, bundle, 1.0, seed) for seed, name in enumerate(("a/x", "b/x", "c/x-1"))]
+    result = blend(tmp_path / "blend", models, InferConfig(), quiet, weighting="mean")
+    assert result["models"] == {"x-1-": str(models[0]), "x-2": str(models[1]), "x-1": str(models[2])}
+    assert len(open_list(tmp_path / "blend").members) == 3 * FOLDS
+
+
+def test_a_model_beside_its_copy_is_refused(models: list[Path], tmp_path: Path, quiet: Events) -> None:
+    """infer would refuse the list: the same weights twice."""
+    copy = Path(shutil.copytree(models[0], tmp_path / "copy"))
+    with pytest.raises(BundleError, match=r"copy/bundles/fold0 and .*good/bundles/fold0 hold the same weights"):
+        blend(tmp_path / "blend", [models[0], copy], InferConfig(), quiet)
+    assert not (tmp_path / "blend").exists()
+
+
+def test_what_cannot_be_blended_is_refused_before_anything_is_written(
+    models: list[Path], tmp_path: Path, quiet: Events
+) -> None:
+    out = tmp_path / "blend"
+    for given in ([models[0]], [models[0], models[0]]):
+        with pytest.raises(UsageError, match=r"--model: got .*good.*, expected two or more different folders"):
+            blend(out, given, InferConfig(), quiet)
+    with pytest.raises(UsageError, match="--metric: got 'auc'"):
+        blend(out, models, InferConfig(), quiet, metric="auc")
+    with pytest.raises(UsageError, match="--weights: got 'best', expected one of auto, chosen, mean"):
+        blend(out, models, InferConfig(), quiet, weighting="best")
+    with pytest.raises(UsageError, match="good holds bundles that blend did not write"):
+        blend(models[0], models, InferConfig(), quiet)
+    other = oof(1.2, 1).assign(fold=0)
+    other.to_csv(models[1] / "oof.csv", index=False)
+    with pytest.raises(TableError, match=r"models good and fair: 120 breasts .* with another fold in each"):
+        blend(out, models, InferConfig(), quiet)
+    other.drop(columns="fold").to_csv(models[1] / "oof.csv", index=False)
+    with pytest.raises(TableError, match=r"fair/oof.csv: no column fold"):
+        blend(out, models, InferConfig(), quiet)
+    (models[1] / "oof.csv").unlink()
+    with pytest.raises(TableError, match=r"fair/oof.csv: no such file"):
+        blend(out, models, InferConfig(), quiet)
+    assert not out.exists()
+
+
+def test_a_fold_without_its_bundle_is_refused_by_name(models: list[Path], tmp_path: Path, quiet: Events) -> None:
+    bundles = models[1] / "bundles"
+    shutil.rmtree(bundles / "fold1")
+    with pytest.raises(BundleError, match=r"fair/bundles/fold1/metadata.json: no such file"):
+        blend(tmp_path / "blend", models, InferConfig(), quiet)
+    shutil.copytree(bundles / "fold0", bundles / "fold1")
+    with pytest.raises(BundleError, match=r"fair/bundles/fold1 is of fold 0, its place is that of fold 1"):
+        blend(tmp_path / "blend", models, InferConfig(), quiet)

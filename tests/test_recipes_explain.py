@@ -1,0 +1,116 @@
+"""The story of maps: the highest scores are drawn, what cannot be read costs nothing else, ids are checked."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+
+from rsna_kit.cli import build_parser
+from rsna_kit.competition.tables import read_train
+from rsna_kit.config import DecodeConfig, InferConfig
+from rsna_kit.recipes.explain import explain
+from rsna_kit.runtime.errors import UsageError
+from rsna_kit.runtime.events import Events
+
+pytest.importorskip("tensorflow")
+pytestmark = pytest.mark.tf
+SETTINGS = InferConfig(batch_size=8, max_failure_share=0.5)
+
+
+@pytest.fixture(scope="module")
+def competition(phantom: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight training pictures, one of them damaged."""
+    root = tmp_path_factory.mktemp("explain") / "competition"
+    lines = (phantom / "train.csv").read_text().splitlines()[:9]
+    root.mkdir()
+    (root / "train.csv").write_text("\n".join(lines) + "\n")
+    table = read_train(root / "train.csv")
+    for row in table.itertuples():
+        path = root / "train_images" / row.patient_id / f"{row.image_id}.dcm"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(phantom / path.relative_to(root), path)
+    path.write_bytes(b"no DICOM")
+    return root
+
+
+def run(competition: Path, out: Path, bundle: Path, events: Events, **options: object) -> dict[str, object]:
+    decode = DecodeConfig(workers=1, proof_files=0)
+    return explain(competition, out, [bundle], SETTINGS, events, decode=decode, **options)  # type: ignore[arg-type]
+
+
+def test_the_highest_scores_are_drawn(competition: Path, bundle: Path, quiet: Events, tmp_path: Path) -> None:
+    result = run(competition, tmp_path, bundle, quiet, top=3)
+    assert (result["ok"], result["split"], result["method"]) == (True, "train", "grad-cam")
+    assert (result["scored"], result["failed"], result["explained"]) == (7, 1, 3)
+    table = pd.read_csv(tmp_path / "explain.csv", dtype={"image_id": str})
+    assert table["score"].is_monotonic_decreasing
+    truth = read_train(competition / "train.csv").set_index("image_id")["cancer"]
+    assert table["cancer"].tolist() == truth[table["image_id"]].tolist()
+    failed = pd.read_csv(tmp_path / "failures.csv", dtype=str)
+    assert failed["image_id"].tolist() == [truth.index[-1]]
+    for row in table.itertuples():
+        heat = cv2.imread(str(tmp_path / "maps" / f"{row.image_id}.png"), cv2.IMREAD_UNCHANGED)
+        assert (heat.dtype, heat.shape) == (np.uint16, (64, 32))
+        assert heat.max() in (0, 65535)
+        pair = cv2.imread(str(tmp_path / "pictures" / f"{row.image_id}.png"))
+        assert pair.shape[1] == 2 * 32 + 4
+        assert pair.shape[0] > 64
+        if heat.max():
+            assert row.top <= row.peak_row < row.bottom
+            assert row.left <= row.peak_column < row.right
+    page = (tmp_path / "index.html").read_text()
+    assert page.count("<img") == 3
+    assert "http" not in page.partition("<body>")[2]
+    assert all(image_id in page for image_id in table["image_id"])
+    every = run(competition, tmp_path / "every", bundle, quiet, top=99)
+    scores = pd.read_csv(tmp_path / "every" / "explain.csv", dtype={"image_id": str})["score"]
+    assert every["explained"] == 7
+    assert scores[:3].tolist() == pytest.approx(table["score"].tolist(), rel=1e-6)
+
+
+def test_pictures_that_are_asked_for_come_in_that_order(
+    competition: Path, bundle: Path, quiet: Events, tmp_path: Path
+) -> None:
+    ids = read_train(competition / "train.csv")["image_id"].tolist()
+    asked = [ids[4], ids[1], ids[4]]
+    result = run(competition, tmp_path, bundle, quiet, images=asked, method="occlusion")
+    assert [one["image_id"] for one in result["pictures"]] == asked[:2]  # type: ignore[attr-defined]
+    assert (result["scored"], result["method"]) == (2, "occlusion")
+    result = run(competition, tmp_path, bundle, quiet, images=ids[-1:])
+    assert (result["ok"], result["explained"], result["failed"]) == (False, 0, 1)
+
+
+def test_a_right_breast_is_shown_as_it_was_taken() -> None:
+    from rsna_kit.imaging.breast import Box
+    from rsna_kit.imaging.render import Rendered
+    from rsna_kit.recipes.explain import _figure
+
+    picture, heat = np.zeros((8, 6), np.uint8), np.zeros((8, 6), np.float32)
+    picture[:, :2], heat[:, 0] = 100, 1
+    left, right = (_figure(Rendered(picture, Box(0, 0, 8, 2, flip)), heat) for flip in (False, True))
+    assert left[0, :6, 0].tolist() == [100, 100, 0, 0, 0, 0]
+    assert right[0, :6, 0].tolist() == [0, 0, 0, 0, 100, 100]
+    assert left.shape == (8, 16, 3)
+
+
+def test_what_cannot_be_asked_is_refused(competition: Path, bundle: Path, quiet: Events, tmp_path: Path) -> None:
+    known = read_train(competition / "train.csv")["image_id"][0]
+    with pytest.raises(UsageError, match=f"Did you mean '{known}'"):
+        run(competition, tmp_path, bundle, quiet, images=[known + "1"])
+    with pytest.raises(UsageError, match="is of kind image"):
+        run(competition, tmp_path, bundle, quiet, method="error")
+    with pytest.raises(UsageError, match="--top"):
+        run(competition, tmp_path, bundle, quiet, top=0)
+    assert not (tmp_path / "index.html").exists()
+
+
+def test_the_verb_knows_its_options() -> None:
+    options = build_parser().parse_args(["explain", "a", "b", "--bundle", "c", "--images", "1", "2"])
+    assert options.images == ["1", "2"]
+    with pytest.raises(UsageError, match="not allowed with"):
+        build_parser().parse_args(["explain", "a", "b", "--bundle", "c", "--images", "1", "--top", "3"])
