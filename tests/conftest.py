@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from rsna_kit.config import Config, preset, with_overrides
+from rsna_kit.config import Config, with_overrides
+from rsna_kit.presets import preset
 from rsna_kit.runtime.events import Events
 
 TINY = ["image.height=64", "image.width=32", "data.shard_images=16", "data.save=none", "model.weights=none",
-        "model.head=linear", "model.trunk=train", "train.epochs=1", "train.batch_size=8",
-        "infer.batch_size=8"]  # fmt: skip
+        "model.tap=32", "model.head=linear", "model.pool=avg", "model.trunk=train", "train.epochs=1",
+        "train.batch_size=8", "infer.batch_size=8"]  # fmt: skip
 
 
 @pytest.fixture(scope="session")

@@ -21,7 +21,7 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     for left in path.parent.glob(f"{glob.escape(path.stem)}.tmp-*{glob.escape(path.suffix)}"):
-        pid = left.name.removeprefix(f"{path.stem}.tmp-").removesuffix(path.suffix)
+        pid = left.name.removeprefix(f"{path.stem}.tmp-").partition(".")[0]  # Keras' have a suffix more
         if pid.isdigit() and not Path(f"/proc/{pid}").exists():
             left.unlink(missing_ok=True)  # of a process that was killed while it wrote
     temporary = path.with_name(f"{path.stem}.tmp-{os.getpid()}{path.suffix}")
