@@ -152,7 +152,7 @@ class InferConfig:
 
     batch_size: int = 16
     tta: str = "none"  # "flip": the mean with the picture upside down
-    runtime: str = "keras"  # "litert" or "openvino": two to fourteen times faster on a CPU, from wheels of their own
+    runtime: str = "keras"  # "litert" or "openvino": faster on a CPU for most networks, from wheels of their own
     prior: float = 0.0211676964  # score of an image that cannot be read: positive share of images in train.csv
     max_failure_share: float = 0.01  # more failed images than this fail the run, after a valid submission is written
 
