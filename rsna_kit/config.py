@@ -207,6 +207,9 @@ def _check(config: Config) -> None:
         "model.drop_path": config.model.drop_path, "cvae.beta_warmup": config.cvae.beta_warmup,
         "train.ema": config.train.ema, "train.soft_positive": config.train.soft_positive,
     }  # fmt: skip
+    for name in ("model.dropout", "model.drop_path"):  # a rate of 1 drops everything
+        if shares[name] == 1:
+            raise UsageError(f"{name}: got 1, expected less: nothing would be left")
     for name, share in shares.items():
         if share > 1:
             raise UsageError(f"{name}: got {share}, expected a share between 0 and 1")
