@@ -48,7 +48,7 @@ def draw_reconstructions(path: Path, pictures: np.ndarray, models: tuple[Any, An
         axes[1].imshow(reconstruction, cmap="gray", vmin=0, vmax=1)
         shown = axes[2].imshow(error, cmap="inferno", vmin=0, vmax=brightest)
         for axis, name in zip(axes, (title, "reconstruction", "error"), strict=True):
-            axis.set_title(name, fontsize=8)
+            axis.set_title(name, fontsize=8, loc="left")
             axis.set_axis_off()
     figure.colorbar(shown, ax=rows[:, 2].tolist(), label="share of the grey range")
     with replacing(path) as temporary:
