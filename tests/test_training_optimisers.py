@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 
 from rsna_kit.config import TrainConfig
+from rsna_kit.models.network import dtype_policy
 from rsna_kit.runtime.events import Events
 from rsna_kit.training.optimisers import WeightAverage, build_optimizer, learning_rate_at
-from rsna_kit.training.replicas import Replicas, precision
+from rsna_kit.training.replicas import Replicas
 
 keras = pytest.importorskip("keras")
 pytest.importorskip("tensorflow")
@@ -131,10 +132,10 @@ def test_weights_come_back_when_a_validation_fails() -> None:
 
 
 def test_precision_is_put_back() -> None:
-    with precision("mixed_bfloat16"):
+    with dtype_policy("mixed_bfloat16"):
         assert keras.layers.Dense(1).compute_dtype == "bfloat16"
     assert keras.config.dtype_policy().name == "float32"
-    with pytest.raises(ZeroDivisionError), precision("mixed_float16"):
+    with pytest.raises(ZeroDivisionError), dtype_policy("mixed_float16"):
         1 / 0  # noqa: B018
     assert keras.config.dtype_policy().name == "float32"
 

@@ -11,8 +11,7 @@ JSON and arrays only: nothing in a bundle is executed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -22,12 +21,11 @@ import numpy as np
 from rsna_kit import __version__
 from rsna_kit.config import Config, from_dict, image_fingerprint, to_dict
 from rsna_kit.models.h5_file import count_arrays, open_weights
-from rsna_kit.models.network import build_network
+from rsna_kit.models.network import build_network, dtype_policy
 from rsna_kit.models.weights import save_weights
 from rsna_kit.runtime.errors import BundleError, UsageError
 from rsna_kit.runtime.files import read_json, replacing, sha256_file, write_json
 from rsna_kit.runtime.hardware import commit, versions
-from rsna_kit.runtime.lazy import require
 
 FORMAT_VERSION = 1
 WEIGHTS, CONFIG, THRESHOLD, METADATA = "model.weights.h5", "config.json", "threshold.json", "metadata.json"
@@ -172,7 +170,7 @@ def load_model(bundle: Bundle, precision: str = "float32") -> Any:
             configuration asks for a network that this version does not know.
     """
     try:
-        with _dtype_policy(precision):
+        with dtype_policy(precision):
             model = build_network(bundle.config, bundle.config.image)
     except UsageError as error:
         raise BundleError(f"{bundle.path / CONFIG}: {error} Use the rsna-kit that made it.") from error
@@ -194,18 +192,6 @@ def load_model(bundle: Bundle, precision: str = "float32") -> Any:
                 f"{path}: {weight.path} holds NaN or infinite numbers, expected finite ones. Train again."
             )
     return model
-
-
-@contextmanager
-def _dtype_policy(name: str) -> Iterator[None]:
-    """Keras' global policy while a network is built."""
-    keras = require("keras", "train")
-    before = keras.config.dtype_policy()
-    keras.config.set_dtype_policy(name)
-    try:
-        yield
-    finally:
-        keras.config.set_dtype_policy(before)
 
 
 def _completed(values: dict[str, Any]) -> dict[str, Any]:

@@ -183,10 +183,11 @@ def open_members(paths: Sequence[Path], events: Events) -> Members:
     """
     from rsna_kit.models.members import LIST, equal_members, open_list
 
-    lists = {sha256_file(folder / LIST): folder for path in paths for folder in find_inputs(LIST, path)}
+    listing = {path: find_inputs(LIST, path) for path in paths}
     below = {path: find_inputs("metadata.json", path) for path in paths}
+    lists = {sha256_file(folder / LIST): folder for found in listing.values() for folder in found}
     folders = [folder for found in below.values() for folder in found]
-    empty = [str(path) for path, found in below.items() if not found and not find_inputs(LIST, path)]
+    empty = [str(path) for path in paths if not below[path] and not listing[path]]
     if empty or not paths:  # a run without one of those asked for would score, and nobody would notice
         raise BundleError(f"no bundle (a folder with metadata.json) found in: {', '.join(empty) or 'none'}. "
                           "Give folders that train or blend wrote.")  # fmt: skip

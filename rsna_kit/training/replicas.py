@@ -8,7 +8,7 @@ sees the part of its device, as it does with every data-parallel trainer.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from typing import Any
 
@@ -98,15 +98,3 @@ class Replicas:
 def _strategy(names: tuple[str, ...]) -> Any:
     """One for a process: the collective operations of a second one would be taken for those of the first."""
     return require("tensorflow", "train").distribute.MirroredStrategy(list(names))
-
-
-@contextmanager
-def precision(policy: str) -> Iterator[None]:
-    """Layers made inside compute as `train.precision` says; their variables stay float32."""
-    keras = require("keras", "train")
-    before = keras.config.dtype_policy()
-    keras.config.set_dtype_policy(policy)
-    try:
-        yield
-    finally:
-        keras.config.set_dtype_policy(before)

@@ -26,6 +26,7 @@ from rsna_kit.config import Config
 from rsna_kit.data.batches import Pictures, make_training_set, picture_stream, training_stream
 from rsna_kit.data.shards import Prepared
 from rsna_kit.models.cvae import picture_models
+from rsna_kit.models.network import dtype_policy
 from rsna_kit.models.reconstructions import draw_extremes
 from rsna_kit.models.weights import load_start, save_weights
 from rsna_kit.runtime.clock import Clock
@@ -40,7 +41,7 @@ from rsna_kit.training.guard import check_fold, enough_memory, says_nothing
 from rsna_kit.training.learner import build_learner
 from rsna_kit.training.mixing import build_mixer
 from rsna_kit.training.optimisers import WeightAverage, build_optimizer, learning_rate_at
-from rsna_kit.training.replicas import Replicas, precision
+from rsna_kit.training.replicas import Replicas
 
 Evaluate = Callable[[pd.DataFrame], Mapping[str, float]]
 
@@ -69,7 +70,7 @@ class Trainer:
         self._pictures = Pictures(prepared)
         self._mixer = build_mixer(config.data, config.train.seed, config.model.kind)
         self._replicas = Replicas(config.train.devices, config.train.batch_size, events)
-        with self._replicas.scope(), precision(config.train.precision):
+        with self._replicas.scope(), dtype_policy(config.train.precision):
             require("keras", "train").utils.set_random_seed(config.train.seed)
             self._learner = build_learner(config, prepared.image)
             self.model = self._learner.network
