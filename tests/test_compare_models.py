@@ -60,6 +60,7 @@ def test_a_model_comes_with_all_that_it_stands_against(tmp_path: Path) -> None:
         ('[[model]]\nname = "a b"\n[[model]]\nname = "a-b"', "'a-b' and an earlier model would both be written to"),
         ('[[model]]\nname = "a"\nagainst = "b"', "expected a new name and an earlier model"),
         ('[[model]]\nname = "a"\nfold = [0]', "unknown key 'fold'.*folds"),
+        ('[[model]]\nname = "a"\nweights = "start/fold{fold}"', "weights of a {fold} need the list of folds"),
         ("[[model]", "no TOML file of models"),
         ('data = "x"', "no .*model"),
     ],
@@ -67,3 +68,15 @@ def test_a_model_comes_with_all_that_it_stands_against(tmp_path: Path) -> None:
 def test_a_file_that_cannot_be_meant_is_refused(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         models(tmp_path, text)
+
+
+def test_each_fold_starts_from_weights_of_its_own(tmp_path: Path) -> None:
+    text = '[[model]]\nname = "a"\nfolds = [0, 2]\nweights = "{out}/start/fold{fold}"\n'
+    text += '[[model]]\nname = "b"\nfolds = [0, 2]\nweights = "{out}/start"'
+    own, common = models(tmp_path, text)
+    start = tmp_path / "out" / "start"
+    assert [command[-4:] for command in own.commands] == [
+        ["--fold", "0", "--weights", f"{start / 'fold0'}"],
+        ["--fold", "2", "--weights", f"{start / 'fold2'}"],
+    ]
+    assert [command[-6:] for command in common.commands] == [["--fold", "0", "--fold", "2", "--weights", f"{start}"]]
