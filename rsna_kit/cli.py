@@ -12,67 +12,18 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from rsna_kit import __version__, config
-from rsna_kit.presets import PRESETS, preset
-from rsna_kit.runtime.clock import Clock, parse_duration
-from rsna_kit.runtime.errors import RsnaKitError, UsageError, did_you_mean
+from rsna_kit.arguments import Parser, add_config, read_clock, read_config
+from rsna_kit.runtime.errors import RsnaKitError
 from rsna_kit.runtime.events import Events
-
-
-class _Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are UsageErrors with a suggestion."""
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
-
-    def parse_known_args(self, *arguments: Any, **options: Any) -> Any:
-        """Refuse leftovers here, where the verb's own options are known and can be suggested."""
-        namespace, extra = super().parse_known_args(*arguments, **options)
-        if extra:
-            self.error(f"unrecognized arguments: {' '.join(extra)}")
-        return namespace, extra
-
-    def error(self, message: str) -> NoReturn:
-        known = [option for action in self._actions for option in action.option_strings]
-        verbs = [str(name) for action in self._actions if isinstance(action.choices, dict) for name in action.choices]
-        # Behind "(choose from" argparse lists the verbs themselves: each would be its own suggestion.
-        words = message.partition("(choose from")[0].replace("'", " ").replace(",", " ").split()
-        hints = [did_you_mean(word, known if word.startswith("--") else verbs) for word in words]
-        hint = next((text for text in hints if text), "")
-        raise UsageError(f"{message}.{hint}\nTry '{self.prog} --help'.")
-
-
-def _add_config(parser: argparse.ArgumentParser, sections: Sequence[str], example: str) -> None:
-    """Let a verb be told the sections it reads; anything else would be ignored, so it is refused."""
-    group = parser.add_argument_group("configuration")
-    group.add_argument("--preset", default="default", metavar="NAME", help=f"one of {', '.join(PRESETS)}")
-    group.add_argument(
-        "--set", action="append", default=[], metavar="SECTION.KEY=VALUE", dest="overrides",
-        help=f"change one key of {', '.join(sections)}, e.g. --set {example}; may be repeated",
-    )  # fmt: skip
-    parser.set_defaults(sections=sections)
-
-
-def _config(options: argparse.Namespace) -> config.Config:
-    built = config.with_overrides(preset(options.preset), options.overrides)
-    for override in options.overrides:
-        section = override.partition(".")[0]
-        if section not in options.sections:
-            reads = ", ".join(options.sections)
-            raise UsageError(f"--set {override}: '{options.verb}' reads only the sections {reads}")
-    return built
-
-
-def _clock(options: argparse.Namespace) -> Clock:
-    return Clock(parse_duration(options.time_limit) if options.time_limit else None)
 
 
 def _check(options: argparse.Namespace) -> dict[str, Any]:
     from rsna_kit.recipes.check import check
 
-    return check(options.folder, Events(), _config(options).image)
+    return check(options.folder, Events(), read_config(options).image)
 
 
 def _phantom(options: argparse.Namespace) -> dict[str, Any]:
@@ -88,7 +39,7 @@ def _prepare(options: argparse.Namespace) -> dict[str, Any]:
     from rsna_kit.recipes.prepare import prepare
 
     events = Events(options.out / "events.jsonl")
-    settings = _config(options)
+    settings = read_config(options)
     if options.exact:
         settings = config.with_overrides(settings, ["image.decode=exact"])
     return prepare(options.competition, options.out, settings, events, limit=options.limit)
@@ -99,7 +50,7 @@ def _train(options: argparse.Namespace) -> dict[str, Any]:
 
     events = Events(options.out / "events.jsonl")
     return train(
-        options.prepared, options.out, _config(options), events, _clock(options),
+        options.prepared, options.out, read_config(options), events, read_clock(options),
         folds=options.fold, weights=options.weights,
     )  # fmt: skip
 
@@ -108,9 +59,9 @@ def _infer(options: argparse.Namespace) -> dict[str, Any]:
     from rsna_kit.recipes.infer import infer
 
     events = Events(options.out / "events.jsonl")
-    settings = _config(options)
+    settings = read_config(options)
     return infer(
-        options.competition, options.out, options.bundle, settings.infer, events, _clock(options),
+        options.competition, options.out, options.bundle, settings.infer, events, read_clock(options),
         decode=settings.decode, exact=options.exact,
     )  # fmt: skip
 
@@ -118,7 +69,7 @@ def _infer(options: argparse.Namespace) -> dict[str, Any]:
 def _explain(options: argparse.Namespace) -> dict[str, Any]:
     from rsna_kit.recipes.explain import explain
 
-    settings = _config(options)
+    settings = read_config(options)
     return explain(
         options.competition, options.out, options.bundle, settings.infer, Events(options.out / "events.jsonl"),
         images=options.images or (), top=options.top, method=options.method, split=options.split,
@@ -129,7 +80,7 @@ def _explain(options: argparse.Namespace) -> dict[str, Any]:
 def _blend(options: argparse.Namespace) -> dict[str, Any]:
     from rsna_kit.recipes.blend import blend
 
-    events, settings = Events(), _config(options).infer
+    events, settings = Events(), read_config(options).infer
     return blend(options.out, options.model, settings, events, metric=options.metric, weighting=options.weights)
 
 
@@ -144,13 +95,13 @@ def _score(options: argparse.Namespace) -> dict[str, Any]:
 
 def build_parser() -> argparse.ArgumentParser:
     """The whole command line."""
-    parser = _Parser(
+    parser = Parser(
         prog="rsna-kit",
         description="From mammogram DICOMs to a scored submission of the RSNA breast cancer detection competition.",
         epilog="Every verb has its own --help with an example. Results are JSON on stdout, talk is on stderr.",
     )
     parser.add_argument("--version", action="version", version=f"rsna-kit {__version__}")
-    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True, parser_class=_Parser)
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True, parser_class=Parser)
 
     def verb(name: str, run: Any, summary: str, example: str) -> argparse.ArgumentParser:
         child = verbs.add_parser(name, help=summary, description=summary, epilog=f"example:\n  rsna-kit {example}")
@@ -161,7 +112,7 @@ def build_parser() -> argparse.ArgumentParser:
                  "check runs/demo/competition")  # fmt: skip
     check.add_argument("folder", type=Path, nargs="?",
                        help="competition folder (with train.csv or test.csv), or a folder of DICOM files")  # fmt: skip
-    _add_config(check, ["image"], "image.height=1024")
+    add_config(check, ["image"], "image.height=1024")
 
     phantom = verb("phantom", _phantom, "Write a synthetic competition with the real one's layout and quirks.",
                    "phantom runs/phantom --patients 40 --seed 1")  # fmt: skip
@@ -180,7 +131,7 @@ def build_parser() -> argparse.ArgumentParser:
     prepare.add_argument("--limit", type=int, help="only the first N patients, for a quick look")
     prepare.add_argument("--exact", action="store_true",
                          help="decode every pixel of JPEG 2000, not the resolution that is needed: slower")  # fmt: skip
-    _add_config(prepare, ["image", "decode", "data", "infer"], "decode.workers=4")
+    add_config(prepare, ["image", "decode", "data", "infer"], "decode.workers=4")
 
     train = verb("train", _train, "Train one network per fold and leave a bundle for each; resumes.",
                  "train runs/prepared runs/model --preset smoke")  # fmt: skip
@@ -190,7 +141,7 @@ def build_parser() -> argparse.ArgumentParser:
     train.add_argument("--weights", type=Path, action="append", default=[], metavar="FOLDER",
                        help="look here for starting weights (model.weights); may be repeated")  # fmt: skip
     train.add_argument("--time-limit", metavar="DURATION", help="stop in time, keeping the best: 90s, 15m, 8h30m")
-    _add_config(train, ["image", "data", "model", "cvae", "train", "infer"], "train.epochs=20")
+    add_config(train, ["image", "data", "model", "cvae", "train", "infer"], "train.epochs=20")
 
     infer = verb("infer", _infer, "Score test DICOMs with one or more bundles into submission.csv; resumes.",
                  "infer runs/phantom/hidden runs/submission --bundle runs/model/bundles")  # fmt: skip
@@ -201,7 +152,7 @@ def build_parser() -> argparse.ArgumentParser:
     infer.add_argument("--time-limit", metavar="DURATION", help="write what there is before this: 90s, 15m, 8h30m")
     infer.add_argument("--exact", action="store_true",
                        help="decode every pixel, though the bundles were trained on reduced JPEG 2000")  # fmt: skip
-    _add_config(infer, ["decode", "infer"], "decode.workers=4")
+    add_config(infer, ["decode", "infer"], "decode.workers=4")
 
     explain = verb("explain", _explain, "Draw where the scores come from: Grad-CAM, occlusion or error maps.",
                    "explain runs/phantom/hidden runs/maps --bundle runs/model/bundles --top 12")  # fmt: skip
@@ -215,7 +166,7 @@ def build_parser() -> argparse.ArgumentParser:
     explain.add_argument("--method", choices=["grad-cam", "occlusion", "error"],
                          help="default: error for a CVAE, grad-cam for all others")  # fmt: skip
     explain.add_argument("--split", choices=["train", "test"], help="where both tables are there (default test)")
-    _add_config(explain, ["decode", "infer"], "infer.batch_size=8")
+    add_config(explain, ["decode", "infer"], "infer.batch_size=8")
 
     blend = verb("blend", _blend, "Weigh trained models by their out-of-fold scores into one ensemble for infer.",
                  "blend runs/blend --model runs/convnext --model runs/lite0")  # fmt: skip
@@ -227,7 +178,7 @@ def build_parser() -> argparse.ArgumentParser:
     blend.add_argument("--weights", default="auto",
                        help="auto (default): chosen weights where they beat the plain mean on folds that did not "
                        "choose them; chosen; or mean")  # fmt: skip
-    _add_config(blend, ["infer"], "infer.tta=flip")
+    add_config(blend, ["infer"], "infer.tta=flip")
 
     score = verb("score", _score, "pF1 and its companions with intervals by patient, and an HTML page.",
                  "score runs/model/oof.csv runs/test/scores.csv --truth truth.csv --out runs/report")  # fmt: skip

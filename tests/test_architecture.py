@@ -16,18 +16,20 @@ PACKAGE = ROOT / "rsna_kit"
 # Top to bottom: a room may import itself and the rooms before it.
 ROOMS = [
     "runtime", "config", "presets", "competition", "dicom", "imaging", "data", "models", "training", "scoring",
-    "phantom",
+    "report", "phantom",
 ]  # fmt: skip
-DOORS = ["recipes", "cli", "__main__"]
+DOORS = ["recipes", "arguments", "cli", "__main__"]
 ORDER = {name: rank for rank, name in enumerate([*ROOMS, *DOORS])}
 # Rooms side by side that have nothing to say to each other although the order would allow it.
-STRANGERS = {("scoring", "dicom"), ("scoring", "imaging"), ("scoring", "data"), ("scoring", "models"),
-             ("scoring", "training"), ("dicom", "competition"), ("models", "competition"), ("models", "dicom"),
-             ("models", "imaging"), ("training", "competition"), ("training", "dicom"), ("training", "imaging"),
-             ("phantom", "models"), ("phantom", "training"), ("phantom", "scoring"), ("phantom", "data")}  # fmt: skip
+STRANGERS = {
+    *((room, work) for room in ("scoring", "report") for work in ("dicom", "imaging", "data", "models", "training")),
+    ("dicom", "competition"), ("models", "competition"), ("models", "dicom"), ("models", "imaging"),
+    ("training", "competition"), ("training", "dicom"), ("training", "imaging"), ("phantom", "models"),
+    ("phantom", "training"), ("phantom", "scoring"), ("phantom", "report"), ("phantom", "data"),
+}  # fmt: skip
 HEAVY = {"tensorflow", "keras", "keras_cv", "albumentations", "nvidia", "jax", "torch", "sklearn", "matplotlib"}
 # What must work with nothing but numpy and pandas.
-BARE = ["runtime", "config", "presets", "competition", "scoring"]
+BARE = ["runtime", "config", "presets", "competition", "scoring", "report"]
 MODULES = sorted(PACKAGE.rglob("*.py"))
 SOURCES = [*MODULES, *sorted((ROOT / "kernels").rglob("*.py"))]
 

@@ -245,7 +245,7 @@ def _write_page(
     path: Path, figures: Sequence[tuple[bytes, str]], competition: Competition, split: str, members: Sequence[Member],
     explainers: Sequence[Explainer],
 ) -> None:  # fmt: skip
-    from rsna_kit.scoring.report import Section, pictures, provenance, write_report
+    from rsna_kit.report.sections import Section, pictures, provenance, write_report
 
     folders = ", ".join(str(member.bundle.path) for member in members)
     facts = {"rsna_kit": __version__, "competition": str(competition.root), "split": split,

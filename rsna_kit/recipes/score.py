@@ -14,11 +14,7 @@ from rsna_kit import __version__
 from rsna_kit.competition.paths import Competition, find_competition
 from rsna_kit.competition.tables import read_test, read_train
 from rsna_kit.config import ImageConfig
-from rsna_kit.runtime.errors import ImageError, UsageError
-from rsna_kit.runtime.events import Events
-from rsna_kit.runtime.files import read_json, write_json
-from rsna_kit.scoring.breasts import read_predictions
-from rsna_kit.scoring.report import (
+from rsna_kit.report.sections import (
     Case,
     cases,
     curves,
@@ -28,6 +24,10 @@ from rsna_kit.scoring.report import (
     provenance,
     write_report,
 )  # fmt: skip
+from rsna_kit.runtime.errors import ImageError, UsageError
+from rsna_kit.runtime.events import Events
+from rsna_kit.runtime.files import read_json, write_json
+from rsna_kit.scoring.breasts import read_predictions
 from rsna_kit.scoring.summary import notable, summarise
 from rsna_kit.scoring.threshold import Threshold, choose_threshold
 
@@ -56,7 +56,7 @@ def score(
         model: folder written by `train`; its curves and provenance join the page.
 
     Returns:
-        `threshold` and, per file, the summary of `rsna_kit.scoring.report.summarise`; ready for JSON.
+        `threshold` and, per file, the summary of `rsna_kit.report.sections.summarise`; ready for JSON.
     """
     if threshold is not None and not 0 <= threshold <= 1:
         raise UsageError(f"--threshold: got {threshold}, expected a number from 0 to 1")

@@ -1,1 +1,1 @@
-"""Scores to a decision: metrics, breasts, threshold, uncertainty, report."""
+"""Scores to a decision: metrics, breasts, threshold, uncertainty."""

@@ -14,11 +14,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from rsna_kit.runtime.errors import TableError
-from rsna_kit.scoring.charts import Axis, Chart
-from rsna_kit.scoring.drawings import drawings
-from rsna_kit.scoring.metrics import confusion_at, pf1_score, roc_auc_score
-from rsna_kit.scoring.report import (
+from rsna_kit.report.charts import Axis, Chart
+from rsna_kit.report.drawings import drawings
+from rsna_kit.report.sections import (
     Case,
     cases,
     curves,
@@ -30,6 +28,8 @@ from rsna_kit.scoring.report import (
     summarise,
     write_report,
 )
+from rsna_kit.runtime.errors import TableError
+from rsna_kit.scoring.metrics import confusion_at, pf1_score, roc_auc_score
 from rsna_kit.scoring.threshold import Threshold, apply_threshold, choose_threshold
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
@@ -269,7 +269,7 @@ from pathlib import Path
 for name in ("cv2", "scipy", "sklearn", "matplotlib", "pydicom", "imagecodecs", "tensorflow", "keras", "tqdm"):
     sys.modules[name] = None
 from rsna_kit.scoring.breasts import read_predictions
-from rsna_kit.scoring.report import curves, headline, operating_point, summarise, write_report
+from rsna_kit.report.sections import curves, headline, operating_point, summarise, write_report
 from rsna_kit.scoring.threshold import choose_threshold
 table = read_predictions(Path(sys.argv[1]) / "oof.csv")
 summary = summarise(table, choose_threshold(table["cancer"], table["score"]), resamples=20)

@@ -20,12 +20,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from rsna_kit.report.drawings import drawings
+from rsna_kit.report.page import Section, page, table
 from rsna_kit.runtime.errors import TableError
 from rsna_kit.runtime.files import replacing
 from rsna_kit.runtime.lazy import require
-from rsna_kit.scoring.drawings import drawings
 from rsna_kit.scoring.metrics import Ranking
-from rsna_kit.scoring.page import Section, page, table
 from rsna_kit.scoring.summary import SHARES, notable, summarise
 
 # This module is the door to reports: who writes one needs no other import.

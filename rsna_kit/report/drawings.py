@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rsna_kit.scoring.charts import HEIGHT, Axis, Chart, picture
+from rsna_kit.report.charts import HEIGHT, Axis, Chart, picture
 from rsna_kit.scoring.metrics import Counts, Ranking
 
 _BINS = 40

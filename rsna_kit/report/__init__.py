@@ -1,0 +1,1 @@
+"""Scores and pictures → a page that shows them."""
