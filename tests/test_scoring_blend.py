@@ -8,10 +8,24 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from oracles import rank_mean_slow
 
 from rsna_kit.runtime.errors import TableError, UsageError
-from rsna_kit.scoring.blend import OBJECTIVES, choose_weights, join_models, nested, weighted_breasts
+from rsna_kit.scoring.blend import (
+    OBJECTIVES,
+    choose_weights,
+    join_models,
+    logit_mean,
+    nested,
+    nested_votes,
+    rank_mean,
+    votes,
+    weighted_breasts,
+)  # fmt: skip
 from rsna_kit.scoring.metrics import roc_auc_score
+from rsna_kit.scoring.threshold import choose_threshold
 
 TABLE = pd.DataFrame({"image_id": ["1", "2", "3", "4"], "prediction_id": ["7_L", "7_L", "7_R", "8_L"]})
 
@@ -137,6 +151,60 @@ def test_with_one_fold_there_is_nothing_to_choose_on() -> None:
     blended, weights = nested(labels, scores, np.zeros(len(labels), int))
     np.testing.assert_allclose(weights[0], [1 / 3] * 3)
     np.testing.assert_allclose(blended, scores.mean(axis=1))
+
+
+TABLES = st.integers(1, 4).flatmap(
+    lambda models: st.lists(
+        st.lists(st.sampled_from([0.0, 0.1, 0.25, 0.5, 0.9, 1.0]), min_size=models, max_size=models),
+        min_size=1, max_size=12,
+    )
+)  # fmt: skip
+
+
+@settings(deadline=None)
+@given(rows=TABLES)
+def test_rank_means_are_ranks_with_ties_averaged(rows: list[list[float]]) -> None:
+    found = rank_mean(np.array(rows))
+    np.testing.assert_allclose(found, rank_mean_slow(rows), rtol=1e-12)
+    assert ((found > 0) & (found <= 1)).all()
+
+
+def test_rank_means_know_no_scale() -> None:
+    """Each model bent by a rising function of its own: bit by bit the same ranks."""
+    _, scores = noisy_models()
+    bent = np.stack([scores[:, 0] ** 3, 0.45 + 0.2 * scores[:, 1], np.log1p(scores[:, 2])], axis=1)
+    np.testing.assert_array_equal(rank_mean(scores), rank_mean(bent))
+    assert not np.allclose(scores.mean(axis=1), bent.mean(axis=1))
+
+
+@settings(deadline=None)
+@given(rows=TABLES)
+def test_logit_means_are_means_of_log_odds(rows: list[list[float]]) -> None:
+    expected = []
+    for row in rows:
+        odds = [min(max(score, 1e-15), 1 - 1e-15) for score in row]
+        expected.append(sigmoid(sum(math.log(score) - math.log1p(-score) for score in odds) / len(row)))
+    np.testing.assert_allclose(logit_mean(np.array(rows)), expected, rtol=1e-9)
+
+
+def test_votes_are_counted_by_each_models_own_threshold() -> None:
+    scores = np.array([[0.5, 0.5, 0.5], [0.4, 0.5, 0.9], [0.1, 0.2, 0.3]])
+    assert votes(scores, np.array([0.5, 0.6, 0.4])).tolist() == pytest.approx([2 / 3, 1 / 3, 0])
+
+
+def test_a_fold_is_voted_on_by_thresholds_of_the_others() -> None:
+    labels, scores = noisy_models()
+    folds = np.arange(len(labels)) % 3
+    shares = nested_votes(labels, scores, folds)
+    for fold in range(3):
+        held = folds == fold
+        for row in np.flatnonzero(held)[:20]:
+            called = [scores[row, m] >= choose_threshold(labels[~held], scores[~held, m]).value for m in range(3)]
+            assert shares[row] == pytest.approx(sum(called) / 3)
+    flipped = nested_votes(np.where(folds == 1, 1 - labels, labels), scores, folds)
+    np.testing.assert_array_equal(shares[folds == 1], flipped[folds == 1])
+    alone = nested_votes(labels, scores, np.zeros(len(labels)))
+    np.testing.assert_array_equal(alone, votes(scores, np.array([choose_threshold(labels, s).value for s in scores.T])))
 
 
 def oof(**changes: list) -> pd.DataFrame:

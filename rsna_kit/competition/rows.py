@@ -1,7 +1,8 @@
 """A CSV file → checked columns, where every complaint names the file, the line, what came and what was expected.
 
 Cells are read as text, stripped of spaces; the line number of each row is kept, so that a person can go
-straight to it. Nothing is guessed: a column becomes a number, a flag or a choice only when asked.
+straight to it. Semicolons or tabs may stand for the commas, as spreadsheets of some languages write them. Nothing is
+guessed: a column becomes a number, a flag or a choice only when asked.
 """
 
 from __future__ import annotations
@@ -9,15 +10,18 @@ from __future__ import annotations
 import csv
 import gzip
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 import numpy as np
 import pandas as pd
 
 from rsna_kit.runtime.errors import TableError, did_you_mean
 
+_SEPARATORS = (",", ";", "\t")
 _FLAGS = {"0": False, "1": True, "0.0": False, "1.0": True, "false": False, "true": True}
 
 
@@ -74,7 +78,8 @@ class Rows:
         values = text.map(_float).astype("float64")
         good = values.between(low, high) | (empty if blank else False)
         expected = f"a number from {low:g} to {high:g}" + (" or nothing" if blank else "")
-        self.refuse(~good, name, expected, "Correct it or remove the row.")
+        comma = text[~good].str.contains(",", regex=False).any()
+        self.refuse(~good, name, expected, "Write decimal points." if comma else "Correct it or remove the row.")
         return values
 
     def whole(self, name: str, low: float, high: float, blank: bool = False) -> pd.Series:
@@ -109,18 +114,14 @@ class Rows:
 def read_rows(path: Path) -> Rows:
     """Read a CSV file (`.csv`, `.csv.gz`) as text; blank lines are skipped, ragged lines refused.
 
+    The separator is a comma where the header has one, else a semicolon, else a tab. A byte order mark is skipped.
+
     Raises:
         TableError: the file is absent, empty, not UTF-8, has no rows, a ragged line or a repeated column.
     """
-    if not path.is_file():
-        raise TableError(f"{path}: no such file, expected a CSV table")
-    try:
-        with _open(path) as file:
-            reader = csv.reader(file)
-            header = [name.strip() for name in next(reader, [])]
-            cells, lines = _read_cells(path, reader, header)
-    except (UnicodeDecodeError, csv.Error, OSError, EOFError) as error:
-        raise TableError(f"{path}: cannot be read as CSV text in UTF-8 ({error}). Export it again as CSV.") from error
+    with _opened(path) as file:
+        header, reader = _read_header(file)
+        cells, lines = _read_cells(path, reader, header)
     if not any(header):
         raise TableError(f"{path}: the file is empty, expected a header line and rows")
     repeated = sorted({name for name in header if header.count(name) > 1})
@@ -132,19 +133,49 @@ def read_rows(path: Path) -> Rows:
     return Rows(path, frame, np.asarray(lines))
 
 
+def read_header(path: Path) -> list[str]:
+    """The names in the first line of a CSV file, as `read_rows` takes it.
+
+    Raises:
+        TableError: the file is absent or not UTF-8.
+    """
+    with _opened(path) as file:
+        return _read_header(file)[0]
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[TextIO]:
+    """The file, and a TableError for what goes wrong while it is read."""
+    if not path.is_file():
+        raise TableError(f"{path}: no such file, expected a CSV table")
+    try:
+        with _open(path) as file:
+            yield file
+    except (UnicodeDecodeError, csv.Error, OSError, EOFError) as error:
+        raise TableError(f"{path}: cannot be read as CSV text in UTF-8 ({error}). Export it again as CSV.") from error
+
+
+def _read_header(file: TextIO) -> tuple[list[str], Any]:
+    """The names in the first line, and a reader of what follows."""
+    first = file.readline()
+    separator = next((mark for mark in _SEPARATORS if mark in first), ",")
+    reader = csv.reader(chain([first], file), delimiter=separator)
+    return [name.strip() for name in next(reader, [])], reader
+
+
 def _open(path: Path) -> TextIO:
     if path.suffix == ".gz":
         return gzip.open(path, "rt", encoding="utf-8-sig", newline="")
     return open(path, encoding="utf-8-sig", newline="")
 
 
-def _read_cells(path: Path, reader: Iterable[list[str]], header: list[str]) -> tuple[list[list[str]], list[int]]:
+def _read_cells(path: Path, reader: Any, header: list[str]) -> tuple[list[list[str]], list[int]]:
     """Stripped cells and line numbers; the reader's `line_num` counts physical lines."""
     cells, lines = [], []
     for row in reader:
         if not any(cell.strip() for cell in row) and len(row) <= 1:
             continue
-        line = reader.line_num  # type: ignore[attr-defined]
+        line = reader.line_num
         if len(row) != len(header):
             raise TableError(
                 f"{path}, line {line}: {len(row)} cells, expected {len(header)} as in the header."

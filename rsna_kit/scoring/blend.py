@@ -5,6 +5,8 @@ means, and there is no step size, no start and no luck in it. A tie goes to the 
 
 Weights that are judged on the breasts that chose them look too good. `nested` gives each fold the weights that the
 other folds chose, so its scores are as honest as those of the models themselves.
+
+Three more ways to blend, none of which has weights: `rank_mean`, `logit_mean` and voting (`nested_votes`).
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import pandas as pd
 
 from rsna_kit.runtime.errors import TableError, UsageError
 from rsna_kit.scoring.breasts import to_breasts
+from rsna_kit.scoring.logits import logits, sigmoid
 from rsna_kit.scoring.metrics import average_precision_score, roc_auc_score
 from rsna_kit.scoring.threshold import choose_threshold
 
@@ -152,6 +155,72 @@ def nested(
         weights[int(fold)] = np.full(scores.shape[1], 1 / scores.shape[1]) if chosen is None else chosen
         blended[held] = scores[held] @ weights[int(fold)]
     return np.clip(blended, 0, 1), weights
+
+
+def rank_mean(scores: np.ndarray) -> np.ndarray:
+    """The mean of the models' ranks, each divided by the number of breasts; equal scores share the mean of their ranks.
+
+    Only the order that each model gives counts, so models with score scales of their own mix evenly. A rank says where
+    a breast stands among those that are ranked with it: all breasts have to be there at once, and a breast's value is
+    another among others.
+
+    Args:
+        scores: (N, M), a column for each model.
+
+    Returns:
+        float64 (N,) in (0, 1].
+
+    Example:
+        >>> rank_mean(np.array([[0.1, 0.5], [0.2, 0.4], [0.2, 0.9], [0.9, 0.3]])).tolist()
+        [0.5, 0.5625, 0.8125, 0.625]
+    """
+    total = np.zeros(len(scores))
+    for column in scores.T:
+        _, places, counts = np.unique(column, return_inverse=True, return_counts=True)
+        total += (np.cumsum(counts) - (counts - 1) / 2)[places]  # mean rank of equals, the lowest rank being 1
+    return total / scores.size
+
+
+def logit_mean(scores: np.ndarray) -> np.ndarray:
+    """The probability whose logit is the mean of the models' logits; scores of 0 and 1 count as 1e-15 from there.
+
+    Args:
+        scores: (N, M), probabilities.
+
+    Example:
+        >>> logit_mean(np.array([[0.5, 0.9]])).round(4).tolist()
+        [0.75]
+    """
+    return sigmoid(logits(scores).mean(axis=1))
+
+
+def votes(scores: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
+    """The share of the models that call each breast; more than half is a majority.
+
+    Args:
+        scores: (N, M).
+        thresholds: (M,), each model's own.
+
+    Example:
+        >>> votes(np.array([[0.2, 0.9, 0.5]]), np.array([0.1, 0.5, 0.6])).round(4).tolist()
+        [0.6667]
+    """
+    return (scores >= thresholds).mean(axis=1)
+
+
+def nested_votes(labels: np.ndarray, scores: np.ndarray, folds: np.ndarray) -> np.ndarray:
+    """`votes` by thresholds, the middle of each model's plateau, that the other folds chose.
+
+    Args:
+        labels, scores, folds: as in `nested`. With one fold its own breasts choose.
+    """
+    shares = np.empty(len(labels))
+    for fold in np.unique(folds):
+        held = folds == fold
+        others = ~held if labels[~held].any() else held
+        thresholds = [choose_threshold(labels[others], column[others]).value for column in scores.T]
+        shares[held] = votes(scores[held], np.array(thresholds))
+    return shares
 
 
 def _simplex(count: int) -> Iterator[np.ndarray]:

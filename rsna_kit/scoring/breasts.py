@@ -1,10 +1,10 @@
 """Image scores → breast scores, and a predictions file → the breasts that the metrics judge.
 
 Door 8 (`image_id, score`) comes in, door 9 (`prediction_id, score`) goes out. The score of a breast is the mean
-over its images, however many: on the winner's out-of-fold scores the mean beat the maximum (F1 0.518 to 0.509). A
-breast-level model says with a column `attention` how much each image counts; then it is the mean of logits, weighted by
-the softmax of the attention over the breast's images (Ilse, Tomczak and Welling, Attention-based deep multiple instance
-learning, 2018), which is what the model was trained with.
+over its images, however many: on the winner's out-of-fold scores the mean beat the maximum (F1 0.518 to 0.509), and
+`compare_pools` asks that of other scores. A breast-level model says with a column `attention` how much each image
+counts; then it is the mean of logits, weighted by the softmax of the attention over the breast's images (Ilse, Tomczak
+and Welling, Attention-based deep multiple instance learning, 2018), which is what the model was trained with.
 Scores and breasts are joined by id, never by position.
 """
 
@@ -19,21 +19,31 @@ import pandas as pd
 
 from rsna_kit.competition.rows import Rows, read_rows
 from rsna_kit.competition.submission import prediction_id
-from rsna_kit.runtime.errors import TableError, did_you_mean
+from rsna_kit.runtime.errors import TableError, UsageError, did_you_mean
+from rsna_kit.scoring.contrast import contrast
+from rsna_kit.scoring.logits import logits, sigmoid
+from rsna_kit.scoring.pooling import POOLS, pool_scores
+from rsna_kit.scoring.uncertainty import Interval
 
 _CARRIED = ("patient_id", "cancer")
-_CERTAIN = 1e-15  # nearest to 0 and 1 that a score counts as when logits are taken: those of 0 and 1 are infinite
+_MOST_FOLDS = 10**6
+# Ids, or the ids in front of a breast's side.
+_ABSENT = r"(?:nan|none|null|<na>|n/a|na)(?:_[LR])?"
+_ROUNDED = r"\d+(?:\.\d+)?e\+\d+(?:_[LR])?"
+_FLOAT = r"^(\d+)\.0+(?=\s*_\s*[LR]$|$)"
+_SIDE = r"\s*_\s*([LR])$"
 
 
-def to_breasts(image_scores: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
+def to_breasts(image_scores: pd.DataFrame, table: pd.DataFrame, pool: str = "mean") -> pd.DataFrame:
     """Score of every breast in `table`, in the order in which the breasts first appear there.
 
     Args:
         image_scores: `image_id` (unique) and `score` (finite, in [0, 1]); scores of images that `table` does not
             name are ignored, so that a part of a table can be scored. With a column `attention` (finite, a logit)
-            scores are pooled by it, else averaged.
+            scores are pooled by it.
         table: `image_id` and `prediction_id`; `patient_id` and `cancer` are carried along when present. A breast
             has cancer when any of its images says so.
+        pool: one of `rsna_kit.scoring.pooling.POOLS`; "mean" where there is an attention.
 
     Returns:
         `prediction_id`, then `patient_id` and `cancer` (int8) if given, then `score` (float64).
@@ -41,6 +51,7 @@ def to_breasts(image_scores: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
     Raises:
         TableError: a missing column, a repeated image, a score that is missing, NaN or outside [0, 1], an
             attention that is not finite, or a prediction_id shared by two patients.
+        UsageError: an unknown pool, or one for scores with an attention.
     """
     _need(image_scores, ("image_id", "score"), "image scores")
     _need(table, ("image_id", "prediction_id"), "image table")
@@ -53,18 +64,27 @@ def to_breasts(image_scores: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
     scores = image_scores.set_index("image_id")["score"].astype("float64")
     images = table.assign(score=table["image_id"].map(scores))
     attention = _attention(image_scores)
+    if attention is not None and pool != "mean":
+        raise UsageError(f"pool: got {pool!r}, but these scores have an attention, which pools them. Leave it out.")
     carried = [name for name in _CARRIED if name in table.columns]
+    for name in ("prediction_id", *carried):
+        _refuse(table["image_id"], table[name].isna(), f"image table: {{}} without a {name}")
     if "patient_id" in carried:
-        owners = images.groupby("prediction_id", sort=False)["patient_id"].nunique()
-        _refuse(owners.index.to_series(), owners > 1, "image table: {} with images of two patients", "breasts")
-    how = {name: {"patient_id": "first", "cancer": "max"}[name] for name in carried}
-    breasts = images.groupby("prediction_id", sort=False).agg({**how, "score": "mean"}).reset_index()
-    if attention is not None:
-        pooled = _pooled(images["score"], images["image_id"].map(attention), images["prediction_id"])
-        breasts["score"] = breasts["prediction_id"].map(pooled)
-    # A mean of ones can round to a little more than 1.
-    breasts["score"] = breasts["score"].clip(0, 1)
-    return breasts.astype({"cancer": "int8"}) if "cancer" in carried else breasts
+        _refuse_two_patients(images)
+    codes, _ = pd.factorize(images["prediction_id"])
+    breasts = images.drop_duplicates("prediction_id")[["prediction_id", *carried]].reset_index(drop=True)
+    if "cancer" in carried:
+        breasts["cancer"] = images["cancer"].groupby(codes).max().astype("int8")
+    if attention is None:
+        breasts["score"] = pool_scores(pool, images["score"].to_numpy(), codes)
+    else:
+        breasts["score"] = _by_attention(images["score"], images["image_id"].map(attention), codes)
+    return breasts
+
+
+def _refuse_two_patients(images: pd.DataFrame) -> None:
+    owners = images.groupby("prediction_id", sort=False)["patient_id"].nunique()
+    _refuse(owners.index.to_series(), owners > 1, "image table: {} with images of two patients", "breasts")
 
 
 def _attention(image_scores: pd.DataFrame) -> pd.Series | None:
@@ -77,14 +97,29 @@ def _attention(image_scores: pd.DataFrame) -> pd.Series | None:
     return attention
 
 
-def _pooled(scores: pd.Series, attention: pd.Series, breasts: pd.Series) -> pd.Series:
+def _by_attention(scores: pd.Series, attention: pd.Series, breasts: np.ndarray) -> np.ndarray:
     """sigmoid(sum_v softmax(attention)_v * logit(score_v)) for each breast."""
-    weights = np.exp(attention - attention.groupby(breasts).transform("max"))
-    certain = scores.clip(_CERTAIN, 1 - _CERTAIN)
-    logits = np.log(certain) - np.log1p(-certain)
-    sums = pd.DataFrame({"weight": weights, "logit": weights * logits}).groupby(breasts, sort=False).sum()
-    pooled = (sums["logit"] / sums["weight"]).to_numpy()
-    return pd.Series(1 / (1 + np.exp(-pooled)), index=sums.index)
+    weights = np.asarray(np.exp(attention - attention.groupby(breasts).transform("max")))
+    return sigmoid(np.bincount(breasts, weights * logits(scores.to_numpy())) / np.bincount(breasts, weights))
+
+
+def compare_pools(images: pd.DataFrame, resamples: int = 1000, seed: int = 0) -> dict[str, dict[str, Interval]]:
+    """Every pool on out-of-fold image scores, and its paired difference to the mean.
+
+    Args:
+        images: `image_id`, `prediction_id`, `patient_id`, `cancer` and `score`, one row an image: an `oof.csv`.
+
+    Returns:
+        As `rsna_kit.scoring.contrast.contrast`: a row for each of POOLS.
+
+    Raises:
+        UsageError: a column `attention`: such scores have a pool of their own.
+        TableError: as `to_breasts`.
+    """
+    pooled = {how: to_breasts(images, images, how) for how in POOLS}
+    breasts = pooled["mean"]
+    columns = {how: table["score"].to_numpy() for how, table in pooled.items()}
+    return contrast(breasts["cancer"], columns, breasts["patient_id"], "mean", resamples=resamples, seed=seed)
 
 
 def read_predictions(path: Path, truth: Path | None = None) -> pd.DataFrame:
@@ -95,11 +130,16 @@ def read_predictions(path: Path, truth: Path | None = None) -> pd.DataFrame:
     fits, and so does `prediction_id,cancer`); a file without `score` is then read as a submission, its `cancer`
     being the score. Images may have an `attention` (see `to_breasts`). Further columns are ignored.
 
+    Ids are text without the spaces around it. The float that a table with gaps makes of a whole number is that number:
+    `10008`, `10008.0` and ` 10008 ` are one patient, `10008.0_L` is the breast `10008_L`, `010008` is another patient.
+
     Returns:
-        `prediction_id, patient_id` (str), `cancer` (int8), `score` (float64 in [0, 1]), one row per breast.
+        `prediction_id, patient_id` (str), `cancer` (int8), `score` (float64 in [0, 1]), one row per breast; and `fold`
+        (int64) where the file of the scores says it.
 
     Raises:
-        TableError: a missing column (with the nearest name), a bad cell, or ids that differ between the files.
+        TableError: a missing column (with the nearest name), a bad cell, ids that are missing, repeated or rounded by
+            a spreadsheet, ids that differ between the files, a breast of two patients, or a patient in two folds.
     """
     rows = read_rows(path)
     score = "cancer" if truth is not None and "score" not in rows.columns and "cancer" in rows.columns else "score"
@@ -108,19 +148,29 @@ def read_predictions(path: Path, truth: Path | None = None) -> pd.DataFrame:
     labelled = rows if truth is None else read_rows(truth)
     key = "image_id" if "image_id" in rows.columns and "image_id" in labelled.columns else "prediction_id"
     table = _labels(labelled, key)
-    ids = rows.unique("image_id") if key == "image_id" else _breast_ids(rows)
+    ids = _image_ids(rows) if key == "image_id" else _breast_ids(rows)
     given = pd.DataFrame({key: ids, "score": scores})
     if key == "image_id":
         if "attention" in rows.columns:
             given["attention"] = rows.number("attention", -math.inf, math.inf)
         _same_ids(given["image_id"], table["image_id"], path, truth)
-        return to_breasts(given, table)
-    repeated = given["prediction_id"].duplicated()
-    rows.refuse(repeated, _id_column(rows), "one row per breast", "Add a column image_id if these rows are images.")
-    # Image-level labels of a breast-level file: the breast has cancer when any image says so.
-    table = table.groupby("prediction_id", sort=False).agg({"patient_id": "first", "cancer": "max"}).reset_index()
-    _same_ids(given["prediction_id"], table["prediction_id"], path, truth)
-    return table.merge(given, on="prediction_id", how="left", validate="1:1")
+        breasts = to_breasts(given, table)
+        given["prediction_id"] = given["image_id"].map(table.set_index("image_id")["prediction_id"])
+    else:
+        repeated = given["prediction_id"].duplicated()
+        rows.refuse(repeated, _id_column(rows), "one row per breast", "Add a column image_id if these rows are images.")
+        _refuse_two_patients(table)
+        # Image-level labels of a breast-level file: the breast has cancer when any image says so.
+        table = table.groupby("prediction_id", sort=False).agg({"patient_id": "first", "cancer": "max"}).reset_index()
+        _same_ids(given["prediction_id"], table["prediction_id"], path, truth)
+        breasts = table.merge(given, on="prediction_id", how="left", validate="1:1")
+    if "fold" in rows.columns:
+        folds = rows.whole("fold", 0, _MOST_FOLDS).astype("int64")
+        patients = given["prediction_id"].map(breasts.set_index("prediction_id")["patient_id"])
+        torn = folds.groupby(patients).nunique() > 1
+        _refuse(torn.index.to_series(), torn, f"{path}: {{}} in more than one fold", "patients")
+        breasts["fold"] = breasts["prediction_id"].map(folds.groupby(given["prediction_id"]).first())
+    return breasts
 
 
 def _labels(rows: Rows, key: str) -> pd.DataFrame:
@@ -128,9 +178,9 @@ def _labels(rows: Rows, key: str) -> pd.DataFrame:
     rows.require(["cancer"])
     table = pd.DataFrame({"prediction_id": _breast_ids(rows), "cancer": rows.flag("cancer").astype("int8")})
     if key == "image_id":
-        table["image_id"] = rows.unique("image_id")
+        table["image_id"] = _image_ids(rows)
     if "patient_id" in rows.columns:
-        table["patient_id"] = rows.text("patient_id")
+        table["patient_id"] = _ids(rows, "patient_id")
     else:
         shape = table["prediction_id"].str.fullmatch(r".+_[LR]")
         rows.refuse(~shape, "prediction_id", "<patient_id>_<L or R>", "Or add a column patient_id.")
@@ -141,13 +191,33 @@ def _labels(rows: Rows, key: str) -> pd.DataFrame:
 def _breast_ids(rows: Rows) -> pd.Series:
     """`prediction_id`, or what `patient_id` and `laterality` make of it."""
     if "prediction_id" in rows.columns:
-        return rows.text("prediction_id")
+        return _ids(rows, "prediction_id")
     if "laterality" not in rows.columns or "patient_id" not in rows.columns:
         wanted = "prediction_id, or patient_id and laterality"
         hint = "".join(dict.fromkeys(did_you_mean(name, rows.columns) for name in ("prediction_id", "laterality")))
         raise TableError(f"{rows.path}, line 1: got columns {', '.join(rows.columns)}, expected {wanted}.{hint}")
-    pairs = zip(rows.text("patient_id"), rows.choice("laterality", ("L", "R")), strict=True)
+    pairs = zip(_ids(rows, "patient_id"), rows.choice("laterality", ("L", "R")), strict=True)
     return pd.Series([prediction_id(patient, laterality) for patient, laterality in pairs])
+
+
+def _image_ids(rows: Rows) -> pd.Series:
+    """`image_id`, each once."""
+    ids = _ids(rows, "image_id")
+    rows.refuse(ids.duplicated(), "image_id", "each one once", "Remove the repeated row.")
+    return ids
+
+
+def _ids(rows: Rows, name: str) -> pd.Series:
+    """The column as text, whole numbers that became floats as whole numbers again."""
+    text = rows.text(name)
+    rows.refuse(text.str.fullmatch(_ABSENT, case=False), name, "an id", "Fill it in or remove the row.")
+    rows.refuse(
+        text.str.fullmatch(_ROUNDED, case=False),
+        name,
+        "all digits of it",
+        "A spreadsheet rounded it: export it as text.",
+    )
+    return text.str.replace(_FLOAT, r"\1", regex=True).str.replace(_SIDE, r"_\1", regex=True)
 
 
 def _id_column(rows: Rows) -> str:

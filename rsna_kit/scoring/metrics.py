@@ -1,90 +1,34 @@
 """Labels and scores of breasts → the competition's pF1 and its companions, one float each.
 
 `y_true` is 0/1 of shape (N,), `y_score` finite numbers of shape (N,); a breast is called positive when
-score >= threshold. Names ending in `_score` mean that higher is better.
+score >= threshold. Names ending in `_score` mean that higher is better, in `_loss` that lower is.
 
-All ranking metrics are read off one object, `Counts`: sort once, group ties, count positives and negatives at or
-above every distinct score. With weights of shape (R, N) it counts R weighted copies of the table at once, which
-is what makes the bootstrap of `rsna_kit.scoring.uncertainty` fast. No arithmetic exists twice.
+Every metric is first a function of `Counts` (one table, or R resampled copies of it at once), which is what
+`rsna_kit.scoring.uncertainty` takes; the public functions of labels and scores call it. No arithmetic exists twice.
 
-A metric that is not defined (no positives, say) is NaN inside `Counts`; the public functions return the value
+A metric that is not defined (no positives, say) is NaN on `Counts`; the public functions return the value
 their docstring names, with an `UndefinedMetricWarning`.
 """
 
 from __future__ import annotations
 
+import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from rsna_kit.runtime.errors import TableError
+from rsna_kit.runtime.errors import TableError, UsageError
+from rsna_kit.scoring.counts import Counts, Ranking, with_zero
 
-Metric = Callable[["Counts"], np.ndarray]
+Metric = Callable[[Counts], np.ndarray]
 
 
 class UndefinedMetricWarning(RuntimeWarning):
     """A metric has no value on this data (one class is absent, nothing is called positive)."""
-
-
-@dataclass(frozen=True)
-class Counts:
-    """What every metric needs, for one table or, with a leading axis, for R weighted copies of it.
-
-    `thresholds` (T,) are the distinct scores, ascending. `tp` and `fp` (…, T) count positives and negatives with
-    score >= threshold, so their first column counts all. `soft_tp` and `soft_fp` (…) are the sums of the
-    scores, clipped to [0, 1], over positives and negatives: the probabilistic counts of the competition.
-    """
-
-    thresholds: np.ndarray
-    tp: np.ndarray
-    fp: np.ndarray
-    soft_tp: np.ndarray
-    soft_fp: np.ndarray
-
-    @property
-    def positives(self) -> np.ndarray:
-        """Positives in all, of shape (…)."""
-        return self.tp[..., 0]
-
-    @property
-    def negatives(self) -> np.ndarray:
-        """Negatives in all, of shape (…)."""
-        return self.fp[..., 0]
-
-    def at(self, threshold: float) -> tuple[np.ndarray, np.ndarray]:
-        """`(tp, fp)` of calling positive what scores at least `threshold`."""
-        index = int(np.searchsorted(self.thresholds, threshold, side="left"))
-        if index == len(self.thresholds):
-            return np.zeros_like(self.positives), np.zeros_like(self.negatives)
-        return self.tp[..., index], self.fp[..., index]
-
-
-class Ranking:
-    """A table sorted by score once, ready to be counted with any weights."""
-
-    def __init__(self, y_true: ArrayLike, y_score: ArrayLike) -> None:
-        labels, scores = _checked(y_true, y_score)
-        self.order = np.argsort(scores, kind="stable")
-        self.scores, self.labels = scores[self.order], labels[self.order]
-        self._starts = np.flatnonzero(np.r_[True, np.diff(self.scores) > 0])
-        self._soft = np.clip(self.scores, 0, 1)
-
-    def counts(self, weights: np.ndarray | None = None) -> Counts:
-        """Count with `weights` of shape (N,) or (R, N), in the order of the given table; None counts each once."""
-        weights = np.ones(len(self.order)) if weights is None else np.asarray(weights, dtype=np.float64)
-        weights = weights[..., self.order]
-        positive, negative = weights * self.labels, weights * (1 - self.labels)
-        return Counts(
-            thresholds=self.scores[self._starts],
-            tp=_from_the_top(positive, self._starts),
-            fp=_from_the_top(negative, self._starts),
-            # Not a matrix product: its last bits depend on how many copies are counted together.
-            soft_tp=(positive * self._soft).sum(axis=-1),
-            soft_fp=(negative * self._soft).sum(axis=-1),
-        )
 
 
 def pf1_score(y_true: ArrayLike, y_score: ArrayLike, beta: float = 1.0) -> float:
@@ -131,6 +75,18 @@ def f1_at(y_true: ArrayLike, y_score: ArrayLike, threshold: float) -> float:
     return _defined(at("f1", threshold)(Ranking(y_true, y_score).counts()), "F1", "no positives", 0.0)
 
 
+def f1_max_score(y_true: ArrayLike, y_score: ArrayLike) -> float:
+    """The highest F1 of all thresholds, which flatters: the threshold is chosen on the breasts that judge it.
+
+    0.0 without positives.
+
+    Example:
+        >>> f1_max_score([1, 0, 1, 0], [0.5, 0.5, 0.9, 0.1])
+        0.8
+    """
+    return _defined(f1_max(Ranking(y_true, y_score).counts()), "highest F1", "no positives", 0.0)
+
+
 def f1_curve(y_true: ArrayLike, y_score: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     """F1 at every distinct score: `(thresholds, f1)`, thresholds ascending, both of shape (T,).
 
@@ -146,12 +102,50 @@ def f1_curve(y_true: ArrayLike, y_score: ArrayLike) -> tuple[np.ndarray, np.ndar
     return counts.thresholds, np.nan_to_num(f1, nan=0.0)
 
 
+def sensitivity_at_recall_rate_score(y_true: ArrayLike, y_score: ArrayLike, share: float) -> float:
+    """The highest sensitivity of all thresholds that call at most `share` of the breasts. 0.0 without positives.
+
+    Equal scores are called together or not at all. Programmes set the share that they can afford to recall: the
+    winner of the competition recalled 0.015 (Chen et al., Radiology 2025).
+
+    Example:
+        >>> sensitivity_at_recall_rate_score([1, 0, 1, 0], [0.9, 0.8, 0.7, 0.1], 0.5)
+        0.5
+    """
+    metric = sensitivity_at_recall_rate(share)
+    return _defined(metric(Ranking(y_true, y_score).counts()), "sensitivity", "no positives", 0.0)
+
+
+def mean_log_loss(y_true: ArrayLike, y_score: ArrayLike) -> float:
+    """Mean of -log(the probability given to what came true), scores in [0, 1]; defined for one class too.
+
+    Scores are clipped to [eps, 1 - eps] with eps = 2.2e-16, the resolution of float64, as scikit-learn does: a sure
+    and wrong score costs 36.04.
+
+    Example:
+        >>> round(mean_log_loss([1, 0], [0.8, 0.4]), 4)
+        0.367
+    """
+    return float(log_loss(Ranking(y_true, y_score).counts()))
+
+
+def brier_score_loss(y_true: ArrayLike, y_score: ArrayLike) -> float:
+    """Mean squared difference of label and score, scores in [0, 1]; defined for one class too (Brier 1950).
+
+    Example:
+        >>> round(brier_score_loss([1, 0], [0.8, 0.4]), 4)
+        0.1
+    """
+    return float(brier(Ranking(y_true, y_score).counts()))
+
+
 def confusion_at(y_true: ArrayLike, y_score: ArrayLike, threshold: float) -> dict[str, float]:
     """What calling `score >= threshold` means to a screening programme.
 
     Returns:
         counts `tp fp fn tn` (int); `sensitivity` = tp/positives, `specificity` = tn/negatives, `recall_rate` =
-        share of all breasts called, `ppv` = tp/called. A share of nothing is 0.0, with a warning.
+        share of all breasts called, `ppv` = tp/called, `accuracy` = (tp + tn)/all. A share of nothing is 0.0, with a
+        warning.
 
     Example:
         >>> confusion_at([1, 1, 0, 0], [0.9, 0.2, 0.6, 0.1], 0.5)["ppv"]
@@ -166,6 +160,7 @@ def confusion_at(y_true: ArrayLike, y_score: ArrayLike, threshold: float) -> dic
         ("specificity", "no negatives"),
         ("recall_rate", "no breasts"),
         ("ppv", "nothing is called positive"),
+        ("accuracy", "no breasts"),
     ):
         result[name] = _defined(at(name, threshold)(counts), name, reason, 0.0)
     return result
@@ -176,14 +171,16 @@ def confusion_at(y_true: ArrayLike, y_score: ArrayLike, threshold: float) -> dic
 
 def pf1(counts: Counts, beta: float = 1.0) -> np.ndarray:
     """Probabilistic F-beta."""
+    soft_tp = counts.total(lambda labels, scores: labels * np.clip(scores, 0, 1))
+    soft_fp = counts.total(lambda labels, scores: (1 - labels) * np.clip(scores, 0, 1))
     # F-beta of precision cTP/(cTP+cFP) and recall cTP/positives, multiplied out: no 0/0 when every score is 0.
-    bottom = beta**2 * counts.positives + counts.soft_tp + counts.soft_fp
-    return np.where(counts.positives > 0, _divide((1 + beta**2) * counts.soft_tp, bottom), np.nan)
+    bottom = beta**2 * counts.positives + soft_tp + soft_fp
+    return np.where(counts.positives > 0, _divide((1 + beta**2) * soft_tp, bottom), np.nan)
 
 
 def roc_auc(counts: Counts) -> np.ndarray:
     """ROC-AUC by trapezoids between distinct scores, which counts ties half."""
-    tp, fp = _with_zero(counts.tp), _with_zero(counts.fp)
+    tp, fp = with_zero(counts.tp), with_zero(counts.fp)
     area = ((fp[..., :-1] - fp[..., 1:]) * (tp[..., :-1] + tp[..., 1:])).sum(axis=-1) / 2
     return _divide(area, counts.positives * counts.negatives)
 
@@ -191,20 +188,90 @@ def roc_auc(counts: Counts) -> np.ndarray:
 def average_precision(counts: Counts) -> np.ndarray:
     """Average precision, Σ (recall step) · (precision at its lower end)."""
     precision = np.nan_to_num(_divide(counts.tp, counts.tp + counts.fp), nan=0.0)
-    gain = -np.diff(_with_zero(counts.tp), axis=-1)
+    gain = -np.diff(with_zero(counts.tp), axis=-1)
     return _divide((gain * precision).sum(axis=-1), counts.positives)
 
 
-def at(name: str, threshold: float) -> Metric:
-    """The metric `f1`, `sensitivity`, `specificity`, `recall_rate` or `ppv` of calling score >= threshold."""
+def f1_max(counts: Counts) -> np.ndarray:
+    """The highest F1 of all thresholds; on a resample, of the threshold that is best there."""
+    return _f1(counts.tp, counts.fp, counts.positives).max(axis=-1)
+
+
+def log_loss(counts: Counts) -> np.ndarray:
+    """Mean log-loss, scores clipped to [eps, 1 - eps], eps = 2.2e-16."""
+    eps = np.finfo(np.float64).eps
+
+    def cost(labels: np.ndarray, scores: np.ndarray) -> np.ndarray:
+        clipped = np.clip(_probabilities(scores), eps, 1 - eps)
+        return -np.log(np.where(labels == 1, clipped, 1 - clipped))
+
+    return _divide(counts.total(cost), counts.positives + counts.negatives)
+
+
+def brier(counts: Counts) -> np.ndarray:
+    """Brier score: mean squared difference of label and score."""
+    squares = counts.total(lambda labels, scores: (labels - _probabilities(scores)) ** 2)
+    return _divide(squares, counts.positives + counts.negatives)
+
+
+def sensitivity_at_recall_rate(share: float) -> Metric:
+    """The metric: highest sensitivity of all thresholds that call at most `share` of the breasts."""
+    if not 0 < share <= 1:
+        raise UsageError(f"recall rate: got {share}, expected a share of the breasts such as 0.015")
+    return partial(_sensitivity_at_recall_rate, share=share)
+
+
+def _sensitivity_at_recall_rate(counts: Counts, share: float) -> np.ndarray:
+    called = _divide(counts.tp + counts.fp, (counts.positives + counts.negatives)[..., None])
+    return _divide(np.where(called <= share, counts.tp, 0).max(axis=-1), counts.positives)
+
+
+@dataclass(frozen=True)
+class At:
+    """The metric `name` of calling score >= `threshold`; see `at`."""
+
+    name: str
+    threshold: float
+
+    def __call__(self, counts: Counts) -> np.ndarray:
+        """Of shape (…)."""
+        tp, fp = counts.at(self.threshold)
+        return _AT[self.name](tp, fp, counts.positives, counts.negatives)
+
+
+def at(name: str, threshold: float) -> At:
+    """The metric of calling score >= threshold: `f1 sensitivity specificity recall_rate ppv accuracy`."""
     if name not in _AT:
         raise TableError(f"metric at a threshold: got {name!r}, expected one of {', '.join(_AT)}")
+    if math.isnan(threshold):
+        raise UsageError(f"metric {name}: got threshold NaN, expected a number")
+    return At(name, float(threshold))
 
-    def metric(counts: Counts) -> np.ndarray:
-        tp, fp = counts.at(threshold)
-        return _AT[name](tp, fp, counts.positives, counts.negatives)
 
-    return metric
+def thresholds_needed(metrics: Iterable[Metric]) -> list[float] | None:
+    """The `thresholds` of a `Ranking` that is to serve these metrics; None when one of them may look at any.
+
+    The metrics of this module need those of `at` and no others. Nothing is known of any other function.
+
+    Example:
+        >>> thresholds_needed([roc_auc, at("ppv", 0.3), partial(pf1, beta=2)])
+        [0.3]
+        >>> thresholds_needed([lambda counts: counts.tp.mean(axis=-1)]) is None
+        True
+    """
+    needed = []
+    for metric in metrics:
+        if isinstance(metric, At):
+            needed.append(metric.threshold)
+        elif (metric.func if isinstance(metric, partial) else metric) not in _OF_THE_CURVES:
+            return None
+    return needed
+
+
+# Read off the ROC curve or off sums over all breasts: what a reduced Ranking keeps is enough.
+_OF_THE_CURVES: tuple[Callable[..., np.ndarray], ...] = (
+    pf1, roc_auc, average_precision, f1_max, log_loss, brier, _sensitivity_at_recall_rate,
+)  # fmt: skip
 
 
 def _f1(tp: np.ndarray, fp: np.ndarray, positives: np.ndarray) -> np.ndarray:
@@ -218,6 +285,7 @@ _AT: dict[str, Callable[..., np.ndarray]] = {
     "specificity": lambda tp, fp, positives, negatives: _divide(negatives - fp, negatives),
     "recall_rate": lambda tp, fp, positives, negatives: _divide(tp + fp, positives + negatives),
     "ppv": lambda tp, fp, positives, negatives: _divide(tp, tp + fp),
+    "accuracy": lambda tp, fp, positives, negatives: _divide(tp + negatives - fp, positives + negatives),
 }
 
 
@@ -227,14 +295,15 @@ def _divide(top: np.ndarray, bottom: np.ndarray) -> np.ndarray:
     return np.divide(top, bottom, out=np.full(top.shape, np.nan), where=bottom != 0)
 
 
-def _from_the_top(weights: np.ndarray, starts: np.ndarray) -> np.ndarray:
-    """Sums of `weights[..., start:]` for every start."""
-    return np.cumsum(weights[..., ::-1], axis=-1)[..., ::-1][..., starts]
-
-
-def _with_zero(counts: np.ndarray) -> np.ndarray:
-    """Append the point above the highest score, where nothing is called."""
-    return np.concatenate([counts, np.zeros((*counts.shape[:-1], 1))], axis=-1)
+def _probabilities(scores: np.ndarray) -> np.ndarray:
+    """The scores, or a TableError where one cannot be a probability."""
+    outside = scores[(scores < 0) | (scores > 1)]
+    if outside.size:
+        raise TableError(
+            f"log-loss and Brier score: got {outside.size} scores outside [0, 1] (first {outside[0]:g}),"
+            " expected probabilities"
+        )
+    return scores
 
 
 def _defined(value: np.ndarray, name: str, reason: str, otherwise: float) -> float:
@@ -243,18 +312,3 @@ def _defined(value: np.ndarray, name: str, reason: str, otherwise: float) -> flo
         warnings.warn(f"{name} is not defined ({reason}): {otherwise} returned", UndefinedMetricWarning, stacklevel=3)
         return otherwise
     return float(value)
-
-
-def _checked(y_true: ArrayLike, y_score: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-    """Both as float64 of shape (N,), or a TableError."""
-    labels, scores = np.asarray(y_true, dtype=np.float64), np.asarray(y_score, dtype=np.float64)
-    if labels.ndim != 1 or labels.shape != scores.shape:
-        raise TableError(f"labels and scores: got shapes {labels.shape} and {scores.shape}, expected (N,) twice")
-    if not labels.size:
-        raise TableError("labels and scores: got none, expected at least one breast")
-    if not np.isin(labels, (0, 1)).all():
-        wrong = labels[~np.isin(labels, (0, 1))]
-        raise TableError(f"labels: got {wrong[0]:g} ({wrong.size} such values), expected 0 or 1")
-    if not np.isfinite(scores).all():
-        raise TableError(f"scores: got {np.sum(~np.isfinite(scores))} NaN or infinite values, expected finite numbers")
-    return labels, scores

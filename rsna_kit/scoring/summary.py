@@ -9,11 +9,23 @@ import numpy as np
 import pandas as pd
 
 from rsna_kit.runtime.errors import TableError, did_you_mean
-from rsna_kit.scoring.metrics import Metric, Ranking, at, average_precision, pf1, roc_auc
+from rsna_kit.scoring.metrics import (
+    Metric,
+    Ranking,
+    at,
+    average_precision,
+    brier,
+    f1_max,
+    log_loss,
+    pf1,
+    roc_auc,
+    sensitivity_at_recall_rate,
+)  # fmt: skip
 from rsna_kit.scoring.threshold import Threshold
 from rsna_kit.scoring.uncertainty import bootstrap
 
 SHARES = ("sensitivity", "specificity", "recall_rate", "ppv")
+RECALL_RATE = 0.015  # of the competition's winner (Chen et al., Radiology, August 2025)
 
 
 def summarise(
@@ -31,8 +43,9 @@ def summarise(
 
     Returns:
         `counts` (breasts, patients, positives, prevalence), `metrics` (name → value, low, high; None where
-        undefined, e.g. without positives), `confusion` (tp, fp, fn, tn), `threshold` (value, quantile and, from a
-        `Threshold`, f1, low, high), `interval` (level, resamples, seed).
+        undefined, e.g. without positives; `sensitivity_at_winners_recall_rate` is that of calling 1.5 %), `confusion`
+        (tp, fp, fn, tn), `threshold` (value, quantile and, from a `Threshold`, f1, low, high), `interval` (level,
+        resamples, seed).
 
     Raises:
         TableError: a missing column, a repeated breast, or a value that is not what the columns promise.
@@ -48,7 +61,9 @@ def summarise(
         "roc_auc": roc_auc,
         "pr_auc": average_precision,
     }
-    metrics |= {name: at(name, value) for name in SHARES}
+    metrics |= {name: at(name, value) for name in (*SHARES, "accuracy")}
+    metrics |= {"sensitivity_at_winners_recall_rate": sensitivity_at_recall_rate(RECALL_RATE), "f1_max": f1_max,
+                "log_loss": log_loss, "brier": brier}  # fmt: skip
     intervals = bootstrap(labels, scores, breasts["patient_id"], metrics, resamples, seed, level)
     counts = Ranking(labels, scores).counts()
     tp, fp = (int(count) for count in counts.at(value))

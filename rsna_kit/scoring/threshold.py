@@ -2,6 +2,7 @@
 
 The best threshold of a curve is its luckiest one. The F1 of few positives is noisy, so neighbours of the maximum
 that differ by less than the noise are as good; the middle of that plateau is the furthest from both edges.
+Other rules, and what each of them loses on new patients, are in `rsna_kit.scoring.rules`.
 """
 
 from __future__ import annotations
