@@ -14,22 +14,23 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from rsna_kit.report.cases import Case, cases
 from rsna_kit.report.charts import Axis, Chart
-from rsna_kit.report.drawings import drawings
+from rsna_kit.report.drawings import drawings, reliability_drawing
+from rsna_kit.report.history import training_section
 from rsna_kit.report.sections import (
-    Case,
-    cases,
     curves,
     headline,
-    notable,
     operating_point,
     pictures,
     provenance,
-    summarise,
+    reliability_section,
     write_report,
 )
 from rsna_kit.runtime.errors import TableError
-from rsna_kit.scoring.metrics import confusion_at, pf1_score, roc_auc_score
+from rsna_kit.scoring.calibration import expected_calibration_error, reliability
+from rsna_kit.scoring.metrics import confusion_at, mean_log_loss, pf1_score, roc_auc_score
+from rsna_kit.scoring.summary import notable, summarise
 from rsna_kit.scoring.threshold import Threshold, apply_threshold, choose_threshold
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
@@ -84,6 +85,10 @@ def test_a_summary_holds_what_the_metrics_say() -> None:
     assert values["pf1"] == pf1_score(labels, scores)
     assert values["pf1_binary"] == pytest.approx(pf1_score(labels, apply_threshold(table, 0.3)["cancer"]))
     assert values["roc_auc"] == roc_auc_score(labels, scores)
+    assert values["log_loss"] == pytest.approx(mean_log_loss(labels, scores))
+    assert values["sensitivity_at_winners_recall_rate"] == pytest.approx(
+        labels[scores.nlargest(int(0.015 * len(scores))).index].sum() / labels.sum()
+    )
     for name in ("sensitivity", "specificity", "recall_rate", "ppv"):
         assert values[name] == called[name]
     assert summary["confusion"] == {name: called[name] for name in ("tp", "fp", "fn", "tn")}
@@ -141,16 +146,16 @@ def full_page(path: Path, side: int = 64, count: int = 4) -> str:
     summary = summarise(table, rule, resamples=20)
     rng = np.random.default_rng(0)
     shown = [
-        Case(rng.integers(0, 256, (side, side // 2), dtype=np.uint8), f"<b>{number}</b> & co", 0.5, number % 2)
+        Case([rng.integers(0, 256, (side, side // 2), dtype=np.uint8)], f"<b>{number}</b> & co", 0.5, number % 2)
         for number in range(count)
     ]
     sections = [
         headline(summary),
         curves(table, summary),
         operating_point(summary),
-        cases({"Missed <i>": shown, "None of these": []}),
+        cases({"Missed <i>": shown, "None of these": []}, "How to read <them>"),
         pictures("Training", [(b"\x89PNG\r\n\x1a\n", 'fold "0"')]),
-        provenance({"command": "score <oof.csv>", "packages": {"numpy": "2.0.2"}}),
+        provenance({"command": "score <oof.csv>", "packages": {"numpy": "2.0.2"}}, {"model": {"kind": "<kind>"}}),
     ]
     write_report(path, "Title <script>alert(1)</script>", sections, 'sub "title"')
     return path.read_text(encoding="utf-8")
@@ -174,7 +179,7 @@ def test_the_page_is_well_formed_and_asks_for_nothing(tmp_path: Path) -> None:
 def test_texts_from_outside_are_escaped(tmp_path: Path) -> None:
     pytest.importorskip("cv2")
     text = full_page(tmp_path / "report.html")
-    for raw in ("<script>", "<b>0</b>", "Missed <i>", "score <oof.csv>"):
+    for raw in ("<script>", "<b>0</b>", "Missed <i>", "score <oof.csv>", "<them>", "<kind>"):
         assert raw not in text
     assert "Title &lt;script&gt;" in text
     assert "packages numpy" in text
@@ -204,7 +209,7 @@ def test_one_class_alone_has_no_curves() -> None:
 
 
 def test_a_page_full_of_noise_stays_under_five_megabytes(tmp_path: Path) -> None:
-    """Noise is the worst that JPEG can meet; mammograms are a tenth of it."""
+    """Noise is the worst that WebP can meet; mammograms are a tenth of it."""
     pytest.importorskip("cv2")
     full_page(tmp_path / "report.html", side=1536, count=24)
     assert (tmp_path / "report.html").stat().st_size < 5_000_000
@@ -213,23 +218,23 @@ def test_a_page_full_of_noise_stays_under_five_megabytes(tmp_path: Path) -> None
 def test_a_picture_of_another_type_is_refused() -> None:
     pytest.importorskip("cv2")
     with pytest.raises(TableError, match=r"float64 picture of shape \(4, 4\), expected uint8"):
-        cases({"x": [Case(np.zeros((4, 4)), "x", 0.1, 0)]})
-    with pytest.raises(TableError, match="expected a PNG or JPEG"):
+        cases({"x": [Case([np.zeros((4, 4))], "x", 0.1, 0)]})
+    with pytest.raises(TableError, match="expected a PNG, JPEG or WebP"):
         pictures("x", [(b"GIF89a", "x")])
 
 
 def test_a_case_picture_is_the_picture() -> None:
-    """Left half white, right half black, through JPEG and back."""
+    """Left half white, right half black, through WebP and back."""
     cv2 = pytest.importorskip("cv2")
     import base64
 
     picture = np.zeros((64, 32), dtype=np.uint8)
     picture[:, :16] = 255
-    body = cases({"x": [Case(picture, "x", 0.25, 1)]}).body
+    body = cases({"x": [Case([picture], "x", 0.25, 1)]}).body
     content = re.search(r"base64,([^\"]+)", body)
     assert content is not None
-    decoded = cv2.imdecode(np.frombuffer(base64.b64decode(content[1]), np.uint8), cv2.IMREAD_UNCHANGED)
-    assert np.abs(decoded.astype(int) - picture).max() <= 3
+    decoded = cv2.imdecode(np.frombuffer(base64.b64decode(content[1]), np.uint8), cv2.IMREAD_GRAYSCALE)
+    assert np.abs(decoded.astype(int) - picture).mean() <= 3
     assert "score 0.250, cancer" in body
 
 
@@ -269,7 +274,8 @@ from pathlib import Path
 for name in ("cv2", "scipy", "sklearn", "matplotlib", "pydicom", "imagecodecs", "tensorflow", "keras", "tqdm"):
     sys.modules[name] = None
 from rsna_kit.scoring.breasts import read_predictions
-from rsna_kit.report.sections import curves, headline, operating_point, summarise, write_report
+from rsna_kit.report.sections import curves, headline, operating_point, write_report
+from rsna_kit.scoring.summary import summarise
 from rsna_kit.scoring.threshold import choose_threshold
 table = read_predictions(Path(sys.argv[1]) / "oof.csv")
 summary = summarise(table, choose_threshold(table["cancer"], table["score"]), resamples=20)
@@ -278,3 +284,45 @@ write_report(Path(sys.argv[1]) / "report.html", "Bare", sections)
 """
     subprocess.run([sys.executable, "-W", "error", "-c", program, str(tmp_path)], check=True, timeout=60)
     assert (tmp_path / "report.html").read_text().count("<svg") == 4
+
+
+def test_a_calibrated_score_lies_on_the_diagonal() -> None:
+    """Of scores 0.25 a quarter has cancer, of 0.75 three quarters: both points at equal x and y."""
+    labels, scores = np.tile([0, 0, 0, 1, 0, 1, 1, 1], 50), np.tile([0.25] * 4 + [0.75] * 4, 50)
+    drawing = reliability_drawing("raw", reliability(labels, scores))
+    root = ElementTree.fromstring(drawing.svg)
+    chart = Chart(Axis("x"), Axis("y"))
+    points = [(circle.get("cx"), circle.get("cy")) for circle in root.iter("circle")]
+    assert points == [tuple(f"{float(place):.1f}" for place in chart.at(value, value)) for value in (0.25, 0.75)]
+    section = reliability_section(
+        {"Raw <b>": (reliability(labels, scores), expected_calibration_error(labels, scores))}
+    )
+    assert "error 0.0000" in section.body
+    assert "Raw <b>" not in section.body
+
+
+def test_the_curves_of_a_training_mark_the_epoch_that_was_kept() -> None:
+    row = {"loss": 0.5, "val_loss": None, "val_roc_auc": 0.75}
+    section = training_section({"fold0": [{"epoch": 1, **row}, {"epoch": 2, **row, "val_loss": 0.25}]}, {"fold0": 2})
+    losses, metrics = (ElementTree.fromstring(svg) for svg in re.findall(r"<svg.*?</svg>", section.body))
+    names = [text.text for text in losses.iter("text") if text.get("class") == "label"]
+    assert names[-2:] == ["training", "validation"]
+    (rule,) = [line for line in losses.iter("line") if line.get("class") == "rule"]
+    last = max(float(line.get("points").split()[-1].split(",")[0]) for line in losses.iter("polyline"))
+    assert float(rule.get("x1")) == pytest.approx(last, abs=0.1)
+    assert "nan" not in section.body
+    assert len(list(metrics.iter("polyline"))) == 1
+
+
+def test_losses_of_a_cvae_have_a_scale_each() -> None:
+    """Its loss is a sum over pixels, its val_loss that of a calibrated score: one chart would show a line at 0."""
+    section = training_section({"fold0": [{"epoch": 1, "loss": 9000.0, "val_loss": 0.5}]}, {})
+    assert re.findall(r"<b>(.*?)\.</b>", section.body) == ["fold0: training loss", "fold0: validation loss"]
+
+
+@pytest.mark.parametrize("value", [None, -2.0, 0.0])
+def test_odd_losses_can_be_drawn(value: float | None) -> None:
+    section = training_section({"x": [{"epoch": 1, "loss": value, "val_loss": value, "val_pf1": value}]}, {"x": 1})
+    for svg in re.findall(r"<svg.*?</svg>", section.body):
+        ElementTree.fromstring(svg)
+        assert not re.search(r"nan|inf\b", svg)

@@ -7,6 +7,7 @@ series also differs by its dashes. Every chart has a title and a sentence for sc
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
@@ -85,6 +86,28 @@ class Chart:
                     f' height="{self._bottom - high:.1f}"/>'
                 )
 
+    def whisker(self, x: float, low: float, high: float) -> None:
+        """A vertical line from low to high with a foot at both ends."""
+        (across, _), (_, down) = self.at(x, 0.0), self.at(0.0, np.array([low, high]))
+        for left, right, start, end in ((0, 0, *down), *((-3, 3, one, one) for one in down)):
+            self._parts.append(
+                f'<line class="whisker" x1="{across + left:.1f}" x2="{across + right:.1f}" y1="{start:.1f}"'
+                f' y2="{end:.1f}"/>'
+            )
+
+    def point(self, x: float, y: float) -> None:
+        """A small mark."""
+        across, down = self.at(x, y)
+        self._parts.append(f'<circle class="point" cx="{across:.1f}" cy="{down:.1f}" r="4"/>')
+
+    def key(self, styles: Sequence[tuple[str, str]]) -> None:
+        """What the lines are: a sample of each style and its name, above the axes."""
+        across = float(_LEFT)
+        for style, name in styles:
+            self._parts.append(f'<line class="{style}" x1="{across:g}" x2="{across + 22:g}" y1="8" y2="8"/>')
+            self._parts.append(f'<text class="label" x="{across + 27:g}" y="12">{escape(name)}</text>')
+            across += 40 + 7 * len(name)
+
     def rule(self, x: float, style: str) -> None:
         """A vertical line over the whole height."""
         across, _ = self.at(x, 0.0)
@@ -93,11 +116,11 @@ class Chart:
         )
 
     def dot(self, x: float, y: float, label: str) -> None:
-        """A marked point with its label on the side where there is room."""
+        """A marked point with its label below it, on the side where there is room."""
         across, down = (float(value) for value in self.at(x, y))
         self._parts.append(f'<circle class="dot" cx="{across:.1f}" cy="{down:.1f}" r="5"/>')
-        left = across > WIDTH * 0.6
-        self.text(across + (-10 if left else 10), down + (18 if down < self._bottom - 30 else -10), label, left)
+        left = across + 8 * len(label) > WIDTH
+        self.text(across + (-8 if left else 8), down + (22 if down < self._bottom - 30 else -12), label, left)
 
     def text(self, across: float, down: float, label: str, left: bool = False) -> None:
         """A note in picture coordinates; `left` makes it end there instead of starting there."""

@@ -1,4 +1,4 @@
-"""Labels and scores → the four pictures of a report: ROC, precision and recall, F1 by threshold, score histograms."""
+"""Labels and scores → the pictures of a report: ROC, precision and recall, F1 by threshold, scores, reliability."""
 
 from __future__ import annotations
 
@@ -7,11 +7,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 
 from rsna_kit.report.charts import HEIGHT, Axis, Chart, picture
 from rsna_kit.scoring.metrics import Counts, Ranking
 
 _BINS = 40
+RELIABILITY = (
+    "Each point is a tenth of the breasts, or as near to it as equal scores allow, with its 95 % interval. On the "
+    "dotted diagonal the score is the probability of cancer; below it the model claims too much, above it too little."
+)
 
 
 @dataclass(frozen=True)
@@ -24,7 +29,7 @@ class Drawing:
 
 
 def drawings(labels: np.ndarray, scores: np.ndarray, rule: Mapping[str, float]) -> list[Drawing]:
-    """All four, for data with both classes.
+    """The four that tell cancer from the rest, for data with both classes.
 
     Args:
         labels: 0/1 of shape (N,).
@@ -38,6 +43,24 @@ def drawings(labels: np.ndarray, scores: np.ndarray, rule: Mapping[str, float]) 
         _f1_by_threshold(counts, rule),
         _histograms(labels, scores, rule["value"]),
     ]
+
+
+def reliability_drawing(title: str, bins: pd.DataFrame) -> Drawing:
+    """The share of cancers against the mean score, bin by bin.
+
+    Args:
+        title: what the scores are.
+        bins: as `rsna_kit.scoring.calibration.reliability` makes them: `mean_score`, `share`, `share_low`,
+            `share_high`.
+    """
+    top = round_up(max(float(bins["mean_score"].max()), float(bins["share_high"].max())))
+    chart = Chart(Axis("mean score", 0.0, top), Axis("share with cancer", 0.0, top))
+    chart.line(np.array([0.0, top]), np.array([0.0, top]), "chance")
+    chart.line(bins["mean_score"].to_numpy(), bins["share"].to_numpy(), "one")
+    for row in bins.to_dict("records"):
+        chart.whisker(row["mean_score"], row["share_low"], row["share_high"])
+        chart.point(row["mean_score"], row["share"])
+    return Drawing(title, RELIABILITY, chart.svg(title, RELIABILITY))
 
 
 def _roc(counts: Counts, threshold: float) -> Drawing:
@@ -64,7 +87,7 @@ def _precision_recall(counts: Counts, threshold: float) -> Drawing:
 
 def _f1_by_threshold(counts: Counts, rule: Mapping[str, float]) -> Drawing:
     f1 = 2 * counts.tp / (counts.tp + counts.fp + counts.positives)
-    chart = Chart(_score_axis(counts.thresholds, "threshold"), Axis("F1", 0.0, _round_up(float(f1.max()))))
+    chart = Chart(_score_axis(counts.thresholds, "threshold"), Axis("F1", 0.0, round_up(float(f1.max()))))
     text = "F1 of calling everything from the threshold up. The dashed line is the threshold in use."
     if "low" in rule and "high" in rule:
         chart.band(rule["low"], rule["high"], "band")
@@ -84,7 +107,7 @@ def _histograms(labels: np.ndarray, scores: np.ndarray, threshold: float) -> Dra
     for label, name, style, top, bottom in places:
         members = scores[labels == label]
         shares = np.histogram(members, edges)[0] / len(members)
-        chart = Chart(axis, Axis("share", 0.0, _round_up(float(shares.max()))), top, bottom)
+        chart = Chart(axis, Axis("share", 0.0, round_up(float(shares.max()))), top, bottom)
         chart.bars(edges, shares, style)
         chart.rule(min(threshold, axis.high), "rule")
         chart.text(388, top + 12, f"{len(members):,} {name}", left=True)
@@ -95,14 +118,14 @@ def _histograms(labels: np.ndarray, scores: np.ndarray, threshold: float) -> Dra
 
 def _score_axis(scores: np.ndarray, label: str) -> Axis:
     """From 0 to a round number above the highest score."""
-    return Axis(label, 0.0, _round_up(float(scores.max())))
+    return Axis(label, 0.0, round_up(float(scores.max())))
 
 
-def _round_up(value: float) -> float:
+def round_up(value: float) -> float:
     """The next of 1, 1.5, 2, 3, 4, 5, 6, 8, 10 times a power of ten; 1 for 0.
 
     Example:
-        >>> _round_up(0.43)
+        >>> round_up(0.43)
         0.5
     """
     if value <= 0:

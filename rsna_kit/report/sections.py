@@ -10,9 +10,7 @@ Texts from outside are escaped here; pictures are embedded, so that the page sta
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -20,19 +18,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from rsna_kit.report.drawings import drawings
+from rsna_kit.report.drawings import RELIABILITY, Drawing, drawings, reliability_drawing
+from rsna_kit.report.embed import embedded
 from rsna_kit.report.page import Section, page, table
-from rsna_kit.runtime.errors import TableError
 from rsna_kit.runtime.files import replacing
-from rsna_kit.runtime.lazy import require
 from rsna_kit.scoring.metrics import Ranking
-from rsna_kit.scoring.summary import SHARES, notable, summarise
-
-# This module is the door to reports: who writes one needs no other import.
-__all__ = [
-    "Case", "Section", "cases", "curves", "headline", "notable", "operating_point", "pictures", "provenance",
-    "summarise", "write_report",
-]  # fmt: skip
+from rsna_kit.scoring.summary import SHARES
 
 # Chen et al., Radiology, August 2025: 1,537 algorithms of the competition on 5,415 women (10,830 breasts).
 YARDSTICK = {
@@ -49,21 +40,17 @@ _NAMES = {
     "recall_rate": "Recall rate",
     "ppv": "PPV",
 }
-_LONGEST_SIDE = 420  # pixels of a case's picture; twenty-four of them stay far below 5 MB
-
-
-@dataclass(frozen=True)
-class Case:
-    """A picture worth showing: uint8 (h, w), the score and truth of its breast, and a caption."""
-
-    picture: np.ndarray
-    caption: str
-    score: float
-    cancer: int
+_MORE = {
+    "sensitivity_at_winners_recall_rate": ("Sensitivity at 1.5 % called", "calling as many as the winner did"),
+    "f1_max": ("Highest F1", "of all thresholds: flatters"),
+    "accuracy": ("Accuracy", "calling nothing reaches 1 less the share of cancers"),
+    "log_loss": ("Log-loss", "of the scores as probabilities, lower is better"),
+    "brier": ("Brier score", "of the scores as probabilities, lower is better"),
+}
 
 
 def write_report(path: Path, title: str, sections: Sequence[Section], subtitle: str = "") -> None:
-    """Write the page, whole or not at all. It needs no network and no script."""
+    """Write the page, whole or not at all. It needs no network."""
     with replacing(path) as temporary:
         temporary.write_text(page(title, subtitle, sections), encoding="utf-8")
 
@@ -89,9 +76,10 @@ def headline(summary: Mapping[str, Any]) -> Section:
         f"({100 * counts['prevalence']:.2f} %). A breast is called positive when its score is at least "
         f"{summary['threshold']['value']:.4g}.</p>"
         f'<p class="soft">The range under each number is its {percent} interval: the patients were drawn again at '
-        f"random {interval['resamples']:,} times, and {percent} of the results lay in it. Two results whose ranges "
-        "overlap widely are no evidence of a difference. The range knows nothing of other hospitals or machines, nor "
-        "of a threshold chosen on these same breasts.</p>",
+        f"random {interval['resamples']:,} times, and {percent} of the results lay in it. It knows nothing of other "
+        "hospitals or machines, nor of a threshold chosen on these same breasts. Whether one model is better than "
+        "another two ranges do not tell: the models have to be compared on the same patients.</p>"
+        f"<details><summary>More metrics</summary>{_more(summary['metrics'])}</details>",
     )
 
 
@@ -101,11 +89,35 @@ def curves(breasts: pd.DataFrame, summary: Mapping[str, Any]) -> Section:
     if labels.min() == labels.max():
         return Section("Curves", "<p>All breasts belong to one class, so there is no curve to draw.</p>")
     rule = summary["threshold"]
-    figures = "".join(
-        f"<figure>{drawing.svg}<figcaption><b>{drawing.title}.</b> {drawing.text}</figcaption></figure>"
-        for drawing in drawings(labels, scores, rule)
-    )
+    figures = "".join(map(_figure, drawings(labels, scores, rule)))
     return Section("Curves", f'<div class="charts">{figures}</div>{_threshold_table(labels, scores)}')
+
+
+def reliability_section(columns: Mapping[str, tuple[pd.DataFrame, float]]) -> Section:
+    """Whether a score is a probability.
+
+    Args:
+        columns: what they are → the bins as `rsna_kit.scoring.calibration.reliability` makes them, and the expected
+            calibration error.
+    """
+    figures, tables = "", ""
+    head = ["Scores", "Breasts", "Cancers", "Mean score", "Share with cancer"]
+    for name, (bins, error) in columns.items():
+        drawing = reliability_drawing(name, bins)
+        note = f"<b>{escape(name)}.</b> Expected calibration error {error:.4f}."
+        figures += f"<figure>{drawing.svg}<figcaption>{note}</figcaption></figure>"
+        rows = [
+            [f"{row['low']:.4g} to {row['high']:.4g}", f"{row['breasts']:,}", f"{row['cancers']:,}",
+             f"{row['mean_score']:.4f}", f"{row['share']:.4f}\n{row['share_low']:.4f} to {row['share_high']:.4f}"]
+            for row in bins.to_dict("records")
+        ]  # fmt: skip
+        tables += table(head, rows, f"{name}, with 95 % intervals of the share")
+    return Section(
+        "Is the score a probability?",
+        f'<div class="charts">{figures}</div><p class="soft">{RELIABILITY} The expected calibration error is the mean '
+        "distance from the diagonal over all breasts. It moves no decision by a threshold, but the pF1 of raw scores "
+        f"and every rule that reads them as probabilities.</p><details><summary>In numbers</summary>{tables}</details>",
+    )
 
 
 def operating_point(summary: Mapping[str, Any]) -> Section:
@@ -122,7 +134,7 @@ def operating_point(summary: Mapping[str, Any]) -> Section:
     called = confusion["tp"] + confusion["fp"]
     return Section(
         "Operating point",
-        table(["", "this run", *YARDSTICK], rows, "Operating point beside the published one")
+        table(["", "this run", *YARDSTICK], rows, "This run beside the competition's algorithms")
         + f"<p>{called:,} of {counts['breasts']:,} breasts called: {confusion['tp']:,} of {counts['positives']:,} "
         f"cancers found, {confusion['fn']:,} missed, {confusion['fp']:,} false alarms.</p>"
         '<p class="soft">Median and winner of the competition’s 1,537 algorithms on 5,415 women: Chen et al., '
@@ -131,33 +143,35 @@ def operating_point(summary: Mapping[str, Any]) -> Section:
     )
 
 
-def cases(groups: Mapping[str, Sequence[Case]]) -> Section:
-    """Pictures by group, e.g. of the breasts that `notable` names."""
-    parts = []
-    for name, members in groups.items():
-        figures = "".join(_case(case) for case in members)
-        body = f'<div class="cases">{figures}</div>' if figures else '<p class="soft">None.</p>'
-        parts.append(f"<h3>{escape(name)}</h3>{body}")
-    return Section("Cases", "".join(parts))
-
-
 def pictures(title: str, images: Iterable[tuple[bytes, str]]) -> Section:
     """PNG or JPEG files with a caption each, such as the training curves."""
     figures = "".join(
-        f'<figure class="wide"><img src="{_data_uri(content)}" alt="{escape(caption)}">'
+        f'<figure class="wide"><img src="{embedded(content)}" alt="{escape(caption)}">'
         f"<figcaption>{escape(caption)}</figcaption></figure>"
         for content, caption in images
     )
     return Section(title, f'<div class="charts">{figures}</div>')
 
 
-def provenance(facts: Mapping[str, Any]) -> Section:
+def provenance(facts: Mapping[str, Any], configuration: Mapping[str, Any] | None = None) -> Section:
     """Where the numbers come from: command, commit, versions, fingerprints. Nested mappings are flattened."""
-    items = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in _flat(facts))
-    return Section("Where this comes from", f'<dl class="facts">{items}</dl>')
+    body = _list(facts)
+    if configuration:
+        body += f"<details><summary>Configuration</summary>{_list(configuration)}</details>"
+    return Section("Where this comes from", body)
 
 
 # ---- parts ----
+
+
+def _more(metrics: Mapping[str, Mapping[str, float | None]]) -> str:
+    rows = [[label, _number(metrics[name]["value"], name), _range(metrics[name], name), meaning]
+            for name, (label, meaning) in _MORE.items()]  # fmt: skip
+    return table(["Metric", "Value", "Range", "Meaning"], rows, "More metrics")
+
+
+def _figure(drawing: Drawing) -> str:
+    return f"<figure>{drawing.svg}<figcaption><b>{drawing.title}.</b> {drawing.text}</figcaption></figure>"
 
 
 def _number(value: float | None, name: str) -> str:
@@ -190,33 +204,9 @@ def _threshold_table(labels: np.ndarray, scores: np.ndarray) -> str:
     return f"<details><summary>Other thresholds</summary>{table(head, rows, 'Other thresholds')}</details>"
 
 
-def _case(case: Case) -> str:
-    """One picture, shrunk and embedded as JPEG."""
-    cv2 = require("cv2", "train")
-    image = case.picture
-    if image.dtype != np.uint8 or image.ndim != 2:
-        raise TableError(
-            f"case {case.caption!r}: got a {image.dtype} picture of shape {image.shape}, expected uint8 (h, w)"
-        )
-    shrink = _LONGEST_SIDE / max(image.shape)
-    if shrink < 1:
-        size = [max(1, round(side * shrink)) for side in image.shape[::-1]]
-        image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-    content = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 85])[1].tobytes()
-    truth = "cancer" if case.cancer else "no cancer"
-    text = f"{case.caption}: score {case.score:.3f}, {truth}"
-    return (
-        f'<figure><img src="{_data_uri(content)}" alt="{escape("Mammogram " + text)}" width="{image.shape[1]}"'
-        f' height="{image.shape[0]}"><figcaption>{escape(text)}</figcaption></figure>'
-    )
-
-
-def _data_uri(content: bytes) -> str:
-    """PNG or JPEG bytes as the source of an <img>."""
-    kind = {b"\x89P": "png", b"\xff\xd8": "jpeg"}.get(content[:2])
-    if kind is None:
-        raise TableError(f"picture: got bytes that start with {content[:4]!r}, expected a PNG or JPEG file")
-    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+def _list(facts: Mapping[str, Any]) -> str:
+    items = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in _flat(facts))
+    return f'<dl class="facts">{items}</dl>'
 
 
 def _flat(facts: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, str]]:

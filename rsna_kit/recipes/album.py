@@ -1,0 +1,180 @@
+"""Scored breasts → their pictures, from a prepared folder or from DICOM files, and maps of what made for cancer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from rsna_kit.competition.paths import find_competition
+from rsna_kit.competition.tables import read_test, read_train
+from rsna_kit.config import ImageConfig
+from rsna_kit.runtime.clock import Clock
+from rsna_kit.runtime.errors import ImageError, ShardError, UsageError
+from rsna_kit.runtime.events import Events
+from rsna_kit.runtime.hardware import cpu_count
+
+_FOLD_S = 15.0  # what the maps of one fold take, before that is known: a network is loaded and traced
+_AHEAD = 64  # breasts whose pictures are read ahead
+_WRITE_S = 10.0  # kept for writing the page
+_MOST_VIEWS = 4  # of a breast on a card
+
+
+@dataclass(frozen=True)
+class Album:
+    """The images of a competition or of a prepared folder.
+
+    `table` has a row per image, as train.csv or test.csv; `read` gives uint8 (h, w) of `image`, or None for a file that
+    cannot be read.
+    """
+
+    table: pd.DataFrame
+    image: ImageConfig
+    read: Callable[[str], np.ndarray | None]
+
+    def holds(self, breasts: pd.DataFrame) -> bool:
+        """Whether any of the breasts is here."""
+        return bool(breasts["prediction_id"].isin(self.table["prediction_id"]).any())
+
+
+def prepared_album(folder: Path) -> Album:
+    """The pictures of a folder that `prepare` wrote.
+
+    Raises:
+        ShardError: it is not whole.
+    """
+    from rsna_kit.data.shards import open_prepared, read_picture
+
+    prepared = open_prepared(folder, verify=False)
+
+    def read(image_id: str) -> np.ndarray | None:
+        try:
+            return read_picture(prepared, image_id)
+        except ShardError:
+            return None
+
+    return Album(prepared.table, prepared.image, read)
+
+
+def competition_albums(folder: Path, image: ImageConfig) -> list[Album]:
+    """The test and the training pictures of a competition folder, rendered as `image` says."""
+    competition = find_competition(folder)
+    tables = (("test", competition.test_csv, read_test), ("train", competition.train_csv, read_train))
+    albums = []
+    for split, path, reader in tables:
+        if path is not None:
+            table = reader(path)
+            albums.append(Album(table, image, _dicom_reader(dict(competition.files(split, table)), image)))
+    return albums
+
+
+def _dicom_reader(paths: Mapping[str, Path], image: ImageConfig) -> Callable[[str], np.ndarray | None]:
+    def read(image_id: str) -> np.ndarray | None:
+        from rsna_kit.imaging.render import read_image
+
+        try:
+            return read_image(paths[image_id], image_id, image).image
+        except ImageError:
+            return None
+
+    return read
+
+
+def views(
+    album: Album, ids: Sequence[str], scores: Mapping[str, float], clock: Clock
+) -> Iterator[list[tuple[str, np.ndarray | None]]]:
+    """The pictures of each breast, side by side by view; read ahead by threads.
+
+    Args:
+        album: where they are.
+        ids: prediction_ids, N.
+        scores: of images, where they are known.
+        clock: when it has ten seconds left, no more is read.
+
+    Yields:
+        N lists of name (`CC 0.81`) and picture, at most four; empty for a breast that is not there.
+    """
+    rows = album.table[album.table["prediction_id"].isin(ids)].sort_values("view", kind="stable")
+    images = {breast: members.head(_MOST_VIEWS) for breast, members in rows.groupby("prediction_id")}
+
+    def read(breast: str) -> list[tuple[str, np.ndarray | None]]:
+        if breast not in images or clock.remaining_s() < _WRITE_S:
+            return []
+        pairs = zip(images[breast]["image_id"], images[breast]["view"].fillna(""), strict=True)
+        return [(_named(str(view), scores.get(image_id)), album.read(image_id)) for image_id, view in pairs]
+
+    with ThreadPoolExecutor(cpu_count()) as pool:
+        for start in range(0, len(ids), _AHEAD):
+            yield from pool.map(read, ids[start : start + _AHEAD])
+
+
+def _named(view: str, score: float | None) -> str:
+    return view if score is None else f"{view} {score:.2f}".strip()
+
+
+def two_views(album: Album, breast: str, scores: Mapping[str, float]) -> pd.DataFrame:
+    """Up to two rows of the album's table: of each view the image with the highest score, CC and MLO first."""
+    rows = album.table[album.table["prediction_id"] == breast]
+    rows = rows.assign(score=[scores.get(image_id, 0.0) for image_id in rows["image_id"]])
+    best = rows.sort_values("score", ascending=False, kind="stable").drop_duplicates("view")
+    usual = {"CC": 0, "MLO": 1}
+    return best.sort_values("view", key=lambda names: names.map(lambda name: usual.get(name, 2)), kind="stable").head(2)
+
+
+def draw_maps(
+    run: Path, pictures: Mapping[str, np.ndarray], folds: Mapping[str, int | None], image: ImageConfig, clock: Clock,
+    events: Events,
+) -> tuple[dict[str, np.ndarray], str]:  # fmt: skip
+    """The picture with a map over it, by the networks that gave the score.
+
+    Args:
+        run: folder that `train` or `blend` wrote.
+        pictures: image_id → uint8 (h, w).
+        folds: image_id → the fold whose networks scored it, None for all networks together.
+        image: the section that the pictures were rendered with.
+        clock: no fold is begun that would not be done in time; the others go without.
+        events: told what is left out.
+
+    Returns:
+        image_id → uint8 (h, w, 3), and what the maps are, such as "Grad-CAM".
+
+    Raises:
+        UsageError: pictures of another image section than the bundles'.
+        BundleError: no bundle, or one that is damaged.
+    """
+    from rsna_kit.imaging.overlay import draw_map, draw_peak
+    from rsna_kit.models.explain import build_explainer, combine, peak
+    from rsna_kit.models.members import common_image
+    from rsna_kit.recipes.infer import open_members
+
+    members = open_members([run], Events(stream=None)).members
+    if common_image([member.bundle for member in members]) != image:
+        raise UsageError(f"{run} was trained on other images than these, which are of {image}")
+    kinds = dict.fromkeys(member.bundle.config.model.kind for member in members)
+    drawn: dict[str, np.ndarray] = {}
+    longest = _FOLD_S
+    for fold in dict.fromkeys(folds[image_id] for image_id in pictures):
+        began = clock.elapsed_s()
+        if clock.remaining_s() < 2 * longest:
+            events.say(f"maps: no time left for those of fold {fold}")
+            continue
+        asked = [member for member in members if fold is None or member.bundle.metadata["fold"] == fold]
+        if not asked:
+            events.say(f"maps: no bundle of fold {fold} in {run}, its pictures go without")
+            continue
+        explainers = [build_explainer(member.bundle, None, 1) for member in asked]
+        for image_id, picture in pictures.items():
+            if folds[image_id] != fold:
+                continue
+            batch = picture[None, ..., None]
+            heat = combine([explain(batch) for explain in explainers], [member.weight for member in asked])[0]
+            point = peak(heat, picture)
+            drawn[image_id] = draw_map(picture, heat)
+            if point is not None:
+                drawn[image_id] = draw_peak(drawn[image_id], *point)
+        longest = max(longest, clock.elapsed_s() - began)
+    return drawn, " and ".join("reconstruction errors" if kind == "cvae" else "Grad-CAM" for kind in kinds)

@@ -1,0 +1,286 @@
+"""Scores, truth and pictures → one HTML page that needs nothing but itself."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from rsna_kit import __version__
+from rsna_kit.config import ImageConfig
+from rsna_kit.recipes.album import Album, competition_albums, draw_maps, prepared_album, two_views, views
+from rsna_kit.recipes.numbers import numbers
+from rsna_kit.recipes.score import Scored, as_json, score_files
+from rsna_kit.report.browser import Card, View, browser, worth_showing
+from rsna_kit.report.cases import Case, cases
+from rsna_kit.report.history import training_section
+from rsna_kit.report.page import Section
+from rsna_kit.report.sections import provenance, write_report
+from rsna_kit.runtime.clock import Clock
+from rsna_kit.runtime.errors import RsnaKitError, UsageError
+from rsna_kit.runtime.events import Events
+from rsna_kit.runtime.files import read_json, sha256_file, write_json
+from rsna_kit.runtime.hardware import commit, versions
+from rsna_kit.scoring.subgroups import UNKNOWN, breast_facts
+from rsna_kit.scoring.summary import notable
+
+PAGE = "report.html"
+_CASE_IMAGE = ImageConfig(height=512, width=256)
+_BYTES, _CARDS = 4_700_000, 3_500_000  # of all sections, and of the cards among them: a page stays under 5 MB
+_RESERVE_S = 60.0  # a training that is nearer to its end than this makes no page
+_READING = "Every breast has its chest wall on the left, as the model sees it."
+_MAPS = (
+    "Right of the mammogram the same with its map ({method}): purple is weak, yellow the picture's strongest, a ring "
+    "is the peak. A map shows where the score comes from, not that there is a lesion or that the score is right."
+)
+
+
+@dataclass(frozen=True)
+class _File:
+    """A file of predictions with what is known of its images.
+
+    `facts` are those of `breast_facts`, by prediction_id, without columns where nothing is known. `own` is the folder
+    that the file lies in, if `train` or `blend` wrote it; `scorer` the one whose networks gave the scores.
+    """
+
+    scored: Scored
+    album: Album | None
+    facts: pd.DataFrame
+    image_scores: Mapping[str, float]
+    own: Path | None
+    scorer: Path | None
+
+
+def report(
+    predictions: Sequence[Path], out: Path, events: Events, truth: Path | None = None, threshold: float | None = None,
+    competition: Path | None = None, prepared: Path | None = None, clock: Clock | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Score files of predictions and make one page of them.
+
+    Args:
+        predictions: as `rsna_kit.recipes.score.score` takes them. Of folders that `train` or `blend` wrote, curves,
+            epochs, provenance and maps join the page. Where the first is such a folder, files after it that have no
+            folds are taken to be scored by its networks, all together.
+        out: folder for `report.html` and `scores.json`.
+        events: progress.
+        truth: labels of the files that have no column `cancer`.
+        threshold: use this one instead of choosing.
+        competition: its DICOM files illustrate the files that score its breasts, its tables tell the subgroups.
+        prepared: folder written by `prepare`: the same, without a DICOM file.
+        clock: maps, and pictures of cards, are left out when there is no time for them.
+
+    Returns:
+        What `score` returns, and `report`, the page; ready for JSON.
+
+    Raises:
+        UsageError: a competition or a prepared folder that holds none of the breasts.
+    """
+    clock = clock or Clock()
+    scored = score_files(predictions, events, truth, threshold)
+    files = _join(predictions, scored, competition, prepared)
+    runs = [path for path in predictions if path.is_dir()]
+    sections = []
+    for file in files:
+        sections += _numbers(file, len(files) > 1, events)
+        if file.album is not None:
+            sections.append(_named(_cases(file, file.album, clock, events), file, len(files) > 1))
+    given = {"truth": truth, "pictures": competition, "prepared": prepared}
+    last = [*_training(runs), _provenance(scored, runs, given)]
+    taken = sum(len(section.body.encode()) for section in (*sections, *last))
+    sections.append(browser(_cards(files, clock), sum(len(one.breasts) for one in scored), min(_CARDS, _BYTES - taken)))
+    names = ", ".join(str(one.path) for one in scored)
+    title = " and ".join(run.resolve().name for run in runs)
+    title = f"Validation report of {title}" if runs else "Validation report"
+    write_report(out / PAGE, title, [*sections, *last], names)
+    write_json(out / "scores.json", as_json(scored))
+    size = (out / PAGE).stat().st_size
+    events.say(f"page: {out / PAGE} ({size / 1e6:.1f} MB)", kind="report", path=str(out / PAGE), bytes=size)
+    return as_json(scored) | {"report": str(out / PAGE)}
+
+
+def report_training(out: Path, prepared: Path, events: Events, clock: Clock) -> str | None:
+    """The page of a training's own out-of-fold scores; None, and a line that says why, when there is none.
+
+    Nothing that goes wrong with a page may cost a training, so every error is told and passed over.
+    """
+    if clock.remaining_s() < _RESERVE_S:
+        events.say(f"no time left for the page: rsna-kit report {out} --prepared {prepared} --out {out}")
+        return None
+    try:
+        return str(report([out], out, events, prepared=prepared, clock=clock)["report"])
+    except Exception as error:
+        events.say(f"no page, the training is whole without it ({type(error).__name__}: {error})", kind="report_failed")
+        return None
+
+
+def _join(
+    predictions: Sequence[Path], scored: Sequence[Scored], competition: Path | None, prepared: Path | None
+) -> list[_File]:
+    """What is known of each file: the first of the given folders that holds its breasts."""
+    first = predictions[0] if predictions[0].is_dir() else None
+    configuration = {} if first is None else _configuration(first)
+    image = ImageConfig(**configuration["image"]) if configuration else _CASE_IMAGE
+    albums = {"--prepared": [prepared_album(prepared)] if prepared is not None else [],
+              "--pictures": competition_albums(competition, image) if competition is not None else []}  # fmt: skip
+    for option, found in albums.items():
+        if found and not any(album.holds(one.breasts) for album in found for one in scored):
+            folder = prepared if option == "--prepared" else competition
+            raise UsageError(f"{option} {folder}: none of its breasts is among the predictions. Give the folder that "
+                             "was scored.")  # fmt: skip
+    files = []
+    for given, one in zip(predictions, scored, strict=True):
+        album = next((album for found in albums.values() for album in found if album.holds(one.breasts)), None)
+        table = album.table if album is not None else one.rows
+        facts = pd.DataFrame(index=one.breasts["prediction_id"])
+        if table is not None and "prediction_id" in table.columns:
+            facts = breast_facts(table[table["prediction_id"].isin(one.breasts["prediction_id"])])
+        image_scores = {}
+        if {"image_id", "score"} <= set(one.rows.columns):
+            image_scores = dict(zip(one.rows["image_id"], one.rows["score"].astype(float), strict=True))
+        own = given if given.is_dir() else None
+        scorer = own if own is not None or "fold" in one.breasts.columns else first
+        files.append(_File(one, album, facts, image_scores, own, scorer))
+    return files
+
+
+# ---- numbers ----
+
+
+def _numbers(file: _File, several: bool, events: Events) -> list[Section]:
+    """The sections that need no picture."""
+    sections = numbers(file.scored, file.facts, _epochs(file.own), events.say)
+    return [_named(section, file, several) for section in sections]
+
+
+def _named(section: Section, file: _File, several: bool) -> Section:
+    return replace(section, part=file.scored.name) if several else section
+
+
+def _epochs(run: Path | None) -> dict[str, int]:
+    """The epoch that each fold kept."""
+    found = {}
+    for path in sorted(run.glob("bundles/*/metadata.json")) if run is not None else []:
+        metadata = read_json(path)
+        if "epoch" in metadata.get("cv", {}):
+            found[str(metadata["fold"])] = int(metadata["cv"]["epoch"])
+    return found
+
+
+def _training(runs: Sequence[Path]) -> list[Section]:
+    """The curves of every fold of the runs that have them."""
+    sections = []
+    for run in runs:
+        histories = {path.parent.name: read_json(path) for path in sorted(run.glob("fold*/history.json"))}
+        histories = {name: history for name, history in histories.items() if history}
+        if histories:
+            section = training_section(histories, {f"fold{fold}": epoch for fold, epoch in _epochs(run).items()})
+            sections.append(replace(section, part=run.name if len(runs) > 1 else ""))
+    return sections
+
+
+def _configuration(run: Path) -> dict[str, Any]:
+    """Of a run that `train` wrote; empty for a blend, whose members have one each."""
+    path = run / "config.json"
+    configuration: dict[str, Any] = read_json(path) if path.is_file() else {}
+    return configuration
+
+
+# ---- pictures ----
+
+
+def _cases(file: _File, album: Album, clock: Clock, events: Events) -> Section:
+    """The notable breasts with two of their views, and maps where the run's networks can draw them."""
+    scored = file.scored
+    groups = notable(scored.breasts, scored.threshold)
+    chosen = {
+        breast: two_views(album, breast, file.image_scores)
+        for rows in groups.values()
+        for breast in rows["prediction_id"]
+    }
+    pictures = {}
+    for rows in chosen.values():
+        for image_id in rows["image_id"]:
+            picture = album.read(image_id)
+            if picture is not None:
+                pictures[image_id] = picture
+    maps: dict[str, np.ndarray] = {}
+    note = _READING
+    if file.scorer is not None and pictures:
+        folds = scored.breasts.set_index("prediction_id").get("fold", pd.Series(dtype=object))
+        of_image = {image_id: int(folds[breast]) if breast in folds.index else None
+                    for breast, rows in chosen.items() for image_id in rows["image_id"]}  # fmt: skip
+        try:
+            maps, method = draw_maps(file.scorer, pictures, of_image, album.image, clock, events)
+            note += " " + _MAPS.format(method=method)
+        except RsnaKitError as error:
+            events.say(f"no maps: {error}")
+    shown: dict[str, list[Case]] = {}
+    for name, rows in groups.items():
+        shown[name] = []
+        for breast, score, cancer in zip(rows["prediction_id"], rows["score"], rows["cancer"], strict=True):
+            images = [image_id for image_id in chosen[breast]["image_id"] if image_id in pictures]
+            drawn = [
+                part for image_id in images for part in (pictures[image_id], maps.get(image_id)) if part is not None
+            ]
+            caption = f"{breast} ({', '.join(chosen[breast]['view'].fillna('?').astype(str))})"
+            if drawn:
+                shown[name].append(Case(drawn, caption, float(score), int(cancer)))
+    return cases(shown, note)
+
+
+def _cards(files: Sequence[_File], clock: Clock) -> Iterator[Card]:
+    """Cards of all files in turn, each in the order of their worth."""
+    several = len(files) > 1
+    for row in zip_longest(*(_cards_of(file, several, clock) for file in files)):
+        yield from (card for card in row if card is not None)
+
+
+def _cards_of(file: _File, several: bool, clock: Clock) -> Iterator[Card]:
+    breasts = file.scored.breasts.iloc[worth_showing(file.scored.breasts)]
+    ids = breasts["prediction_id"].tolist()
+    facts = file.facts.reindex(ids).fillna(UNKNOWN).to_dict("records")
+    pictures = iter([[]] * len(ids)) if file.album is None else views(file.album, ids, file.image_scores, clock)
+    for row, known, shown in zip(breasts.to_dict("records"), facts, pictures, strict=True):
+        texts = {"predictions": file.scored.name} if several else {}
+        texts |= {"fold": str(row["fold"])} if "fold" in row else {}
+        known.pop("number of images", None)
+        texts |= {str(name): text for name, text in known.items() if text != UNKNOWN}
+        yield Card(
+            row["prediction_id"], float(row["score"]), int(row["cancer"]), row["score"] >= file.scored.threshold,
+            texts, [View(picture, name) for name, picture in shown],
+        )  # fmt: skip
+
+
+# ---- provenance ----
+
+
+def _provenance(scored: Sequence[Scored], runs: Sequence[Path], given: Mapping[str, Path | None]) -> Section:
+    program = Path(sys.argv[0]).name.replace("__main__.py", "rsna-kit")
+    facts: dict[str, Any] = {
+        "command": shlex.join([program, *sys.argv[1:]]),
+        "rsna_kit": __version__,
+        "commit": commit() or "not known",
+        "predictions": {str(one.path): f"sha256 {sha256_file(one.path)[:12]}" for one in scored},
+    }
+    facts |= {name: str(path) for name, path in given.items() if path is not None}
+    facts["packages"] = versions()
+    for path in (path for run in runs for path in sorted(run.glob("bundles/*/metadata.json"))):
+        metadata = read_json(path)
+        digest = metadata.pop("sha256", {}).get("model.weights.h5", "")
+        kept = {
+            name: metadata[name]
+            for name in ("commit", "start", "image_fingerprint", "data_fingerprint")
+            if metadata.get(name)
+        }
+        name = path.parent.name if len(runs) == 1 else f"{path.parents[2].name} {path.parent.name}"
+        facts[name] = kept | {"weights": f"sha256 {digest[:12]}"}
+    if len(runs) == 1:
+        return provenance(facts, _configuration(runs[0]))
+    return provenance(facts, {run.name: _configuration(run) for run in runs})

@@ -1,0 +1,326 @@
+"""report: a run, or files of scores, with what is known of their breasts → one page that is whole and honest."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import shutil
+import warnings
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from rsna_kit.competition.folds import assign_folds
+from rsna_kit.config import Config, to_dict
+from rsna_kit.data.shards import open_prepared
+from rsna_kit.recipes.prepare import prepare
+from rsna_kit.recipes.report import PAGE, report, report_training
+from rsna_kit.runtime.clock import Clock
+from rsna_kit.runtime.errors import ShardError, TableError, UsageError
+from rsna_kit.runtime.events import Events
+from rsna_kit.runtime.files import read_json, write_json
+
+pytest.importorskip("tensorflow")
+pytestmark = pytest.mark.tf
+
+
+@pytest.fixture(scope="module")
+def prepared(phantom: Path, tiny: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("prepared")
+    prepare(phantom, out, tiny, Events(stream=io.StringIO()))
+    return out
+
+
+@pytest.fixture(scope="module")
+def made(prepared: Path, bundle: Path, tiny: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a training leaves, its scores made up; of its two folds only the first has a bundle."""
+    run = tmp_path_factory.mktemp("runs") / "run"
+    table = open_prepared(prepared).table
+    table["fold"] = assign_folds(table, 2, seed=1)
+    # In each fold one cancer is found, one missed, one breast is called in error, and there are others.
+    place = table.groupby("fold")["prediction_id"].transform(lambda ids: pd.factorize(ids)[0]).to_numpy()
+    table["cancer"] = (place < 2).astype(int)
+    table["score"] = np.array([0.9, 0.1, 0.8, 0.2])[np.minimum(place, 3)] + 0.001 * np.arange(len(table))
+    columns = ["image_id", "prediction_id", "patient_id", "laterality", "view", "cancer", "fold", "score"]
+    shutil.copytree(bundle, run / "bundles" / "fold0")
+    table[columns].to_csv(run / "oof.csv", index=False)
+    write_json(run / "config.json", to_dict(tiny))
+    history = [{"epoch": 1, "loss": 0.7, "val_loss": 0.6, "val_roc_auc": 0.5}]
+    (run / "fold0").mkdir()
+    write_json(run / "fold0" / "history.json", history)
+    return run
+
+
+@pytest.fixture
+def run(made: Path, tmp_path: Path) -> Path:
+    shutil.copytree(made, tmp_path / "run")
+    return tmp_path / "run"
+
+
+@pytest.fixture(scope="module")
+def whole(made: Path, prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    """The page of the run, and what was said meanwhile."""
+    out, talk = tmp_path_factory.mktemp("report"), io.StringIO()
+    result = report([made], out, Events(stream=talk), prepared=prepared)
+    assert result["report"] == str(out / PAGE)
+    assert read_json(out / "scores.json") == {name: value for name, value in result.items() if name != "report"}
+    return (out / PAGE).read_text(encoding="utf-8"), talk.getvalue()
+
+
+def titles(page: str) -> list[str]:
+    return re.findall(r"<h2[^>]*>(?:<small>.*?</small> )?(.*?)</h2>", page)
+
+
+def cards(page: str) -> list[str]:
+    return re.findall(r'<li data-id="([^"]*)"', page)
+
+
+def test_the_page_of_a_run_has_everything(whole: tuple[str, str]) -> None:
+    assert titles(whole[0]) == [
+        "In short", "Curves", "Operating point", "Will the threshold hold?", "Is the score a probability?",
+        "From images to a breast", "Folds", "Subgroups", "Best and worst cases", "All cases", "Training",
+        "Where this comes from",
+    ]  # fmt: skip
+    assert len(whole[0].encode()) < 5_000_000
+
+
+def test_every_breast_has_its_card_with_its_views_and_facts(whole: tuple[str, str], prepared: Path, made: Path) -> None:
+    table, oof = open_prepared(prepared).table, pd.read_csv(made / "oof.csv", float_precision="round_trip")
+    assert sorted(cards(whole[0])) == sorted(table["prediction_id"].str.lower().unique())
+    for breast, images in table.groupby("prediction_id"):
+        card = whole[0].split(f'<li data-id="{breast.lower()}"')[1].split("</li>")[0]
+        assert card.count('src="data:image/webp;base64,') == min(len(images), 4)
+        assert f'data-machine="{images["machine_id"].iloc[0]}"' in card
+        scores = oof[oof["prediction_id"] == breast]
+        assert f'data-fold="{scores["fold"].iloc[0]}"' in card
+        told = re.search(r'data-score="(.*?)"', card)
+        assert told is not None
+        assert float(told[1]) == pytest.approx(scores["score"].mean(), abs=1e-5)
+        for view, score in zip(scores["view"], scores["score"], strict=True):
+            assert f"<figcaption>{view} {score:.2f}</figcaption>" in card
+
+
+def test_maps_are_drawn_by_the_network_that_did_not_see_the_breast(whole: tuple[str, str], made: Path) -> None:
+    """Fold 1 has no bundle: its pictures go without, though there is a network that has seen them."""
+    page, talk = whole
+    assert "(Grad-CAM)" in page
+    assert "maps: no bundle of fold 1" in talk
+    fold = pd.read_csv(made / "oof.csv").groupby("prediction_id")["fold"].first()
+    figures = re.findall(r'<figure class="pair">.*?</figure>', page)
+    seen = {fold[breast] for breast in re.findall(r"<figcaption>(\S+)", "".join(figures))}
+    assert seen == {0, 1}
+    for figure in figures:
+        breast = re.search(r"<figcaption>(\S+)", figure)
+        assert breast is not None
+        plain, mapped = (figure.count(f'alt="{kind} {breast[1]}') for kind in ("Mammogram", "Map over the mammogram"))
+        assert plain in (1, 2)
+        assert mapped == (plain if fold[breast[1]] == 0 else 0)
+
+
+def test_where_the_page_comes_from_is_told(whole: tuple[str, str], made: Path, prepared: Path) -> None:
+    told = whole[0].split("Where this comes from</h2>")[1]
+    for fact in (str(made / "oof.csv"), str(prepared), "<dt>commit</dt>", "<dt>packages numpy</dt>",
+                 "<dt>fold0 image_fingerprint</dt>", "<dt>image height</dt><dd>64</dd>"):  # fmt: skip
+        assert fact in told
+
+
+def test_the_same_command_gives_the_same_page(
+    made: Path, prepared: Path, whole: tuple[str, str], tmp_path: Path
+) -> None:
+    report([made], tmp_path, Events(stream=io.StringIO()), prepared=prepared)
+    assert (tmp_path / PAGE).read_text(encoding="utf-8") == whole[0]
+
+
+def test_a_test_set_after_the_run_is_illustrated_from_its_dicom_files(
+    made: Path, prepared: Path, phantom: Path, tmp_path: Path
+) -> None:
+    truth = pd.read_csv(phantom / "hidden" / "truth.csv", dtype=str)
+    scores = truth[["prediction_id"]].assign(score=np.linspace(0, 1, len(truth)))
+    scores.to_csv(tmp_path / "scores.csv", index=False)
+    result = report(
+        [made, tmp_path / "scores.csv"], tmp_path, Events(stream=io.StringIO()), prepared=prepared,
+        competition=phantom / "hidden", truth=phantom / "hidden" / "truth.csv",
+    )  # fmt: skip
+    page = (tmp_path / PAGE).read_text(encoding="utf-8")
+    assert titles(page).count("Best and worst cases") == 2
+    assert titles(page).count("In short") == 2
+    assert set(truth["prediction_id"].str.lower()) <= set(cards(page))
+    assert len({summary["threshold"]["value"] for summary in result["files"].values()}) == 1
+    card = page.split(f'<li data-id="{truth["prediction_id"].iloc[0].lower()}"')[1].split("</li>")[0]
+    assert "data:image/webp" in card
+    assert f'data-predictions="{tmp_path.name}/scores.csv"' in card
+
+
+def test_two_runs_have_each_their_own_networks(run: Path, made: Path, prepared: Path, tmp_path: Path) -> None:
+    """The second has no bundle: its scores are not explained by the first one's networks."""
+    other = tmp_path / "other"
+    shutil.copytree(run, other)
+    shutil.rmtree(other / "bundles")
+    talk = io.StringIO()
+    report([made, other], tmp_path / "out", Events(stream=talk), prepared=prepared)
+    page = (tmp_path / "out" / PAGE).read_text(encoding="utf-8")
+    assert "Validation report of run and other" in page
+    assert "no maps: no bundle" in talk.getvalue()
+    first, second = re.findall(r"Best and worst cases</h2>.*?</section>", page, re.DOTALL)
+    assert "Map over" in first
+    assert "Map over" not in second
+    assert titles(page).count("Training") == 2
+
+
+def test_scores_of_another_model_are_not_explained_by_the_first(run: Path, prepared: Path, tmp_path: Path) -> None:
+    """A file with folds is some training's own; whose, nobody can say."""
+    shutil.copy(run / "oof.csv", tmp_path / "other.csv")
+    report([run, tmp_path / "other.csv"], tmp_path, Events(stream=io.StringIO()), prepared=prepared)
+    page = (tmp_path / PAGE).read_text(encoding="utf-8")
+    first, second = re.findall(r"Best and worst cases</h2>.*?</section>", page, re.DOTALL)
+    assert "Map over" in first
+    assert "Map over" not in second
+
+
+def test_scores_alone_make_a_page(tmp_path: Path) -> None:
+    rows = pd.DataFrame({"prediction_id": [f"{n}_L" for n in range(60)], "score": np.linspace(0, 1, 60),
+                         "cancer": [int(n % 7 == 6) for n in range(60)]})  # fmt: skip
+    rows.to_csv(tmp_path / "scores.csv", index=False)
+    report([tmp_path / "scores.csv"], tmp_path / "out", Events(stream=io.StringIO()))
+    page = (tmp_path / "out" / PAGE).read_text(encoding="utf-8")
+    assert titles(page) == [
+        "In short", "Curves", "Operating point", "Is the score a probability?", "Subgroups", "All cases",
+        "Where this comes from",
+    ]  # fmt: skip
+    assert len(cards(page)) == 60
+    assert "Nothing is known by which" in page
+
+
+def test_hostile_tables_stay_text(tmp_path: Path) -> None:
+    evil = '"><script>alert(1)</script>'
+    rows = pd.DataFrame({"prediction_id": [f"{n}{evil}_L" for n in range(20)], "score": np.linspace(0, 1, 20),
+                         "cancer": [0, 1] * 10, "density": [evil, "B"] * 10,
+                         "machine_id": [evil, "7"] * 10})  # fmt: skip
+    path = tmp_path / "<img src=x>.csv"
+    rows.to_csv(path, index=False)
+    report([path], tmp_path / "out", Events(stream=io.StringIO()))
+    page = (tmp_path / "out" / PAGE).read_text(encoding="utf-8")
+    assert page.count("<script>") == 1  # the page's own
+    assert "<img" not in page
+    assert page.count("&lt;script&gt;alert(1)") > 60
+
+
+def test_one_class_alone_has_a_page_too(tmp_path: Path) -> None:
+    rows = pd.DataFrame(
+        {"prediction_id": ["1_L", "2_L", "3_L"], "score": [0.1, 0.2, 0.9], "cancer": 0, "fold": [0, 1, 1]}
+    )
+    rows.to_csv(tmp_path / "scores.csv", index=False)
+    report([tmp_path / "scores.csv"], tmp_path, Events(stream=io.StringIO()), threshold=0.5)
+    page = (tmp_path / PAGE).read_text(encoding="utf-8")
+    assert "no curve to draw" in page
+    assert "Folds" in titles(page)
+    assert "Will the threshold hold?" not in titles(page)
+
+
+def test_however_many_breasts_the_page_stays_under_five_megabytes(tmp_path: Path) -> None:
+    """24,000 breasts, as many as the competition's."""
+    rng = np.random.default_rng(0)
+    count = 24_000
+    cancer = (rng.random(count) < 0.02).astype(int)
+    rows = pd.DataFrame({"prediction_id": [f"{n // 2}_{'LR'[n % 2]}" for n in range(count)], "cancer": cancer,
+                         "score": np.clip(rng.beta(1, 20, count) + 0.2 * cancer, 0, 1)})  # fmt: skip
+    rows.to_csv(tmp_path / "oof.csv", index=False)
+    report([tmp_path / "oof.csv"], tmp_path, Events(stream=io.StringIO()))
+    page = (tmp_path / PAGE).read_text(encoding="utf-8")
+    assert len(page.encode()) < 5_000_000
+    shown = re.search(r"<p>([\d,]+) of 24,000 breasts are shown here", page)
+    assert shown is not None
+    assert int(shown[1].replace(",", "")) == len(cards(page)) > 5000
+    assert len(re.findall(r'<li [^>]*data-label="1"', page)) == cancer.sum()
+
+
+def test_pictures_of_other_breasts_are_refused(prepared: Path, tmp_path: Path) -> None:
+    (tmp_path / "oof.csv").write_text("prediction_id,score,cancer\n1_L,0.1,0\n2_L,0.8,1\n")
+    with pytest.raises(UsageError, match=rf"--prepared {prepared}: none of its breasts"):
+        report([tmp_path / "oof.csv"], tmp_path, Events(stream=io.StringIO()), prepared=prepared)
+    with pytest.raises(ShardError, match=r"no such file. Run prepare first"):
+        report([tmp_path / "oof.csv"], tmp_path, Events(stream=io.StringIO()), prepared=tmp_path)
+    assert not (tmp_path / PAGE).exists()
+
+
+def test_a_folder_without_scores_says_what_is_missing(tmp_path: Path) -> None:
+    with pytest.raises(TableError, match=r"oof\.csv: no such file"):
+        report([tmp_path], tmp_path / "out", Events(stream=io.StringIO()))
+
+
+def test_pictures_of_another_size_have_no_maps(run: Path, prepared: Path, tiny: Config, tmp_path: Path) -> None:
+    """The bundles were trained on pictures of another section: their maps would lie elsewhere."""
+    path = run / "bundles" / "fold0"
+    shutil.rmtree(path)
+    from rsna_kit.models.bundle import set_threshold, write_bundle
+    from rsna_kit.models.classifier import build_classifier
+
+    other = replace(tiny, image=replace(tiny.image, height=96, width=64))
+    write_bundle(path, build_classifier(other.model, other.image), other, 0, None, {}, "none")
+    set_threshold(path, 0.5, "for tests")
+    talk = io.StringIO()
+    report([run], tmp_path / "out", Events(stream=talk), prepared=prepared)
+    assert "no maps: " in talk.getvalue()
+    assert "Map over" not in (tmp_path / "out" / PAGE).read_text(encoding="utf-8")
+
+
+def test_a_training_without_time_for_its_page_says_how_to_make_it(run: Path, prepared: Path) -> None:
+    talk = io.StringIO()
+    assert report_training(run, prepared, Events(stream=talk), Clock(limit_s=5)) is None
+    assert f"rsna-kit report {run} --prepared {prepared} --out {run}" in talk.getvalue()
+    assert not (run / PAGE).exists()
+
+
+def test_without_time_for_maps_the_page_has_none(run: Path, prepared: Path) -> None:
+    talk = io.StringIO()
+    report([run], run, Events(stream=talk), prepared=prepared, clock=Clock(limit_s=25))
+    assert "maps: no time left" in talk.getvalue()
+    assert "Map over" not in (run / PAGE).read_text(encoding="utf-8")
+
+
+def test_without_any_time_the_page_has_no_pictures(run: Path, prepared: Path) -> None:
+    report([run], run, Events(stream=io.StringIO()), prepared=prepared, clock=Clock(limit_s=0.001))
+    page = (run / PAGE).read_text(encoding="utf-8")
+    assert "data:image" not in page.split("All cases</h2>")[1]
+    assert len(cards(page)) == 20
+
+
+def test_no_error_of_a_page_costs_a_training(run: Path, prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*arguments: object) -> None:
+        raise ZeroDivisionError("drawn wrong")
+
+    monkeypatch.setattr("rsna_kit.recipes.report.write_report", broken)
+    talk = io.StringIO()
+    assert report_training(run, prepared, Events(stream=talk), Clock()) is None
+    assert "the training is whole without it (ZeroDivisionError: drawn wrong)" in talk.getvalue()
+
+
+def test_a_damaged_picture_costs_itself_only(run: Path, prepared: Path, tmp_path: Path) -> None:
+    damaged = tmp_path / "prepared"
+    shutil.copytree(prepared, damaged)
+    folder = open_prepared(damaged)
+    entry = next(iter(folder.index.values()))
+    with open(damaged / entry.shard, "r+b") as file:
+        file.seek(entry.offset)
+        file.write(b"\0" * entry.length)
+    report([run], tmp_path / "out", Events(stream=io.StringIO()), prepared=damaged)
+    page = (tmp_path / "out" / PAGE).read_text(encoding="utf-8")
+    assert page.count('<p class="soft">no picture</p>') == 1
+
+
+@pytest.fixture(autouse=True)
+def no_warnings_of_keras() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="keras")
+        yield
+
+
+def test_the_result_fits_into_json(whole: tuple[str, str], made: Path, prepared: Path, tmp_path: Path) -> None:
+    result = report([made], tmp_path, Events(stream=io.StringIO()), threshold=0.4)
+    assert json.loads(json.dumps(result, allow_nan=False)) == result
+    assert result["threshold"] == 0.4
