@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -43,6 +44,14 @@ def _prepare(options: argparse.Namespace) -> dict[str, Any]:
     if options.exact:
         settings = config.with_overrides(settings, ["image.decode=exact"])
     return prepare(options.competition, options.out, settings, events, limit=options.limit)
+
+
+def _folds(options: argparse.Namespace) -> dict[str, Any]:
+    from rsna_kit.recipes.folds import folds
+
+    events = Events(options.out / "events.jsonl" if options.out else None)
+    settings = read_config(options).train
+    return folds(options.prepared, settings, events, options.folds, options.out, pictures=not options.no_pictures)
 
 
 def _train(options: argparse.Namespace) -> dict[str, Any]:
@@ -87,9 +96,31 @@ def _blend(options: argparse.Namespace) -> dict[str, Any]:
 def _score(options: argparse.Namespace) -> dict[str, Any]:
     from rsna_kit.recipes.score import score
 
-    return score(
-        options.predictions, Events(), out=options.out, truth=options.truth, threshold=options.threshold,
-        case_pictures=options.pictures, model=options.model,
+    return score(options.predictions, Events(), out=options.out, truth=options.truth, threshold=options.threshold)
+
+
+def _report(options: argparse.Namespace) -> dict[str, Any]:
+    from rsna_kit.recipes.report import report
+
+    return report(
+        options.predictions, options.out, Events(), truth=options.truth, threshold=options.threshold,
+        competition=options.pictures, prepared=options.prepared,
+    )  # fmt: skip
+
+
+def _leaderboard(options: argparse.Namespace) -> dict[str, Any]:
+    from rsna_kit.recipes.leaderboard import leaderboard
+
+    return leaderboard(options.competition, options.out, Events())
+
+
+def _compare(options: argparse.Namespace) -> dict[str, Any]:
+    from rsna_kit.recipes.compare import compare
+    from rsna_kit.scoring.comparison import USUAL
+
+    return compare(
+        options.models, Events(), truth=options.truth, measured=options.metric or USUAL, results=options.csv,
+        shake_up=options.shake_up, data=options.data, command=options.command,
     )  # fmt: skip
 
 
@@ -103,8 +134,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"rsna-kit {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True, parser_class=Parser)
 
-    def verb(name: str, run: Any, summary: str, example: str) -> argparse.ArgumentParser:
-        child = verbs.add_parser(name, help=summary, description=summary, epilog=f"example:\n  rsna-kit {example}")
+    def verb(name: str, run: Any, summary: str, example: str, more: str = "") -> argparse.ArgumentParser:
+        told = f"{summary}\n\n{more}" if more else summary
+        child = verbs.add_parser(name, help=summary, description=told, epilog=f"example:\n  rsna-kit {example}")
         child.set_defaults(run=run)
         return child
 
@@ -132,6 +164,18 @@ def build_parser() -> argparse.ArgumentParser:
     prepare.add_argument("--exact", action="store_true",
                          help="decode every pixel of JPEG 2000, not the resolution that is needed: slower")  # fmt: skip
     add_config(prepare, ["image", "decode", "data", "infer"], "decode.workers=4")
+
+    folds = verb("folds", _folds, "Show how even the folds are and what leaks between them: patients, or films.",
+                 "folds runs/prepared --set train.folds=4 --out runs/folds",
+                 "Exit code 1 where a patient is in two folds, or one film is in two folds under two patients.\n"
+                 "Every picture is compared with every other one: tens of minutes for the competition's.")  # fmt: skip
+    folds.add_argument("prepared", type=Path, help="folder written by prepare")
+    folds.add_argument("--folds", type=Path, metavar="FILE",
+                       help="CSV with image_id and fold, e.g. a run's oof.csv, instead of dealing")  # fmt: skip
+    folds.add_argument("--no-pictures", action="store_true", help="do not look for films that are there twice")
+    folds.add_argument("--out", type=Path, metavar="FOLDER",
+                       help="folder for folds.csv, duplicates.csv and a picture of the pairs")  # fmt: skip
+    add_config(folds, ["train"], "train.hold_out=machine")
 
     train = verb("train", _train, "Train one network per fold and leave a bundle for each; resumes.",
                  "train runs/prepared runs/model --preset smoke")  # fmt: skip
@@ -180,15 +224,48 @@ def build_parser() -> argparse.ArgumentParser:
                        "choose them; chosen; or mean")  # fmt: skip
     add_config(blend, ["infer"], "infer.tta=flip")
 
-    score = verb("score", _score, "pF1 and its companions with intervals by patient, and an HTML page.",
-                 "score runs/model/oof.csv runs/test/scores.csv --truth truth.csv --out runs/report")  # fmt: skip
-    score.add_argument("predictions", type=Path, nargs="+",
-                       help="CSV files of scores; the threshold is chosen on the first and applied to all")  # fmt: skip
-    score.add_argument("--truth", type=Path, help="prediction_id,cancer for files without a cancer column")
-    score.add_argument("--threshold", type=float, help="use this one instead of choosing it")
-    score.add_argument("--out", type=Path, help="folder for scores.json and report.html")
-    score.add_argument("--pictures", type=Path, help="competition folder whose mammograms illustrate the last file")
-    score.add_argument("--model", type=Path, help="folder written by train: adds its curves and provenance")
+    score = verb("score", _score, "pF1 and its companions with intervals by patient, as JSON.",
+                 "score runs/model runs/test/scores.csv --truth truth.csv")  # fmt: skip
+    report = verb("report", _report, "One HTML page of a run or of predictions: curves, subgroups, cases, pictures.",
+                  "report runs/model --prepared runs/prepared --out runs/report")  # fmt: skip
+    for judge in (score, report):
+        judge.add_argument("predictions", type=Path, nargs="+", metavar="RUN",
+                           help="folder written by train or blend (its oof.csv), or a CSV file of scores; the "
+                           "threshold is chosen on the first and applied to all")  # fmt: skip
+        judge.add_argument("--truth", type=Path, metavar="FILE",
+                           help="prediction_id,cancer for files without a cancer column")  # fmt: skip
+        judge.add_argument("--threshold", type=float, help="use this one instead of choosing it")
+    score.add_argument("--out", type=Path, metavar="FOLDER", help="folder for scores.json")
+    report.add_argument("--out", type=Path, metavar="FOLDER", required=True,
+                        help="folder for report.html and scores.json")  # fmt: skip
+    report.add_argument("--prepared", type=Path, metavar="FOLDER",
+                        help="folder written by prepare: its pictures and table illustrate the page")  # fmt: skip
+    report.add_argument("--pictures", type=Path, metavar="FOLDER",
+                        help="competition folder: the same from its DICOM files and tables")  # fmt: skip
+
+    board = verb("leaderboard", _leaderboard, "Make a local leaderboard of the training data, by MLE-bench's split.",
+                 "leaderboard competition runs/board",
+                 "A tenth of the patients becomes the test set, by the published rule. Then prepare, train and infer\n"
+                 "on the new folder, and `rsna-kit score SUBMISSION --truth OUT/truth.csv`: a score that compares\n"
+                 "with those of published agents, not with Kaggle's boards: other patients, about 50 cancers.",
+                 )  # fmt: skip
+    board.add_argument("competition", type=Path, help="competition folder with train.csv and train_images/")
+    board.add_argument("out", type=Path, help="new competition folder; images are links, nothing is copied")
+
+    compare = verb("compare", _compare, "Say which differences between models are evidence.",
+                   "compare runs/model runs/breast --csv docs/results.csv")  # fmt: skip
+    compare.add_argument("models", type=Path, nargs="+", metavar="RUN",
+                         help="folder written by train or blend (its oof.csv), or a CSV file of scores; two or more, "
+                         "all are compared with the first")  # fmt: skip
+    compare.add_argument("--truth", type=Path, metavar="FILE",
+                         help="prediction_id,cancer for files without a cancer column")  # fmt: skip
+    compare.add_argument("--metric", nargs="+", metavar="NAME",
+                         help="roc_auc pr_auc pf1_binary (these by default) pf1 f1_max log_loss brier")  # fmt: skip
+    compare.add_argument("--csv", type=Path, metavar="FILE", help="append rows in the columns of docs/results.csv")
+    compare.add_argument("--data", default="", metavar="TEXT", help="what the rows call the data")
+    compare.add_argument("--shake-up", action="store_true",
+                         help="draw public and private boards of the competition's size: how far the two lie apart by "
+                         "chance, and how often the best on public is the best on private")  # fmt: skip
     return parser
 
 
@@ -198,6 +275,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
     try:
         options = build_parser().parse_args(arguments)
+        options.command = shlex.join(["rsna-kit", *(sys.argv[1:] if arguments is None else arguments)])
         result = options.run(options)
     except RsnaKitError as error:
         print(f"Error: {error}", file=sys.stderr)

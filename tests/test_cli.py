@@ -13,7 +13,10 @@ import pytest
 from rsna_kit.cli import build_parser, main
 
 ROOT = Path(__file__).parent.parent
-VERBS = ["check", "phantom", "prepare", "train", "infer", "explain", "score", "blend"]
+VERBS = [
+    "check", "phantom", "prepare", "folds", "train", "infer", "explain", "blend", "score", "report", "leaderboard",
+    "compare",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -28,6 +31,9 @@ VERBS = ["check", "phantom", "prepare", "train", "infer", "explain", "score", "b
         (["infer", "a", "b"], "--bundle"),
         (["infer", "a", "b", "--bundle", "c", "--set", "image.height=3"], "reads only the sections decode, infer"),
         (["phantom", "a", "--patients", "many"], "invalid int value"),
+        (["report", "a.csv"], "--out"),
+        (["report", "a.csv", "--out", "b", "--threshold", "2"], "expected a number from 0 to 1"),
+        (["score", "a.csv", "--pictures", "b"], "unrecognized arguments: --pictures"),
         ([], "VERB"),
     ],
 )
@@ -75,7 +81,21 @@ def test_results_are_json_on_stdout_and_talk_is_on_stderr(tmp_path: Path) -> Non
     assert result["files"][str(tmp_path / "oof.csv")]["metrics"]["roc_auc"]["value"] == 1.0
     assert re.search(r"roc_auc +1\.000 +\[1\.000, 1\.000\]", done.stderr)
     assert json.loads((tmp_path / "report" / "scores.json").read_text())["threshold"] == result["threshold"]
+    assert not (tmp_path / "report" / "report.html").exists()
+
+
+def test_a_report_is_the_scores_and_their_page(tmp_path: Path) -> None:
+    rows = "".join(f"{n}_L,{n / 40},{int(n > 30)}\n" for n in range(40))
+    (tmp_path / "oof.csv").write_text("prediction_id,score,cancer\n" + rows)
+    command = [sys.executable, "-m", "rsna_kit", "report", tmp_path, "--out", tmp_path / "report"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    result = json.loads(done.stdout)
+    assert result["report"] == str(tmp_path / "report" / "report.html")
     assert (tmp_path / "report" / "report.html").read_text().startswith("<!doctype html>")
+    scores = json.loads((tmp_path / "report" / "scores.json").read_text())
+    assert scores == {name: value for name, value in result.items() if name != "report"}
+    command = [sys.executable, "-m", "rsna_kit", "score", tmp_path]
+    assert json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout) == scores
 
 
 def test_the_threshold_of_the_first_file_serves_the_others(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -61,8 +63,59 @@ def test_sites_machines_and_images_are_balanced_at_the_real_size() -> None:
     assert (per_site.max(axis=1) - per_site.min(axis=1)).max() <= 2
 
 
+def known_facts(table: pd.DataFrame, seed: int) -> pd.DataFrame:
+    """Ages like the competition's, some missing; density at site 1 alone, as there."""
+    rng = np.random.default_rng(seed)
+    owners = table.groupby("patient_id").agg(site=("site_id", "first"), cancer=("cancer", "max"))
+    owners["age"] = rng.normal(58.3 + 5 * owners["cancer"], 10).round().clip(26, 89)
+    owners.loc[rng.random(len(owners)) < 0.01, "age"] = np.nan
+    owners["density"] = np.where(
+        owners["site"] == 1, rng.choice(list("ABCD"), len(owners), p=[0.1, 0.43, 0.42, 0.05]), None
+    )
+    return table.join(owners[["age", "density"]], on="patient_id")
+
+
+def unevenness(table: pd.DataFrame, fold: np.ndarray, fact: pd.Series) -> float:
+    """Chi-square of fact against fold over its degrees of freedom, patients with cancer: 1 is chance, 0 is even."""
+    owners = pd.DataFrame({"fold": fold, "fact": fact.to_numpy(), "cancer": table["cancer"], "id": table["patient_id"]})
+    owners = owners.groupby("id").agg({"fold": "first", "fact": "first", "cancer": "max"}).query("cancer == 1")
+    counts = pd.crosstab(owners["fact"], owners["fold"]).to_numpy()
+    expected = np.outer(counts.sum(axis=1), counts.sum(axis=0)) / counts.sum()
+    return float(((counts - expected) ** 2 / expected).sum() / np.prod(np.array(counts.shape) - 1))
+
+
+def test_age_and_density_are_as_even_as_scikit_learn_makes_them() -> None:
+    """The yardstick is StratifiedGroupKFold on strata of all facts, unshuffled: shuffled, 1.6 deals as chance does."""
+    model_selection = pytest.importorskip("sklearn.model_selection")
+    table = known_facts(random_table(11913, 486, seed=7), seed=8)
+    decades = table["age"].floordiv(10).fillna(-1)
+    ill = table["cancer"].groupby(table["patient_id"]).transform("max")
+    strata = pd.DataFrame({"a": ill, "b": table["machine_id"], "c": decades, "d": table["density"].fillna("?")})
+    codes = strata.groupby(list("abcd")).ngroup()
+    theirs = np.empty(len(table), np.int64)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # some strata are smaller than the number of folds
+        splits = model_selection.StratifiedGroupKFold(4).split(codes, codes, table["patient_id"])
+        for number, (_, held) in enumerate(splits):
+            theirs[held] = number
+    ours = assign_folds(table, 4, seed=67)
+    blind = assign_folds(table.drop(columns=["age", "density"]), 4, seed=67)
+    for fact in (decades, table["density"].fillna("?")):
+        for of in (table, table.assign(cancer=1)):  # patients with cancer, all patients
+            chi_square = [unevenness(of, fold, fact) for fold in (ours, theirs, blind)]
+            assert chi_square[0] <= chi_square[1] + 0.05
+            assert chi_square[0] < 0.6 * chi_square[2]
+
+
+def test_an_age_that_one_image_lacks_is_still_known() -> None:
+    table = known_facts(random_table(80, 12, seed=3), seed=4)
+    owners = table.groupby("patient_id")["age"]
+    gaps = table.assign(age=table["age"].mask(owners.cumcount() == 1))
+    assert (assign_folds(gaps, 4, seed=1) == assign_folds(table, 4, seed=1)).all()
+
+
 def test_the_seed_decides_and_row_order_does_not() -> None:
-    table = random_table(80, 12, seed=3)
+    table = known_facts(random_table(80, 12, seed=3), seed=5)
     first = patients_of(table, assign_folds(table, 4, seed=1))["fold"]
     shuffled = table.sample(frac=1, random_state=9)
     again = patients_of(shuffled, assign_folds(shuffled, 4, seed=1))["fold"]

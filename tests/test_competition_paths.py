@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from rsna_kit.competition.paths import SLUG, find_competition, find_inputs
+from rsna_kit.competition.paths import SLUG, attached_sources, find_competition, find_inputs
 from rsna_kit.runtime.errors import UsageError
 
 
@@ -96,3 +96,67 @@ def test_image_trees_are_never_entered(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(os, "scandir", lambda path: listed.append(Path(path).name) or scandir(path))
     assert find_inputs("metadata.json", tmp_path) == [marked]
     assert sorted(listed) == sorted([tmp_path.name, "pictures"])
+
+
+NEW = {
+    "competitions/rsna-breast-cancer-detection": ("competition", "rsna-breast-cancer-detection"),
+    "datasets/me/rsna-kit": ("dataset", "me/rsna-kit"),
+    "datasets/you/rsna-kit": ("dataset", "you/rsna-kit"),
+    "notebooks/me/rsna-kit-train": ("kernel", "me/rsna-kit-train"),
+    "models/me/weights/keras/bundles/2": ("model", "me/weights/keras/bundles/2"),
+}
+OLD = {
+    "rsna-breast-cancer-detection": ("competition", "rsna-breast-cancer-detection"),
+    "rsna-kit": ("dataset", "rsna-kit"),
+    "rsna-kit-train": ("kernel", "rsna-kit-train"),
+    "weights/keras/bundles/2": ("model", "weights/keras/bundles/2"),
+    "weights/keras/bundles/10": ("model", "weights/keras/bundles/10"),
+    "m/me/other/pytorch/default/1": ("model", "me/other/pytorch/default/1"),
+}
+
+
+@pytest.mark.parametrize("layout", [NEW, OLD, NEW | OLD], ids=["new", "old", "both"])
+def test_everything_attached_is_listed_with_its_kind(tmp_path: Path, layout: dict[str, tuple[str, str]]) -> None:
+    for place in layout:
+        touch(tmp_path / place / "some/folder/file")
+    if "rsna-kit-train" in layout:
+        touch(tmp_path / "rsna-kit-train/verdict.json")
+    found = {str(source.path.relative_to(tmp_path)): (source.kind, source.reference)
+             for source in attached_sources(tmp_path)}  # fmt: skip
+    assert found == layout
+
+
+def test_nothing_attached_is_an_empty_list(tmp_path: Path) -> None:
+    assert attached_sources(tmp_path) == []
+    assert attached_sources(tmp_path / "nowhere") == []
+
+
+def test_a_dataset_whose_folder_is_called_as_a_framework_is_a_dataset(tmp_path: Path) -> None:
+    touch(tmp_path / "starts/keras/models/convnext.h5")
+    assert [source.kind for source in attached_sources(tmp_path)] == ["dataset"]
+
+
+def test_listing_what_is_attached_enters_no_image_tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    touch(tmp_path / SLUG / "train_images/10006/462822612.dcm")
+    touch(tmp_path / "competitions" / SLUG / "train_images/10006/462822612.dcm")
+    listed: list[str] = []
+    scandir = os.scandir
+    monkeypatch.setattr(os, "scandir", lambda path: listed.append(Path(path).name) or scandir(path))
+    assert [source.kind for source in attached_sources(tmp_path)] == ["competition", "competition"]
+    assert "train_images" not in listed
+
+
+def test_a_phantom_stands_in_only_where_there_is_no_competition(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RSNA_KIT_INPUT", str(tmp_path))
+    monkeypatch.delenv("KAGGLE_IS_COMPETITION_RERUN", raising=False)
+    phantom = touch(tmp_path / "datasets/me/phantom/phantom.json").parent
+    touch(phantom / "train.csv")
+    assert find_competition().root == phantom
+    real = touch(tmp_path / "competitions" / SLUG / "test.csv").parent
+    assert find_competition().root == real
+    (real / "test.csv").unlink()
+    monkeypatch.setenv("KAGGLE_IS_COMPETITION_RERUN", "1")
+    with pytest.raises(UsageError, match="Attach the competition"):
+        find_competition()

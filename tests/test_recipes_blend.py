@@ -20,9 +20,10 @@ from rsna_kit.runtime.clock import Clock
 from rsna_kit.runtime.errors import BundleError, TableError, UsageError
 from rsna_kit.runtime.events import Events
 from rsna_kit.runtime.files import sha256_file
-from rsna_kit.scoring.blend import choose_weights, nested
+from rsna_kit.scoring.blend import choose_weights, logit_mean, nested, nested_votes, rank_mean
 from rsna_kit.scoring.breasts import read_predictions
-from rsna_kit.scoring.metrics import roc_auc_score
+from rsna_kit.scoring.calibration import Calibration, calibrate
+from rsna_kit.scoring.metrics import f1_at, roc_auc_score
 from rsna_kit.scoring.threshold import choose_threshold
 
 pytestmark = pytest.mark.tf
@@ -110,7 +111,7 @@ def test_the_printed_score_is_that_of_weights_chosen_elsewhere(
     labels, scores, folds = expected(models)
     honest, by_fold = nested(labels, scores, folds)
     table = result["out_of_fold"]
-    assert list(table) == ["good", "fair", "none", "plain mean", "weighted"]
+    assert list(table) == ["good", "fair", "none", "plain mean", "weighted", "rank mean", "logit mean", "voting"]
     assert table["weighted"]["roc_auc"]["value"] == pytest.approx(roc_auc_score(labels, honest))
     assert table["plain mean"]["roc_auc"]["value"] == pytest.approx(roc_auc_score(labels, scores.mean(axis=1)))
     assert table["good"]["roc_auc"]["value"] == pytest.approx(roc_auc_score(labels, scores[:, 0]))
@@ -123,6 +124,13 @@ def test_the_printed_score_is_that_of_weights_chosen_elsewhere(
     assert {fold: list(row.values()) for fold, row in result["weights_by_fold"].items()} == {
         str(fold): pytest.approx(row.tolist()) for fold, row in by_fold.items()
     }
+    assert table["rank mean"]["roc_auc"]["value"] == pytest.approx(roc_auc_score(labels, rank_mean(scores)))
+    assert table["logit mean"]["roc_auc"]["value"] == pytest.approx(roc_auc_score(labels, logit_mean(scores)))
+    majority = nested_votes(labels, scores, folds) > 0.5
+    assert table["voting"]["pf1_binary"]["value"] == pytest.approx(f1_at(labels, majority.astype(float), 0.5))
+    assert table["voting"]["pf1_binary - plain mean"]["value"] == pytest.approx(
+        table["voting"]["pf1_binary"]["value"] - table["plain mean"]["pf1_binary"]["value"]
+    )
     breasts = read_predictions(tmp_path / "blend" / "oof.csv")
     assert dict(zip(breasts["prediction_id"], breasts["score"], strict=True)) == pytest.approx(
         dict(zip(oof(0, 0)["prediction_id"].unique(), honest, strict=True))
@@ -148,6 +156,26 @@ def test_weights_that_do_not_beat_the_mean_are_not_kept(bundle: Path, tmp_path: 
     )
 
 
+def test_the_list_carries_a_calibration_of_the_blended_scores(
+    models: list[Path], tmp_path: Path, quiet: Events
+) -> None:
+    result = blend(tmp_path / "blend", models, InferConfig(), quiet)
+    labels, scores, folds = expected(models)
+    honest, _ = nested(labels, scores, folds)
+    wanted = calibrate(labels, honest, folds)
+    assert wanted is not None
+    assert result["calibration"]["parameters"] == pytest.approx(wanted["parameters"])
+    assert result["calibration"]["how"]["log_loss"] == pytest.approx(wanted["how"]["log_loss"])
+    assert open_list(tmp_path / "blend").calibration == result["calibration"]
+
+
+def test_a_model_may_be_called_as_a_blend_is(bundle: Path, tmp_path: Path, quiet: Events) -> None:
+    models = [trained(tmp_path / name, bundle, 1.0, seed) for seed, name in enumerate(("voting", "rank mean"))]
+    table = blend(tmp_path / "blend", models, InferConfig(), quiet)["out_of_fold"]
+    assert list(table)[:2] == ["voting-1", "rank mean-2"]
+    assert len(table) == 7
+
+
 def test_infer_takes_the_folder_as_it_is(
     phantom: Path, models: list[Path], tmp_path: Path, tiny: Config, quiet: Events
 ) -> None:
@@ -156,6 +184,9 @@ def test_infer_takes_the_folder_as_it_is(
     assert scored["ok"]
     assert scored["threshold"] == result["threshold"]["value"]
     assert sum(scored["weights"]) == pytest.approx(1)
+    breasts = pd.read_csv(tmp_path / "out" / "scores.csv")
+    expected_probability = Calibration.from_dict(result["calibration"]).apply(breasts["score"])
+    np.testing.assert_allclose(breasts["probability"], expected_probability, rtol=1e-12)
     assert {Path(path).parent for path in scored["bundles"]} == {tmp_path / "blend" / "bundles"}
 
 
@@ -166,7 +197,7 @@ def test_the_verb_prints_the_list(models: list[Path], tmp_path: Path, capsys: py
     result = json.loads(printed.out)
     assert (result["weighting"]["metric"], result["tta"]) == ("pf1", "flip")
     lines = {line.split("  ")[0] for line in printed.err.splitlines()}
-    assert {"good", "fair", "none", "plain mean", "weighted"} <= lines
+    assert {"good", "fair", "none", "plain mean", "weighted", "rank mean", "logit mean", "voting"} <= lines
 
 
 def test_a_second_blend_replaces_the_first(models: list[Path], tmp_path: Path, quiet: Events) -> None:

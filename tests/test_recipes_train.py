@@ -22,7 +22,8 @@ from rsna_kit.runtime.clock import Clock
 from rsna_kit.runtime.errors import RsnaKitError, ShardError, UsageError
 from rsna_kit.runtime.events import Events
 from rsna_kit.runtime.files import read_json
-from rsna_kit.scoring.breasts import to_breasts
+from rsna_kit.scoring import calibration
+from rsna_kit.scoring.breasts import read_predictions, to_breasts
 from rsna_kit.scoring.threshold import choose_threshold
 
 pytest.importorskip("tensorflow")
@@ -48,6 +49,12 @@ def trained(prepared: Path, config: Config, tmp_path_factory: pytest.TempPathFac
     out = tmp_path_factory.mktemp("model")
     assert train(prepared, out, config, Events(), Clock())["ok"]
     return out
+
+
+@pytest.fixture(autouse=True)
+def no_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """But that of `trained`: tests/test_recipes_report.py looks at pages, and they take seconds."""
+    monkeypatch.setattr("rsna_kit.recipes.train.report_training", lambda *arguments: None)
 
 
 @pytest.fixture
@@ -79,6 +86,30 @@ def test_the_threshold_is_the_plateau_of_the_out_of_fold_curve(trained: Path) ->
     wanted = choose_threshold(breasts["cancer"], breasts["score"]).value
     for fold in (0, 1):
         assert open_bundle(trained / "bundles" / f"fold{fold}").threshold == pytest.approx(wanted)
+
+
+def test_every_bundle_carries_the_calibration_of_the_out_of_fold_scores(
+    model: Path, prepared: Path, config: Config, quiet: Events, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ten patients have too few cancers for one, until fewer are enough; the folds are kept, not trained again."""
+    assert read_json(model / "threshold.json")["calibration"] is None
+    assert open_bundle(model / "bundles" / "fold0").calibration is None
+    monkeypatch.setattr(calibration, "FEWEST_CANCERS", 1)
+    train(prepared, model, config, quiet, Clock())
+    breasts = read_predictions(model / "oof.csv")
+    wanted = calibration.calibrate(breasts["cancer"], breasts["score"], breasts["fold"])
+    assert wanted is not None
+    assert read_json(model / "threshold.json")["calibration"] == wanted
+    for fold in range(2):
+        assert open_bundle(model / "bundles" / f"fold{fold}").calibration == wanted
+
+
+def test_a_training_ends_with_the_page_of_its_scores(trained: Path) -> None:
+    page = (trained / "report.html").read_text(encoding="utf-8")
+    breasts = pd.read_csv(trained / "oof.csv")["prediction_id"].str.lower().unique()
+    assert all(f'data-id="{breast}"' in page for breast in breasts)
+    assert "Map over the mammogram" in page
+    assert read_json(trained / "scores.json")["threshold"] == read_json(trained / "threshold.json")["value"]
 
 
 def test_a_finished_run_trains_nothing(model: Path, prepared: Path, config: Config, quiet: Events) -> None:
@@ -164,7 +195,7 @@ def test_a_fold_of_one_class_is_refused_before_anything_is_loaded(
     prepared: Path, config: Config, tmp_path: Path, quiet: Events, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def no_folds(table: pd.DataFrame, *arguments: object) -> np.ndarray:
-        return np.where(table["cancer"] == 1, 0, 1)
+        return np.where(table.groupby("patient_id")["cancer"].transform("max") == 1, 0, 1)
 
     monkeypatch.setattr("rsna_kit.recipes.train.assign_folds", no_folds)
     monkeypatch.setattr("rsna_kit.training.trainer.Trainer.__init__", killed)
@@ -235,6 +266,22 @@ def test_each_fold_may_have_a_start_of_its_own(
     train(prepared, tmp_path, started, Events(stream=said), Clock(), [0], [model / "bundles" / "fold1"])
     assert "fold 0: starts from a bundle of fold 1. If that was trained on these patients" in said.getvalue()
     assert written(tmp_path)["fold1"] == before["fold1"]
+
+
+def test_folds_that_another_version_dealt_are_not_mixed(
+    model: Path, prepared: Path, config: Config, quiet: Events
+) -> None:
+    """Fold 1 is missing, fold 0 was validated on a patient that is in fold 1 now: training on would leak."""
+    shutil.rmtree(model / "bundles" / "fold1")
+    path = model / "fold0" / "validation.csv"
+    scores = pd.read_csv(path, dtype={"image_id": str})
+    folder = open_prepared(prepared)
+    other = folder.table.loc[~folder.table["image_id"].isin(scores["image_id"]), "image_id"].iloc[0]
+    scores.loc[0, "image_id"] = other
+    scores.to_csv(path, index=False)
+    with pytest.raises(UsageError, match=r"fold0: validated on other patients than fold 0 has now.*another folder"):
+        train(prepared, model, config, quiet, Clock())
+    assert (model / "bundles" / "fold0").is_dir()
 
 
 def test_a_training_that_cannot_begin_removes_nothing(

@@ -11,20 +11,30 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from rsna_kit.competition.leaks import check_folds
 from rsna_kit.config import InferConfig
 from rsna_kit.runtime.errors import BundleError, TableError, UsageError
 from rsna_kit.runtime.events import Events
 from rsna_kit.runtime.files import replacing, write_json
-from rsna_kit.scoring.blend import OBJECTIVES, choose_weights, join_models, nested
-from rsna_kit.scoring.metrics import Metric, at, average_precision, roc_auc
+from rsna_kit.scoring.blend import (
+    OBJECTIVES,
+    choose_weights,
+    join_models,
+    logit_mean,
+    nested,
+    nested_votes,
+    rank_mean,
+)  # fmt: skip
+from rsna_kit.scoring.calibration import calibrate
+from rsna_kit.scoring.contrast import contrast
 from rsna_kit.scoring.threshold import choose_threshold
-from rsna_kit.scoring.uncertainty import Interval, bootstrap, paired
 
 if TYPE_CHECKING:
     from rsna_kit.models.bundle import Bundle
 
 WEIGHTINGS = ("auto", "chosen", "mean")
-MEAN, WEIGHTED = "plain mean", "weighted"
+MEAN, WEIGHTED, RANKS, LOGITS, VOTES = "plain mean", "weighted", "rank mean", "logit mean", "voting"
+_BLENDS = (MEAN, WEIGHTED, RANKS, LOGITS, VOTES)
 _LIST = "ensemble.json"  # as `rsna_kit.models.members.LIST`, which imports no Keras but lies among what does
 _OOF = ("image_id", "prediction_id", "patient_id", "cancer", "fold", "score")
 
@@ -45,9 +55,11 @@ def blend(
             takes those only where they beat the plain mean on folds that did not choose them.
 
     Returns:
-        Weights, threshold and, for each model, the plain mean and the weighted mean (nested: each fold weighted by what
-        the other folds chose), ROC-AUC, PR-AUC and F1 at its own threshold with intervals by patient, and the paired
-        difference to the plain mean. Ready for JSON.
+        Weights, threshold, calibration and, for each model, the plain mean, the weighted mean (nested: each fold
+        weighted by what the other folds chose), rank mean, logit mean and voting (by a majority, each model by a
+        threshold that the other folds chose), ROC-AUC, PR-AUC and F1 at its own threshold with intervals by patient,
+        and the paired differences to the plain mean. The last three are for comparison: `infer` takes weighted means.
+        Ready for JSON.
 
     Raises:
         UsageError: fewer than two models, the same one twice, or an `out` that holds something else.
@@ -72,8 +84,12 @@ def blend(
     labels, scores = breasts["cancer"].to_numpy(), breasts[list(names)].to_numpy(np.float64)
     mean = np.full(len(names), 1 / len(names))
     weighted, by_fold = nested(labels, scores, breasts["fold"].to_numpy(), metric)
-    columns = {name: breasts[name].to_numpy() for name in names} | {MEAN: scores @ mean, WEIGHTED: weighted}
-    table = _compare(labels, columns, breasts["patient_id"])
+    shares = nested_votes(labels, scores, breasts["fold"].to_numpy())
+    columns = {name: breasts[name].to_numpy() for name in names} | {
+        MEAN: scores @ mean, WEIGHTED: weighted, RANKS: rank_mean(scores), LOGITS: logit_mean(scores), VOTES: shares,
+    }  # fmt: skip
+    compared = contrast(labels, columns, breasts["patient_id"], MEAN, calls={VOTES: (shares > 0.5).astype(float)})
+    table = {name: {key: interval.as_dict() for key, interval in row.items()} for name, row in compared.items()}
     _tell(table, events)
 
     better = OBJECTIVES[metric](labels, weighted) > OBJECTIVES[metric](labels, columns[MEAN])
@@ -83,6 +99,7 @@ def blend(
     threshold = choose_threshold(labels, breasts["score"])
     shown = ", ".join(f"{weight:.2f} x {name}" for name, weight in zip(names, weights, strict=True))
     events.say(f"kept: {kept}: {shown}; threshold {threshold.value:.4f}")
+    calibration = calibrate(labels, breasts["score"], breasts["fold"], events.say)
 
     by_bundle = _copy(out, bundles, dict(zip(names, weights.tolist(), strict=True)))
     with replacing(out / "oof.csv") as temporary:
@@ -95,12 +112,13 @@ def blend(
         "threshold": {"rule": "middle of the plateau of the out-of-fold F1 curve", **dataclasses.asdict(threshold)},
         "out_of_fold": table,
     }
-    write_list(out, by_bundle, settings.tta, threshold.value, result)
+    write_list(out, by_bundle, settings.tta, threshold.value, result, calibration)
     return {
         "ok": True,
         "ensemble": str(out / "ensemble.json"),
         "oof": str(out / "oof.csv"),
         "tta": settings.tta,
+        "calibration": calibration,
         **result,
     }
 
@@ -132,7 +150,7 @@ def _names(models: Sequence[Path]) -> dict[str, Path]:
     names = [folder.resolve().name for folder in models]
     found: dict[str, Path] = {}
     for number, (name, folder) in enumerate(zip(names, models, strict=True), 1):
-        unique = name if names.count(name) == 1 and name not in {*_OOF, MEAN, WEIGHTED} else f"{name}-{number}"
+        unique = name if names.count(name) == 1 and name not in {*_OOF, *_BLENDS} else f"{name}-{number}"
         while unique in found or (unique != name and unique in names):
             unique += "-"  # another folder is called so
         found[unique] = folder
@@ -152,6 +170,7 @@ def _read_oof(folder: Path) -> pd.DataFrame:
     if missing or table.empty or table[list(_OOF)].isna().any(axis=None):
         what = f"no column {', '.join(missing)}" if missing else "empty cells or no row"
         raise TableError(f"{path}: {what}, expected {', '.join(_OOF)} of each image. Run train again")
+    check_folds(table, table["fold"], str(path))
     return table
 
 
@@ -166,28 +185,18 @@ def _bundles(folder: Path, table: pd.DataFrame) -> dict[int, Bundle]:
     return found
 
 
-def _compare(labels: np.ndarray, columns: Mapping[str, np.ndarray], patients: pd.Series) -> dict[str, dict[str, Any]]:
-    """Metrics of each column of scores with intervals, and the paired differences to the plain mean."""
-    ranked: dict[str, Metric] = {"roc_auc": roc_auc, "pr_auc": average_precision}
-    rows: dict[str, dict[str, Any]] = {}
-    for name, values in columns.items():
-        threshold = choose_threshold(labels, values).value
-        found: dict[str, Interval] = bootstrap(labels, values, patients, ranked | {"pf1_binary": at("f1", threshold)})
-        rows[name] = {key: interval.as_dict() for key, interval in found.items()}
-        if name != MEAN:
-            gain = paired(labels, columns[MEAN], values, patients, ranked)
-            rows[name] |= {f"{key} - {MEAN}": interval.as_dict() for key, interval in gain.items()}
-    return rows
-
-
 def _tell(table: Mapping[str, Mapping[str, Mapping[str, float | None]]], events: Events) -> None:
     wide = max(map(len, table))
-    events.say(f"{'':<{wide}}  {'ROC-AUC':<21}  {'minus the mean':<24}  {'PR-AUC':<21}  F1 at its own threshold")
+    heads = ("ROC-AUC", "minus the mean", "PR-AUC", "F1 at its threshold", "minus the mean")
+    widths = (21, 24, 21, 21, 24)
+    lines = [("", heads)]
     for name, row in table.items():
-        cells = [_cell(row["roc_auc"]), _cell(row.get(f"roc_auc - {MEAN}"), signed=True), _cell(row["pr_auc"])]
-        widths = (21, 24, 21)
+        roc_auc, pr_auc, f1 = (_cell(row[key]) for key in ("roc_auc", "pr_auc", "pf1_binary"))
+        gains = [_cell(row.get(f"{key} - {MEAN}"), signed=True) for key in ("roc_auc", "pf1_binary")]
+        lines.append((name, (roc_auc, gains[0], pr_auc, f1, gains[1])))
+    for name, cells in lines:
         padded = "  ".join(f"{cell:<{width}}" for cell, width in zip(cells, widths, strict=True))
-        events.say(f"{name:<{wide}}  {padded}  {_cell(row['pf1_binary'])}")
+        events.say(f"{name:<{wide}}  {padded}".rstrip())
 
 
 def _cell(interval: Mapping[str, float | None] | None, signed: bool = False) -> str:

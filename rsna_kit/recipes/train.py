@@ -12,12 +12,15 @@ from typing import Any
 import pandas as pd
 
 from rsna_kit.competition.folds import assign_folds
+from rsna_kit.competition.leaks import check_folds
 from rsna_kit.config import Config, ModelConfig, to_dict
+from rsna_kit.recipes.report import PAGE, report_training
 from rsna_kit.runtime.clock import Clock, format_duration
 from rsna_kit.runtime.errors import BundleError, MissingDependencyError, RsnaKitError, UsageError
 from rsna_kit.runtime.events import Events
 from rsna_kit.runtime.files import replacing, write_json
 from rsna_kit.scoring.breasts import to_breasts
+from rsna_kit.scoring.calibration import calibrate
 from rsna_kit.scoring.metrics import average_precision_score, pf1_score, roc_auc_score
 from rsna_kit.scoring.threshold import apply_threshold, choose_threshold
 
@@ -32,9 +35,10 @@ def train(
 
     Args:
         prepared_dir: folder written by `prepare` with the same image section.
-        out: folder for `bundles/fold<k>/`, `fold<k>/` (history, curves, validation scores), `oof.csv` and
-            `threshold.json`. A fold that is done there with the same data, configuration and starting weights is
-            kept; one that was killed or stopped goes on from its checkpoint.
+        out: folder for `bundles/fold<k>/`, `fold<k>/` (history, curves, validation scores), `oof.csv`,
+            `threshold.json`, `scores.json` and a page of it all, `report.html`. A fold that is done there with the same
+            data, configuration and starting weights is kept; one that was killed or stopped goes on from its
+            checkpoint.
         config: all sections.
         clock: its limit is shared out evenly over the folds that are left.
         folds: only these folds; the threshold is chosen on the folds that are done.
@@ -56,6 +60,7 @@ def train(
 
     prepared = open_prepared(prepared_dir, config.image)
     dealt = assign_folds(prepared.table, config.train.folds, config.train.seed, config.train.hold_out)
+    check_folds(prepared.table, dealt)
     table = prepared.table.assign(fold=dealt)
     chosen = sorted(set(folds)) if folds else list(range(config.train.folds))
     if not set(chosen) <= set(range(config.train.folds)):
@@ -69,6 +74,7 @@ def train(
 
     wanted = _Wanted(config, prepared.data_fingerprint, _start_digest(config.model, weights), tuple(chosen))
     left = [fold for fold in chosen if _state(out, fold, wanted) != "done"]
+    _check_same_folds(out, table, [fold for fold in range(config.train.folds) if _state(out, fold, wanted)])
     for fold in sorted(set(chosen) - set(left)):
         events.say(f"fold {fold}: kept from an earlier run")
         (out / f"fold{fold}" / CHECKPOINT).unlink(missing_ok=True)  # of a run that was killed right before this
@@ -119,14 +125,19 @@ def train(
     breasts = to_breasts(oof, oof)
     threshold = choose_threshold(breasts["cancer"], breasts["score"])
     how = {"rule": "middle of the plateau of the out-of-fold F1 curve", "folds": done, **dataclasses.asdict(threshold)}
+    fold_of = breasts["prediction_id"].map(oof.groupby("prediction_id")["fold"].first())
+    calibration = calibrate(breasts["cancer"], breasts["score"], fold_of, events.say)
     for fold in done:
-        set_threshold(out / "bundles" / f"fold{fold}", threshold.value, how)
-    write_json(out / "threshold.json", how)
+        set_threshold(out / "bundles" / f"fold{fold}", threshold.value, how, calibration)
+    write_json(out / "threshold.json", {**how, "calibration": calibration})
     write_json(out / "config.json", to_dict(config))
+    if left or not (out / PAGE).is_file():
+        report_training(out, prepared_dir, events, clock)
     return {
         "ok": not stopped and not skipped,
         "bundles": str(out / "bundles"),
         "oof": str(out / "oof.csv"),
+        "report": str(out / PAGE) if (out / PAGE).is_file() else None,
         "folds": done,
         "stopped_by_clock": stopped,
         "skipped": skipped,
@@ -208,6 +219,20 @@ def _state(out: Path, fold: int, wanted: _Wanted) -> str:
     if bundle.metadata["data_fingerprint"] != wanted.data_fingerprint or not same or not wanted.starts(fold, started):
         return ""
     return "stopped" if bundle.metadata["cv"].get("stopped") else "done"
+
+
+def _check_same_folds(out: Path, table: pd.DataFrame, kept: Sequence[int]) -> None:
+    """Refuse to go on with folds that another version dealt: what is validated now was trained on then.
+
+    Raises:
+        UsageError: a fold that is kept was validated on other images than the fold of that number has now.
+    """
+    for fold in kept:
+        if set(_validation_scores(out, fold)["image_id"]) != set(table.loc[table["fold"] == fold, "image_id"]):
+            raise UsageError(
+                f"{out / f'fold{fold}'}: validated on other patients than fold {fold} has now: an earlier version "
+                "dealt them another way, and the two do not go together. Train into another folder."
+            )
 
 
 def _remove_foreign(out: Path, wanted: _Wanted, events: Events) -> None:

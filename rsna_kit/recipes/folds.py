@@ -1,0 +1,216 @@
+"""A prepared folder → how even its folds are, and what leaks between them: shared patients, films there twice."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from rsna_kit.competition.folds import assign_folds
+from rsna_kit.competition.leaks import shared_patients
+from rsna_kit.competition.rows import read_rows
+from rsna_kit.config import TrainConfig
+from rsna_kit.runtime.errors import TableError
+from rsna_kit.runtime.events import Events
+from rsna_kit.runtime.files import replacing
+from rsna_kit.scoring.subgroups import breast_facts
+
+if TYPE_CHECKING:
+    from rsna_kit.data.shards import Prepared
+
+_NEAREST = 4  # pairs below the limit that the sheet shows beside the duplicates, for comparison
+_MOST_DRAWN = 40
+_ROW = 320  # pixels of a picture on the sheet
+_MOST_FOLDS = 1000
+
+
+def folds(
+    prepared_dir: Path, settings: TrainConfig, events: Events, given: Path | None = None, out: Path | None = None,
+    pictures: bool = True,
+) -> dict[str, Any]:  # fmt: skip
+    """Show the folds of a prepared folder and look for leaks.
+
+    Args:
+        prepared_dir: folder written by `prepare`.
+        settings: its `folds`, `seed` and `hold_out` deal the patients, as `train` does.
+        events: progress.
+        given: a CSV file with `image_id` and `fold` whose folds are shown instead; the `oof.csv` of a run fits. Images
+            that it does not name are left out.
+        out: folder for `folds.csv` and, where pictures are compared, `duplicates.csv` and `duplicates.png`.
+        pictures: look for films that are there twice.
+
+    Returns:
+        `folds` (what is in each), `balance` (breasts and cancers of every level of every fact in each fold, and the
+        difference between the largest and the smallest share), `shared_patients`, `duplicates`; ready for JSON. `ok`
+        is False where a patient is in two folds, or one film is in two folds under different patients.
+
+    Raises:
+        UsageError: folds that cannot be dealt.
+        TableError: a file of folds that cannot be read, or that names none of the images.
+        ShardError: a prepared folder that is not whole.
+    """
+    from rsna_kit.data.shards import open_prepared
+
+    prepared = open_prepared(prepared_dir, verify=False)
+    table = prepared.table
+    if given is None:
+        table = table.assign(fold=assign_folds(table, settings.folds, settings.seed, settings.hold_out))
+        dealt = f"{settings.folds} folds, seed {settings.seed}, held out: {settings.hold_out}"
+    else:
+        table, dealt = _with_given(table, given), str(given)
+    events.say(f"folds: {len(table)} images of {table['patient_id'].nunique()} patients; {dealt}")
+    totals, balance = _totals(table), _balance(table)
+    _tell(totals, balance, events)
+    shared = shared_patients(table, table["fold"])
+    for patient, into in shared.items():
+        events.say(f"LEAK: patient {patient} is in folds {' and '.join(map(str, into))}", kind="leak")
+    result: dict[str, Any] = {
+        "ok": not len(shared),
+        "dealt": dealt,
+        "folds": [{"fold": int(str(fold)), **row} for fold, row in totals.to_dict("index").items()],
+        "balance": balance.to_dict("records"),
+        "shared_patients": {str(patient): into for patient, into in shared.items()},
+    }
+    if out is not None:
+        _write(table[["image_id", "patient_id", "fold"]], out / "folds.csv")
+        result["out"] = str(out)
+    if pictures:
+        pairs = _pairs(prepared, table, events)
+        same = pairs[pairs["same"]]
+        across = same[same["first_fold"] != same["second_fold"]]
+        result["ok"] = result["ok"] and across.empty
+        result["duplicates"] = {
+            "looked_at": len(pairs), "same": len(same), "across_folds": len(across), "pairs": same.to_dict("records"),
+        }  # fmt: skip
+        if out is not None:
+            _write(pairs, out / "duplicates.csv")
+            _draw(prepared, pairs, out / "duplicates.png")
+    return result
+
+
+def _with_given(table: pd.DataFrame, path: Path) -> pd.DataFrame:
+    """The rows of the table that the file names, with its folds."""
+    rows = read_rows(path)
+    rows.require(["image_id", "fold"])
+    fold_of = pd.Series(rows.whole("fold", 0, _MOST_FOLDS).to_numpy(), index=rows.unique("image_id"))
+    known = table[table["image_id"].isin(fold_of.index)]
+    if known.empty:
+        raise TableError(f"{path}: names none of the {len(table)} prepared images. Is it of another prepared folder?")
+    return known.assign(fold=known["image_id"].map(fold_of).astype("int64")).reset_index(drop=True)
+
+
+def _totals(table: pd.DataFrame) -> pd.DataFrame:
+    """What is in each fold: images, patients, breasts and those with cancer, by fold."""
+    ill = table[table["cancer"] == 1]
+    columns = {}
+    for name, ids in (("patients", "patient_id"), ("breasts", "prediction_id"), ("images", "image_id")):
+        columns[name] = table.groupby("fold")[ids].nunique()
+        columns[f"{name} with cancer"] = ill.groupby("fold")[ids].nunique()
+    return pd.DataFrame(columns).fillna(0).astype("int64")
+
+
+def _balance(table: pd.DataFrame) -> pd.DataFrame:
+    """`fact`, `level`, `breasts` and `cancers` (lists, by fold), `spread` of the shares of a fold's breasts."""
+    facts = breast_facts(table)
+    breasts = table.groupby("prediction_id", sort=False).agg({"fold": "first", "cancer": "max"}).reindex(facts.index)
+    rows = []
+    for fact in facts.columns:
+        counts = pd.crosstab(facts[fact], breasts["fold"])
+        if len(counts) == 1:
+            continue
+        ill = pd.crosstab(facts[fact], breasts["fold"], values=breasts["cancer"], aggfunc="sum").fillna(0).astype(int)
+        shares = counts / counts.sum()
+        for level in counts.index.drop("no", errors="ignore"):
+            rows.append({
+                "fact": fact, "level": level, "breasts": counts.loc[level].tolist(), "cancers": ill.loc[level].tolist(),
+                "spread": round(float(shares.loc[level].max() - shares.loc[level].min()), 4),
+            })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def _tell(totals: pd.DataFrame, balance: pd.DataFrame, events: Events) -> None:
+    def line(name: str, cells: list[str], last: str = "") -> str:
+        return (f"{name:<24}" + "".join(f"{cell:>14}" for cell in cells) + f"{last:>10}").rstrip()
+
+    events.say(line("fold", [str(fold) for fold in totals.index]))
+    for name in totals.columns:
+        events.say(line(str(name), [str(count) for count in totals[name]]))
+    events.say(line("breasts (cancers)", [], "spread".rjust(14 * len(totals) + 10)))
+    for row in balance.to_dict("records"):
+        cells = [f"{breasts} ({cancers})" for breasts, cancers in zip(row["breasts"], row["cancers"], strict=True)]
+        events.say(line(f"{row['fact']} {row['level']}", cells, f"{100 * row['spread']:.2f} %"))
+
+
+def _pairs(prepared: Prepared, table: pd.DataFrame, events: Events) -> pd.DataFrame:
+    """Similar pictures of different patients, with their patients and folds."""
+    from rsna_kit.data.duplicates import find_duplicates
+    from rsna_kit.data.shards import read_picture
+
+    ids, patients = table["image_id"].tolist(), table["patient_id"].tolist()
+    pairs = find_duplicates(lambda image_id: read_picture(prepared, image_id), ids, patients, events)
+    rows = table.set_index("image_id")
+    for side in ("first", "second"):
+        pairs[f"{side}_patient"] = pairs[side].map(rows["patient_id"])
+        pairs[f"{side}_fold"] = pairs[side].map(rows["fold"])
+    same = pairs[pairs["same"]]
+    across = same["first_fold"] != same["second_fold"]
+    events.say(
+        f"films that are there twice under different patients: {len(same)}, {int(across.sum())} of them in two folds "
+        f"({len(pairs)} similar pairs were looked at)"
+    )
+    for pair, leak in zip(same.to_dict("records"), across, strict=True):
+        events.say(
+            f"{'LEAK' if leak else 'twice'}: {_named(pair, 'first')} and {_named(pair, 'second')} show the same film, "
+            f"{pair['turn']} (agreement {pair['agreement']:.2f})",
+            kind="leak" if leak else "duplicate",
+        )
+    return pairs
+
+
+def _named(pair: Mapping[Any, Any], side: str) -> str:
+    return f"{pair[side]} (patient {pair[f'{side}_patient']}, fold {pair[f'{side}_fold']})"
+
+
+def _draw(prepared: Prepared, pairs: pd.DataFrame, path: Path) -> None:
+    """The duplicates and the nearest pairs that are none, side by side; nothing where no pair is similar."""
+    import cv2
+
+    shown = pd.concat([pairs[pairs["same"]].head(_MOST_DRAWN), pairs[~pairs["same"]].head(_NEAREST)])
+    if shown.empty:
+        path.unlink(missing_ok=True)
+        return
+    with replacing(path) as temporary:
+        cv2.imwrite(str(temporary), np.vstack([np.hstack(two) for two in _in_twos(_tiles(prepared, shown))]))
+
+
+def _tiles(prepared: Prepared, pairs: pd.DataFrame) -> Iterator[np.ndarray]:
+    import cv2
+
+    from rsna_kit.data.duplicates import turned
+    from rsna_kit.data.shards import read_picture
+
+    for pair in pairs.to_dict("records"):
+        two = [read_picture(prepared, pair["first"]), turned(read_picture(prepared, pair["second"]), pair["turn"])]
+        width = max(1, round(_ROW * two[0].shape[1] / two[0].shape[0]))
+        drawn = [cv2.resize(one, (width, _ROW), interpolation=cv2.INTER_AREA) for one in two]
+        tile = np.full((_ROW + 52, max(2 * width + 4, 560)), 24, np.uint8)
+        tile[52:, :width], tile[52:, width + 4 : 2 * width + 4] = drawn
+        verdict = "SAME FILM" if pair["same"] else "not the same film"
+        lines = (f"{verdict}, agreement {pair['agreement']:.2f}, second {pair['turn']}", _named(pair, "first"),
+                 _named(pair, "second"))  # fmt: skip
+        for number, line in enumerate(lines):
+            cv2.putText(tile, line, (4, 14 + 16 * number), cv2.FONT_HERSHEY_SIMPLEX, 0.42, 235, 1, cv2.LINE_AA)
+        yield tile
+
+
+def _in_twos(tiles: Iterator[np.ndarray]) -> Iterator[list[np.ndarray]]:
+    for left in tiles:
+        yield [left, next(tiles, np.full_like(left, 24))]
+
+
+def _write(frame: pd.DataFrame, path: Path) -> None:
+    with replacing(path) as temporary:
+        frame.to_csv(temporary, index=False)
