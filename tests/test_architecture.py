@@ -66,7 +66,8 @@ def test_imports_point_up_the_list(path: Path) -> None:
 
 def test_there_are_no_import_cycles() -> None:
     names = {".".join(p.relative_to(ROOT).with_suffix("").parts): p for p in MODULES}
-    graph = {n: {m for m in names for i in imports(p) if i == m or i.startswith(m + ".")} for n, p in names.items()}
+    found = {name: imports(path) for name, path in names.items()}
+    graph = {n: {m for m in names for i in found[n] if i == m or i.startswith(m + ".")} for n in names}
     graph = {n: {m for m in edges if not m.endswith("__init__") and m != n} for n, edges in graph.items()}
     while leaves := [n for n, edges in graph.items() if not edges]:
         graph = {n: edges - set(leaves) for n, edges in graph.items() if n not in leaves}

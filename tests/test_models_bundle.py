@@ -157,9 +157,19 @@ def test_a_bundle_holds_no_pickle(bundle: Path) -> None:
 
 
 def test_the_threshold_can_be_set_again(copy: Path) -> None:
-    set_threshold(copy, 0.25, {"rule": "plateau"})
+    assert open_bundle(copy).calibration is None
+    fitted = {"method": "platt", "parameters": {"slope": 1.0, "intercept": 0.0}}
+    set_threshold(copy, 0.25, {"rule": "plateau"}, fitted)
+    assert open_bundle(copy).calibration == fitted
     assert open_bundle(copy).threshold == 0.25
     assert json.loads((copy / "threshold.json").read_text())["how"] == {"rule": "plateau"}
+
+
+def test_a_bundle_from_before_calibrations_opens(copy: Path) -> None:
+    (copy / "threshold.json").write_text('{"threshold": 0.25, "how": null}')
+    resealed(copy, "threshold.json")
+    opened = open_bundle(copy)
+    assert (opened.threshold, opened.calibration) == (0.25, None)
 
 
 def test_a_crash_while_setting_the_threshold_leaves_a_whole_bundle(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:

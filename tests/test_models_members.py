@@ -66,6 +66,24 @@ def test_bundles_without_a_list_count_alike(bundle: Path, tmp_path: Path) -> Non
     assert (members.threshold, members.tta, members.source) == (pytest.approx(0.4), "none", None)
 
 
+def test_a_calibration_is_common_or_there_is_none(bundle: Path, tmp_path: Path) -> None:
+    folders = [another(bundle, tmp_path / name) for name in ("a", "b", "c")]
+    fitted = {"method": "platt", "parameters": {"slope": 1.0, "intercept": 0.0}}
+    for folder in folders[:2]:
+        set_threshold(folder, 0.5, "test", fitted)
+    assert equal_members(folders[:2]).calibration == fitted
+    assert equal_members(folders).calibration is None
+    set_threshold(folders[2], 0.5, "test", fitted | {"method": "other"})
+    assert equal_members(folders).calibration is None
+
+
+def test_a_list_carries_a_calibration_of_its_own(folder: Path) -> None:
+    assert open_list(folder).calibration is None
+    weights = {"bundles/a-fold0": 1, "bundles/b-fold0": 3}
+    write_list(folder, weights, "none", 0.5, {}, {"method": "platt"})
+    assert open_list(folder).calibration == {"method": "platt"}
+
+
 def test_a_bundle_without_a_threshold_is_refused(bundle: Path, tmp_path: Path) -> None:
     shutil.copytree(bundle, tmp_path / "new")
     (tmp_path / "new" / "threshold.json").write_text('{"threshold": null}')

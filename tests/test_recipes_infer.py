@@ -28,6 +28,7 @@ from rsna_kit.recipes.infer import infer
 from rsna_kit.runtime.clock import Clock
 from rsna_kit.runtime.errors import BundleError, MissingDependencyError, TableError, UsageError
 from rsna_kit.runtime.events import Events
+from rsna_kit.runtime.files import read_json, sha256_file, write_json
 
 pytestmark = pytest.mark.tf
 
@@ -62,6 +63,60 @@ def test_scores_are_those_of_the_model(hidden: Path, bundle: Path, tmp_path: Pat
     np.testing.assert_allclose(got, wanted[got.index], atol=1e-5)
     called = submission(tmp_path / "out", hidden).set_index("prediction_id")["cancer"]
     assert (called == (got >= 0.5)).all()
+
+
+FITTED = {"method": "beta", "parameters": {"a": 1.5, "b": 0.5, "c": -2.0}}
+
+
+def test_a_calibration_adds_probabilities_and_changes_nothing_else(
+    hidden: Path, bundle: Path, tmp_path: Path, tiny: Config, quiet: Events
+) -> None:
+    """A breast of which no image can be read has the prior as its probability, whatever the calibration makes of it."""
+    for _, path in find_competition(hidden).files("test", read_test(hidden / "test.csv").iloc[:1]):
+        shutil.rmtree(path.parent)
+    calibrated = Path(shutil.copytree(bundle, tmp_path / "calibrated"))
+    set_threshold(calibrated, 0.5, "test", FITTED)
+    results, tables = {}, {}
+    for name, given in (("plain", bundle), ("fitted", calibrated)):
+        results[name] = infer(hidden, tmp_path / name, [given], tiny.infer, quiet, Clock())
+        tables[name] = pd.read_csv(tmp_path / name / "scores.csv", float_precision="round_trip")
+    assert [results[name]["calibration"] for name in ("plain", "fitted")] == [None, "beta"]
+    assert list(tables["fitted"].columns) == ["prediction_id", "score", "probability", "images"]
+    pd.testing.assert_frame_equal(tables["fitted"].drop(columns="probability"), tables["plain"])
+    score = tables["fitted"]["score"]
+    wanted = 1 / (1 + np.exp(-(1.5 * np.log(score) - 0.5 * np.log(1 - score) - 2)))
+    unseen = tables["fitted"]["images"] == 0
+    assert unseen.any()
+    np.testing.assert_allclose(tables["fitted"]["probability"], np.where(unseen, tiny.infer.prior, wanted), rtol=1e-12)
+    files = [(tmp_path / name / "submission.csv").read_bytes() for name in ("plain", "fitted")]
+    assert files[0] == files[1]
+
+
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        (None, "the bundles differ in their calibration: blend"),
+        ({"method": "spline", "parameters": {}}, "calibration: got method 'spline'"),
+    ],
+)
+def test_without_a_usable_calibration_the_column_is_left_out_and_it_is_said(
+    hidden: Path, bundle: Path, tmp_path: Path, tiny: Config, other: dict | None, said: str
+) -> None:
+    calibrated = Path(shutil.copytree(bundle, tmp_path / "models" / "calibrated"))
+    set_threshold(calibrated, 0.5, "test", other or FITTED)
+    if other is None:
+        without = Path(shutil.copytree(bundle, tmp_path / "models" / "without"))
+        metadata = read_json(without / "metadata.json")
+        with open(without / "model.weights.h5", "ab") as file:
+            file.write(b"other weights")  # as far as their checksum tells
+        metadata["sha256"]["model.weights.h5"] = sha256_file(without / "model.weights.h5")
+        write_json(without / "metadata.json", metadata)
+    stream = io.StringIO()
+    result = infer(hidden, tmp_path / "out", [tmp_path / "models"], tiny.infer, Events(stream=stream), Clock())
+    assert f"scores.csv gets no column probability: {said}" in stream.getvalue()
+    assert result["ok"]
+    assert result["calibration"] is None
+    assert list(pd.read_csv(tmp_path / "out" / "scores.csv").columns) == ["prediction_id", "score", "images"]
 
 
 def test_bad_files_cost_their_images_only(

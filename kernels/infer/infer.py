@@ -1,61 +1,62 @@
 """Kaggle kernel: the hidden test's DICOMs become submission.csv.
 
-Inputs: the competition, the datasets rsna-kit and rsna-weights (or the output of the kernel rsna-kit-train),
-and rsna-wheels where the image lacks a package. Internet off. A commit run that fails too many images ends
-with an error; the scoring rerun keeps the submission it has once images are scored.
+Inputs: the competition, the dataset rsna-kit, and rsna-wheels where the image lacks a package; bundles from a Kaggle
+Model, the output of the kernel rsna-kit-train or the dataset rsna-weights, in this order. Internet off. A commit run
+that fails too many images ends with an error; the scoring rerun keeps the submission it has once images are scored.
 """
 
 import json
 import os
-import subprocess
 import sys
 import traceback
 from pathlib import Path
 
-INPUT = Path(os.environ.get("RSNA_KIT_INPUT", "/kaggle/input"))
-WORKING = Path(os.environ.get("RSNA_KIT_WORKING", "/kaggle/working"))
-
-
-def attached(slug: str) -> Path | None:
-    """The folder of an attached dataset, in the mount layout since 2025 or the older one."""
-    return next((folder for pattern in (f"datasets/*/{slug}", slug) for folder in INPUT.glob(pattern)), None)
+KERNEL = "infer"
+SETTINGS = {  # kernels/README.md says what each means; scripts/push fills them
+    "SET": "",
+    "BUNDLES": "",
+    "TIME_LIMIT": "8h30m",  # Kaggle stops the run at 9 h: half an hour for its start, its end and the writing
+    "REQUIRE_GPU": "no",
+}
 
 
 def attach_library() -> None:
-    """Install what Kaggle's image lacks, without the network, and make the library importable."""
-    if wheels := attached("rsna-wheels"):
-        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--find-links"]
-        subprocess.run([*pip, str(wheels), "--requirement", str(wheels / "requirements.txt")], check=True)
-    library = attached("rsna-kit")
-    if library is None or not (library / "rsna_kit" / "__init__.py").is_file():
-        sys.exit(f"Attach the dataset 'rsna-kit'. {INPUT} holds: {sorted(str(p) for p in INPUT.glob('*/*'))}")
-    sys.path.insert(0, str(library))
+    """Make the attached library importable, in either mount layout; it looks at everything else."""
+    root = Path(os.environ.get("RSNA_KIT_INPUT") or "/kaggle/input")
+    places = ("datasets/*/*", "datasets/*/*/*", "*", "*/*")  # no image tree lies on these ways
+    found = [path.parents[1] for place in places for path in root.glob(f"{place}/rsna_kit/__init__.py")]
+    if len(found) == 1:
+        sys.path.insert(0, str(found[0]))
+        return
+    there = sorted(str(path) for pattern in ("*", "*/*", "datasets/*/*") for path in root.glob(pattern))[:40]
+    reason = f"Attach the dataset rsna-kit, once. Found: {[str(path) for path in found]}. {root} holds: {there}"
+    verdict = json.dumps({"ok": False, "kernel": KERNEL, "reason": reason})
+    Path(os.environ.get("RSNA_KIT_WORKING") or "/kaggle/working", "verdict.json").write_text(verdict)
+    print(f"Error: {reason}", file=sys.stderr, flush=True)
+    print(f"RSNA_KIT_VERDICT {verdict}", flush=True)
+    sys.exit(1)
 
 
 attach_library()
 
-from rsna_kit.competition.paths import find_inputs
-from rsna_kit.config import Config, with_overrides
-from rsna_kit.recipes.infer import infer
-from rsna_kit.runtime.clock import Clock, parse_duration
-from rsna_kit.runtime.events import Events
-from rsna_kit.runtime.hardware import describe
+from rsna_kit.recipes.session import Session, run
 
-print(json.dumps(describe()))
-rerun = bool(os.environ.get("KAGGLE_IS_COMPETITION_RERUN"))
-config = with_overrides(Config(), os.environ.get("RSNA_KIT_SET", "").split())
-bundles = [folder for folder in find_inputs("metadata.json", INPUT, depth=7) if (folder / "model.weights.h5").is_file()]
-bundles += find_inputs("ensemble.json", INPUT, depth=7)  # written by blend: it names bundles and their weights
-print("bundles:", *bundles, sep="\n  ")
-# Kaggle stops the run at 9 h; half an hour is left for its start, its end and the writing.
-clock = Clock(parse_duration(os.environ.get("RSNA_KIT_TIME_LIMIT", "8h30m")))
-try:
-    result = infer(None, WORKING, bundles, config.infer, Events(WORKING / "events.jsonl"), clock, config.decode)
-except Exception:
-    if not (rerun and (WORKING / "image_scores.csv").is_file()):
-        raise
-    traceback.print_exc()  # some images are scored, and nobody can start the scoring rerun again
-    sys.exit(0)
-print(json.dumps(result, indent=2))
-if not result["ok"] and not rerun:
-    sys.exit(1)
+
+def work(session: Session) -> dict:
+    """What this kernel is for. Imports stand here, because one that fails is to end in a verdict, too."""
+    from rsna_kit.recipes.infer import first_submission, infer
+
+    out, config = session.working, session.config()
+    first_submission(None, out, config.infer, session.events)
+    bundles = session.bundles()
+    session.require_gpu()
+    try:
+        return infer(None, out, bundles, config.infer, session.events, session.clock, config.decode)
+    except Exception as error:
+        if not (session.rerun and (out / "image_scores.csv").is_file()):
+            raise
+        traceback.print_exc()  # some images are scored, and nobody can start the scoring rerun again
+        return {"ok": False, "reason": f"{type(error).__name__}: {error}"}
+
+
+sys.exit(run(KERNEL, SETTINGS, ["cv2", "dicomsdl", "imagecodecs", "keras", "pydicom"], work))

@@ -6,41 +6,44 @@ The output folder holds 20 GB: 54,706 PNG pictures fit at 1024x512, not at 1536x
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
-INPUT = Path(os.environ.get("RSNA_KIT_INPUT", "/kaggle/input"))
-WORKING = Path(os.environ.get("RSNA_KIT_WORKING", "/kaggle/working"))
-
-
-def attached(slug: str) -> Path | None:
-    """The folder of an attached dataset, in the mount layout since 2025 or the older one."""
-    return next((folder for pattern in (f"datasets/*/{slug}", slug) for folder in INPUT.glob(pattern)), None)
+KERNEL = "prepare"
+SETTINGS = {  # kernels/README.md says what each means; scripts/push fills them
+    "PRESET": "default",
+    "SET": "",
+}
 
 
 def attach_library() -> None:
-    """Install what Kaggle's image lacks, without the network, and make the library importable."""
-    if wheels := attached("rsna-wheels"):
-        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--find-links"]
-        subprocess.run([*pip, str(wheels), "--requirement", str(wheels / "requirements.txt")], check=True)
-    library = attached("rsna-kit")
-    if library is None or not (library / "rsna_kit" / "__init__.py").is_file():
-        sys.exit(f"Attach the dataset 'rsna-kit'. {INPUT} holds: {sorted(str(p) for p in INPUT.glob('*/*'))}")
-    sys.path.insert(0, str(library))
+    """Make the attached library importable, in either mount layout; it looks at everything else."""
+    root = Path(os.environ.get("RSNA_KIT_INPUT") or "/kaggle/input")
+    places = ("datasets/*/*", "datasets/*/*/*", "*", "*/*")  # no image tree lies on these ways
+    found = [path.parents[1] for place in places for path in root.glob(f"{place}/rsna_kit/__init__.py")]
+    if len(found) == 1:
+        sys.path.insert(0, str(found[0]))
+        return
+    there = sorted(str(path) for pattern in ("*", "*/*", "datasets/*/*") for path in root.glob(pattern))[:40]
+    reason = f"Attach the dataset rsna-kit, once. Found: {[str(path) for path in found]}. {root} holds: {there}"
+    verdict = json.dumps({"ok": False, "kernel": KERNEL, "reason": reason})
+    Path(os.environ.get("RSNA_KIT_WORKING") or "/kaggle/working", "verdict.json").write_text(verdict)
+    print(f"Error: {reason}", file=sys.stderr, flush=True)
+    print(f"RSNA_KIT_VERDICT {verdict}", flush=True)
+    sys.exit(1)
 
 
 attach_library()
 
-from rsna_kit.config import with_overrides
-from rsna_kit.presets import preset
-from rsna_kit.recipes.prepare import prepare
-from rsna_kit.runtime.events import Events
-from rsna_kit.runtime.hardware import describe
+from rsna_kit.recipes.session import Session, run
 
-print(json.dumps(describe()))
-settings = ["image.height=1024", "image.width=512", "data.save=none", *os.environ.get("RSNA_KIT_SET", "").split()]
-config = with_overrides(preset("default"), settings)
-result = prepare(None, WORKING / "prepared", config, Events(WORKING / "events.jsonl"))
-print(json.dumps(result, indent=2))
-sys.exit(0 if result["ok"] else 1)
+
+def work(session: Session) -> dict:
+    """What this kernel is for. Imports stand here, because one that fails is to end in a verdict, too."""
+    from rsna_kit.recipes.prepare import prepare
+
+    config = session.config("image.height=1024 image.width=512 data.save=none")
+    return prepare(None, session.working / "prepared", config, session.events)
+
+
+sys.exit(run(KERNEL, SETTINGS, ["cv2", "dicomsdl", "imagecodecs", "pydicom", "tensorflow"], work))

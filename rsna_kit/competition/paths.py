@@ -1,7 +1,11 @@
-"""Where the competition's files are: a folder someone names, or one of Kaggle's two mount layouts.
+"""Where the competition's files and other inputs are: a folder someone names, or one of Kaggle's two mount layouts.
 
-    <input>/competitions/rsna-breast-cancer-detection/   kernels pushed through the API (since 2025)
-    <input>/rsna-breast-cancer-detection/                older kernels and kernels made in the browser
+    source       kernels pushed through the API (since 2025)         older kernels, and those made in the browser
+    competition  <input>/competitions/<slug>                         <input>/<slug>
+    dataset      <input>/datasets/<owner>/<slug>                     <input>/<slug>
+    kernel       <input>/notebooks/<owner>/<slug>                    <input>/<slug>
+    model        <input>/models/<owner>/<model>/<framework>/         <input>/<model>/<framework>/<variation>/<version>,
+                 <variation>/<version>                               <input>/m/<owner>/<model>/...
 
 `<input>` is `/kaggle/input`, or what the environment variable RSNA_KIT_INPUT says. Image folders hold
 tens of thousands of files on a network disk: nothing here lists them.
@@ -22,6 +26,12 @@ SLUG = "rsna-breast-cancer-detection"
 _IMAGE_FOLDERS = {"train": "train_images", "test": "test_images"}
 # A folder with more entries than this is data, not a place where bundles lie: find_inputs does not enter its children.
 _MOST_ENTRIES = 1000
+_NEW_LAYOUT = {"competitions": ("competition", 1), "datasets": ("dataset", 2), "notebooks": ("kernel", 2),
+               "models": ("model", 5), "m": ("model", 5)}  # fmt: skip
+# What Kaggle calls a model's framework, in lower case as it mounts it.
+_FRAMEWORKS = {"flax", "jax", "keras", "onnx", "other", "pytorch", "scikitlearn", "tensorflow1", "tensorflow2",
+               "tflite", "tfjs", "transformers"}  # fmt: skip
+_PHANTOM = "phantom.json"  # in a competition that `rsna-kit phantom` wrote
 
 
 @dataclass(frozen=True)
@@ -75,22 +85,60 @@ def input_root() -> Path:
     return Path(os.environ.get("RSNA_KIT_INPUT") or "/kaggle/input")
 
 
+@dataclass(frozen=True)
+class Source:
+    """Something that is attached to a kernel.
+
+    Attributes:
+        kind: "competition", "dataset", "kernel" (its output) or "model". In the older layout the place does not tell a
+            dataset from a kernel's output: a folder with verdict.json or events.jsonl is taken for the latter.
+        reference: as Kaggle's metadata name it, `owner/slug`; in the older layout without the owner.
+        path: where it is mounted.
+    """
+
+    kind: str
+    reference: str
+    path: Path
+
+
+def attached_sources(root: Path | None = None) -> list[Source]:
+    """Everything that is attached, in either layout, sorted by kind and name; lists at most five levels of folders."""
+    root = root or input_root()
+    found: list[Source] = []
+    for top in _children(root):
+        if top.name in _NEW_LAYOUT:
+            kind, depth = _NEW_LAYOUT[top.name]
+            found += [Source(kind, str(path.relative_to(top)), path) for path in _below(top, depth)]
+        else:
+            frameworks = [child for child in _children(top) if child.name in _FRAMEWORKS]
+            versions = [path for child in frameworks for path in _below(child, 2) if path.name.isdigit()]
+            found += [Source("model", str(path.relative_to(root)), path) for path in versions]
+            if not versions:
+                output = any((top / name).is_file() for name in ("verdict.json", "events.jsonl"))
+                kind = "competition" if top.name == SLUG else "kernel" if output else "dataset"
+                found.append(Source(kind, top.name, top))
+    return sorted(found, key=lambda source: (source.kind, source.reference))
+
+
 def find_competition(where: Path | None = None) -> Competition:
     """Find the competition's tables.
 
     Args:
-        where: the folder that holds train.csv and/or test.csv; None looks at both Kaggle mounts.
+        where: the folder that holds train.csv and/or test.csv; None looks at both Kaggle mounts, and where there is no
+            competition for an attached phantom, which a scoring run never takes.
 
     Raises:
         UsageError: no candidate holds train.csv or test.csv; the message lists what is there.
     """
     root = input_root()
     candidates = [where] if where is not None else [root / "competitions" / SLUG, root / SLUG]
+    if where is None and not os.environ.get("KAGGLE_IS_COMPETITION_RERUN"):
+        candidates += [folder for folder in find_inputs(_PHANTOM, root, depth=3) if folder not in candidates]
     for folder in candidates:
         found = {name: _file_or_none(folder / f"{name}.csv") for name in ("train", "test", "sample_submission")}
         if found["train"] or found["test"]:
             return Competition(folder, found["train"], found["test"], found["sample_submission"])
-    seen = [where] if where is not None else [root, *candidates]
+    seen = [where] if where is not None else [root, *candidates[:2]]
     advice = (
         "Give the folder that holds train.csv or test.csv."
         if where is not None
@@ -121,20 +169,32 @@ def _folders(folder: Path, depth: int) -> Iterator[Path]:
     if not folder.is_dir():
         return
     yield folder
-    if depth <= 0:
-        return
+    if depth > 0:
+        for child in _children(folder):
+            yield from _folders(child, depth - 1)
+
+
+def _below(folder: Path, depth: int) -> list[Path]:
+    """The folders exactly `depth` levels below."""
+    folders = [folder]
+    for _ in range(depth):
+        folders = [child for parent in folders for child in _children(parent)]
+    return folders
+
+
+def _children(folder: Path) -> list[Path]:
+    """The folders in a folder, sorted, without image folders; none where there are too many entries, or no access."""
     children: list[Path] = []
     try:
         with os.scandir(folder) as entries:
             for count, entry in enumerate(entries):
                 if count >= _MOST_ENTRIES:
-                    return
+                    return []
                 if entry.is_dir() and entry.name not in _IMAGE_FOLDERS.values():
                     children.append(Path(entry.path))
-    except PermissionError:
-        return
-    for child in sorted(children):
-        yield from _folders(child, depth - 1)
+    except (PermissionError, FileNotFoundError):
+        return []
+    return sorted(children)
 
 
 def _contents(folder: Path) -> str:

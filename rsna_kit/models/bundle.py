@@ -2,7 +2,8 @@
 
     model.weights.h5   plain arrays
     config.json        the whole configuration: the image section says how to make the network's input
-    threshold.json     score from which a breast is called positive, and how it was chosen; null before that
+    threshold.json     score from which a breast is called positive, and how it was chosen; null before that. And what
+                       makes the score a probability (`rsna_kit.scoring.calibration`), or null
     metadata.json      written last: fold, cross-validation score, starting weights, fingerprints, versions, sha256 of
                        the other files
 
@@ -33,12 +34,13 @@ WEIGHTS, CONFIG, THRESHOLD, METADATA = "model.weights.h5", "config.json", "thres
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle that has been checked; `threshold` is None until one was chosen."""
+    """A bundle that has been checked; `threshold` is None until one was chosen, `calibration` where there is none."""
 
     path: Path
     config: Config
     threshold: float | None
     metadata: dict[str, Any]
+    calibration: Any = None
 
 
 def write_bundle(
@@ -67,7 +69,7 @@ def write_bundle(
     (out / METADATA).unlink(missing_ok=True)
     save_weights(model, out / WEIGHTS)
     write_json(out / CONFIG, to_dict(config))
-    write_json(out / THRESHOLD, {"threshold": threshold, "how": None})
+    write_json(out / THRESHOLD, {"threshold": threshold, "how": None, "calibration": None})
     metadata = {
         "format_version": FORMAT_VERSION,
         "rsna_kit": __version__,
@@ -83,8 +85,10 @@ def write_bundle(
     write_json(out / METADATA, metadata)
 
 
-def set_threshold(bundle_dir: Path, threshold: float, how: Mapping[str, Any] | str) -> None:
-    """Store the score from which a breast is called positive.
+def set_threshold(
+    bundle_dir: Path, threshold: float, how: Mapping[str, Any] | str, calibration: Mapping[str, Any] | None = None
+) -> None:
+    """Store the score from which a breast is called positive, and what makes scores probabilities.
 
     metadata.json first admits both thresholds, then only the new one, so the bundle is whole at every moment.
 
@@ -92,6 +96,7 @@ def set_threshold(bundle_dir: Path, threshold: float, how: Mapping[str, Any] | s
         bundle_dir: a bundle.
         threshold: in [0, 1].
         how: how it was chosen, JSON-ready.
+        calibration: of the scores that the threshold cuts, JSON-ready; None for none.
 
     Raises:
         UsageError: a threshold outside [0, 1].
@@ -99,7 +104,8 @@ def set_threshold(bundle_dir: Path, threshold: float, how: Mapping[str, Any] | s
     """
     if not is_score(threshold):
         raise UsageError(f"threshold: got {threshold}, expected a number from 0 to 1")
-    metadata, content = open_bundle(bundle_dir).metadata, {"threshold": float(threshold), "how": how}
+    metadata = open_bundle(bundle_dir).metadata
+    content = {"threshold": float(threshold), "how": how, "calibration": calibration}
     with replacing(bundle_dir / THRESHOLD) as temporary:
         write_json(temporary, content)
         digest, old = sha256_file(temporary), sha256_file(bundle_dir / THRESHOLD)
@@ -134,7 +140,8 @@ def open_bundle(path: Path) -> Bundle:
                               "Copy the whole bundle again.")  # fmt: skip
     try:
         config = from_dict(_completed(_read(path, CONFIG)))
-        threshold = _read(path, THRESHOLD)["threshold"]
+        decision = _read(path, THRESHOLD)
+        threshold, calibration = decision["threshold"], decision.get("calibration")  # the first bundles had none
     except (UsageError, TypeError, KeyError, AttributeError) as error:
         raise BundleError(f"{path / CONFIG}: {error}. Use the rsna-kit that made it "
                           f"({metadata.get('rsna_kit')}).") from error  # fmt: skip
@@ -145,7 +152,7 @@ def open_bundle(path: Path) -> Bundle:
     if found != expected:
         raise BundleError(f"{path / METADATA}: trained on images of fingerprint {found}, this version makes {expected} "
                           "from the same section. Train again, or use the rsna-kit that made it.")  # fmt: skip
-    return Bundle(path, config, threshold, metadata)
+    return Bundle(path, config, threshold, metadata, calibration)
 
 
 def is_score(value: object) -> TypeGuard[int | float]:

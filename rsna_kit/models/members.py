@@ -1,8 +1,8 @@
 """Bundles, or an ensemble.json that lists them ↔ who scores together: members with weights, TTA and one threshold.
 
 An `ensemble.json` says all that a bundle list has to say: for each member its folder (relative to the file), the sha256
-of its metadata.json (which holds the sha256 of its other files) and its weight; then TTA, the threshold, how both were
-chosen and what they scored out of fold.
+of its metadata.json (which holds the sha256 of its other files) and its weight; then TTA, the threshold, the
+calibration of the blended scores, how these were chosen and what they scored out of fold.
 """
 
 from __future__ import annotations
@@ -34,12 +34,16 @@ class Member:
 
 @dataclass(frozen=True)
 class Members:
-    """Who scores together. Weights are positive and add up to 1; `source` is the list they were read from, if any."""
+    """Who scores together. Weights are positive and add up to 1; `source` is the list they were read from, if any.
+
+    `calibration` makes their scores probabilities (`rsna_kit.scoring.calibration`); None where they share none.
+    """
 
     members: tuple[Member, ...]
     threshold: float
     tta: str = "none"
     source: Path | None = None
+    calibration: Any = None
 
 
 def common_image(bundles: Sequence[Bundle]) -> ImageConfig:
@@ -75,10 +79,15 @@ def equal_members(folders: Sequence[Path]) -> Members:
         without = ", ".join(str(bundle.path) for bundle in bundles if bundle.threshold is None)
         raise BundleError(f"no threshold in {without}: the training run has not ended. Run it again.")
     weight = 1 / len(bundles)
-    return Members(tuple(Member(bundle, weight) for bundle in bundles), sum(thresholds) / len(thresholds))
+    common = bundles[0].calibration if all(b.calibration == bundles[0].calibration for b in bundles) else None
+    threshold = sum(thresholds) / len(thresholds)
+    return Members(tuple(Member(bundle, weight) for bundle in bundles), threshold, calibration=common)
 
 
-def write_list(folder: Path, weights: Mapping[str, float], tta: str, threshold: float, how: Mapping[str, Any]) -> None:
+def write_list(
+    folder: Path, weights: Mapping[str, float], tta: str, threshold: float, how: Mapping[str, Any],
+    calibration: Mapping[str, Any] | None = None,
+) -> None:  # fmt: skip
     """Write `folder/ensemble.json`, whole or not at all.
 
     Args:
@@ -87,13 +96,14 @@ def write_list(folder: Path, weights: Mapping[str, float], tta: str, threshold: 
         tta: as `infer.tta`.
         threshold: score of a breast from which it is called positive, in [0, 1].
         how: how weights and threshold were chosen and what they scored, JSON-ready.
+        calibration: of the weighted scores, JSON-ready; None for none.
     """
     members = [
         {"bundle": name, "weight": weight, "sha256": {METADATA: sha256_file(folder / name / METADATA)}}
         for name, weight in weights.items()
     ]
     content = {"format_version": FORMAT_VERSION, "rsna_kit": __version__, "commit": commit(), "members": members,
-               "tta": tta, "threshold": threshold, "how": dict(how)}  # fmt: skip
+               "tta": tta, "threshold": threshold, "calibration": calibration, "how": dict(how)}  # fmt: skip
     write_json(folder / LIST, content)
 
 
@@ -127,7 +137,7 @@ def open_list(folder: Path) -> Members:
         raise BundleError(f"{path}: names the same weights twice, expected each bundle once. Run rsna-kit blend again.")
     total = sum(member.weight for member in members)
     shares = tuple(Member(member.bundle, member.weight / total) for member in members)
-    return Members(shares, float(threshold), str(tta), path)
+    return Members(shares, float(threshold), str(tta), path, content.get("calibration"))  # the first lists had none
 
 
 def _open_row(path: Path, row: Mapping[str, Any]) -> Member:

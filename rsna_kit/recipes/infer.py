@@ -18,10 +18,11 @@ from rsna_kit.competition.submission import check_submission, expected_ids, prio
 from rsna_kit.competition.tables import read_sample, read_test
 from rsna_kit.config import DecodeConfig, InferConfig
 from rsna_kit.runtime.clock import Clock, format_duration
-from rsna_kit.runtime.errors import BundleError, UsageError
+from rsna_kit.runtime.errors import BundleError, TableError, UsageError
 from rsna_kit.runtime.events import Events
 from rsna_kit.runtime.files import replacing, sha256_file
 from rsna_kit.scoring.blend import weighted_breasts
+from rsna_kit.scoring.calibration import Calibration
 from rsna_kit.scoring.ledger import ScoreLedger
 from rsna_kit.scoring.threshold import apply_threshold
 
@@ -48,7 +49,8 @@ def infer(
 
     Args:
         where: folder with test.csv, sample_submission.csv and test_images/, None for Kaggle's mounts.
-        out: folder for submission.csv, scores.csv, image_scores.csv, failures.csv and given_up.json.
+        out: folder for submission.csv, scores.csv, image_scores.csv, failures.csv and given_up.json. `scores.csv` has
+            a column `probability` where the members share a calibration, or their list has one.
         bundle_paths: bundles or folders of bundles, which count alike, or a folder with an `ensemble.json` (from
             `blend`), which names its bundles, their weights, TTA and the threshold.
         settings: the infer section of the configuration; TTA is used when it or the list asks for it.
@@ -83,6 +85,7 @@ def infer(
     events.say(f"infer: {len(test)} images, {len(sample)} breasts")
 
     chosen = open_members(bundle_paths, events)
+    calibration = _calibration(chosen, events)
     bundles = [member.bundle for member in chosen.members]
     image = common_image(bundles)
     if exact and image.decode != "exact":
@@ -114,7 +117,7 @@ def infer(
         now = [{**entry, "after_images": int(entry["after_images"]) + done} for entry in pace.lightened]
         coarser = max(before["coarser"], pace.coarser)
         ledger.given_up = {"coarser": coarser, "given_up": [*before["given_up"], *now]}
-        return _write_results(out, test, sample, ledger, ensemble.parts, settings.prior, chosen.threshold)
+        return _write_results(out, test, sample, ledger, ensemble.parts, settings.prior, chosen.threshold, calibration)
 
     saved = begun = clock.elapsed_s()
     with outcomes:
@@ -153,6 +156,7 @@ def infer(
         "breasts_without_image": int((breasts["images"] == 0).sum()),
         "called_positive": int(breasts["cancer"].sum()),
         "threshold": chosen.threshold,
+        "calibration": None if calibration is None else calibration.method,
         "bundles": [str(bundle.path) for bundle in bundles],
         "weights": [member.weight for member in chosen.members],
         "tta": tta,
@@ -160,11 +164,18 @@ def infer(
     }
 
 
+def first_submission(where: Path | None, out: Path, settings: InferConfig, events: Events) -> None:
+    """Write a valid `submission.csv` of priors, for whatever comes before `infer` and may fail; arguments as there."""
+    competition = find_competition(where)
+    sample = read_sample(competition.table("sample_submission.csv"))
+    _write_prior(out / "submission.csv", sample, settings.prior, events)
+
+
 def _write_prior(path: Path, sample: pd.DataFrame, prior: float, events: Events) -> None:
     """The first submission: the prior, unless an earlier run left one that would score."""
     try:
         check_submission(pd.read_csv(path, dtype={"prediction_id": str}), sample)
-        events.say(f"{path} stands from an earlier run")
+        events.say(f"{path} is valid and stays until there is a better one")
     except (OSError, ValueError):
         write_submission(prior_submission(sample, prior), sample, path)
         events.say(f"{path} holds the prior")
@@ -207,6 +218,18 @@ def open_members(paths: Sequence[Path], events: Events) -> Members:
     return chosen
 
 
+def _calibration(chosen: Members, events: Events) -> Calibration | None:
+    """What makes the ensemble's scores probabilities. The submission does without, so nothing here ends the run."""
+    if chosen.calibration is not None:
+        try:
+            return Calibration.from_dict(chosen.calibration)
+        except TableError as error:
+            events.say(f"scores.csv gets no column probability: {error}")
+    elif chosen.source is None and any(member.bundle.calibration for member in chosen.members):
+        events.say("scores.csv gets no column probability: the bundles differ in their calibration: blend them")
+    return None
+
+
 def _fingerprint(test: pd.DataFrame) -> str:
     """Which images the scores belong to."""
     return hashlib.sha256("\n".join(test["image_id"] + " " + test["prediction_id"]).encode()).hexdigest()[:12]
@@ -223,16 +246,20 @@ def _score_batch(batch: Sequence[Outcome], ensemble: Ensemble, ledger: ScoreLedg
 
 def _write_results(
     out: Path, test: pd.DataFrame, sample: pd.DataFrame, ledger: ScoreLedger, parts: Sequence[Part], prior: float,
-    threshold: float,
+    threshold: float, calibration: Calibration | None,
 ) -> pd.DataFrame:  # fmt: skip
-    """Save the ledger, scores.csv (probabilities) and submission.csv (0 or 1, best for pF1).
+    """Save the ledger, scores.csv (with probabilities, where there is a calibration) and submission.csv (0 or 1).
 
-    A breast without a scored image has the prior as its score and is called negative whatever the threshold.
+    A breast without a scored image has the prior as its score and probability, and is called negative whatever the
+    threshold.
     """
     ledger.save(test["image_id"])
     breasts = weighted_breasts(ledger.table(test["image_id"]), test, parts)
     breasts = breasts.set_index("prediction_id").reindex(sample["prediction_id"]).reset_index()
     breasts = breasts.fillna({"score": prior, "images": 0}).astype({"images": "int64"})
+    if calibration is not None:
+        known = calibration.apply(breasts["score"])
+        breasts.insert(2, "probability", np.where(breasts["images"] > 0, known, prior))
     with replacing(out / "scores.csv") as temporary:
         breasts.to_csv(temporary, index=False)
     breasts["cancer"] = apply_threshold(breasts, threshold)["cancer"].where(breasts["images"] > 0, 0)

@@ -1,10 +1,11 @@
-"""What a run stands on: cores that this process may use, memory, versions, the commit."""
+"""What a run stands on: cores that this process may use, memory, GPUs, versions, the commit, Kaggle's image."""
 
 from __future__ import annotations
 
 import importlib.metadata
 import os
 import platform
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,28 @@ def memory_gib() -> float:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
 
 
+def gpus() -> list[str]:
+    """Every NVIDIA GPU with its memory, such as `Tesla T4, 15360 MiB`; empty where there is none."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return []
+    command = [program, "--query-gpu=name,memory.total", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return [line.strip() for line in done.stdout.splitlines() if line.strip()]
+
+
+def kaggle_image(etc: Path = Path("/etc")) -> str | None:
+    """When Kaggle's image was built and from which commit of its sources; None on any other machine."""
+    try:
+        built, source = ((etc / name).read_text().strip() for name in ("build_date", "git_commit"))
+    except OSError:
+        return None
+    return f"built {built}, source {source}"
+
+
 def versions() -> dict[str, str]:
     """Versions of the packages that decide results; a package that is absent is left out."""
     found = {}
@@ -37,10 +60,14 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str | None:
-    """The commit of the checkout or of the built dataset this package runs from, None where neither is known."""
-    root = Path(__file__).resolve().parents[2]
-    if (root / "commit.txt").is_file():
-        return (root / "commit.txt").read_text().strip()
+    """The commit of the checkout or of the build (dataset or wheel) this package runs from, None where none is known.
+
+    A build from a working tree with changes says so: `<commit>-dirty`.
+    """
+    package = Path(__file__).resolve().parents[1]
+    root = package.parent
+    if (package / "commit.txt").is_file():
+        return (package / "commit.txt").read_text().strip()
     if not (root / ".git").exists():
         return None
     command = ["git", "-C", str(root), "rev-parse", "HEAD"]

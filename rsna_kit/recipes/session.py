@@ -1,0 +1,304 @@
+"""A Kaggle kernel's session: what is attached, what it runs on, and a verdict at its end, whatever happens between.
+
+A kernel is one short script: it makes this library importable and hands its own part to `run`. What is looked at here
+comes before any work, so that a session in which something is missing ends in its first minute. Nothing of the
+environment is printed but our own settings.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+import os
+import platform
+import re
+import sys
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import rsna_kit
+from rsna_kit.competition.paths import Source, attached_sources, find_inputs, input_root
+from rsna_kit.config import Config, ModelConfig, with_overrides
+from rsna_kit.presets import preset
+from rsna_kit.runtime.clock import Clock, parse_duration
+from rsna_kit.runtime.contents import CONTENTS, check_contents
+from rsna_kit.runtime.errors import MissingDependencyError, RsnaKitError, UsageError
+from rsna_kit.runtime.events import Events
+from rsna_kit.runtime.files import read_json, sha256_file, write_json
+from rsna_kit.runtime.hardware import commit, cpu_count, gpus, kaggle_image, memory_gib, versions
+from rsna_kit.runtime.offline import install_missing
+
+PREFIX = "RSNA_KIT_VERDICT "  # of the last line of every kernel's log
+VERDICT = "verdict.json"
+_MOST_FILES = 500  # in that line; the file lists any number
+_ORDER = {"model": "the Kaggle Model", "kernel": "the output of the kernel", "dataset": "the dataset"}
+_WHEELS = "rsna-wheels"
+_IN_WHEELS = {"dicomsdl", "imagecodecs"}
+
+
+class Session:
+    """One run of a kernel.
+
+    Args:
+        kernel: "prepare", "train" or "infer".
+        settings: the kernel's SETTINGS; an environment variable RSNA_KIT_<NAME> wins over a value of it.
+    """
+
+    def __init__(self, kernel: str, settings: Mapping[str, str]) -> None:
+        self.kernel = kernel
+        self.settings = {name: os.environ.get(f"RSNA_KIT_{name}", value) for name, value in settings.items()}
+        self.input = input_root()
+        self.working = Path(os.environ.get("RSNA_KIT_WORKING") or "/kaggle/working")
+        self.rerun = bool(os.environ.get("KAGGLE_IS_COMPETITION_RERUN"))
+        self.sources = attached_sources(self.input)
+        self.gpus = gpus()
+        self.events = Events(self.working / "events.jsonl")
+        self.facts: dict[str, Any] = {}  # what goes into the verdict beside the counts
+        self._began = Clock()
+
+    @property
+    def clock(self) -> Clock:
+        """What is left of TIME_LIMIT, counted from the session's start."""
+        return Clock(parse_duration(self.settings["TIME_LIMIT"]) - self._began.elapsed_s())
+
+    def config(self, base: str = "") -> Config:
+        """The configuration: PRESET, then what the kernel itself changes, then SET."""
+        return with_overrides(preset(self.settings.get("PRESET", "default")), [*base.split(), *self.words("SET")])
+
+    def words(self, name: str) -> list[str]:
+        """A setting that is a list, separated by blanks."""
+        return self.settings[name].split()
+
+    def open(self, needs: Sequence[str]) -> None:
+        """Say what this session is, see that everything attached is whole, install what the image lacks.
+
+        Raises:
+            RsnaKitError: an attached folder that is not whole, or a module in `needs` that nothing brings.
+        """
+        image = kaggle_image()
+        self.facts = {"commit": commit(), "library": None, "image": image, "python": platform.python_version(),
+                      "gpus": self.gpus}  # fmt: skip
+        self._say(f"kernel     {self.kernel}, {'the scoring run' if self.rerun else 'not the scoring run'}")
+        self._say(f"machine    {cpu_count()} cores, {memory_gib():.1f} GiB, GPU: {' + '.join(self.gpus) or 'none'}")
+        self._say(f"image      {f'Kaggle, {image}' if image else 'not Kaggle'}; Python {platform.python_version()}")
+        if not self.gpus and "REQUIRE_GPU" in self.settings:
+            self._say("NO GPU     whatever enable_gpu and machine_shape ask for, this session has none: slower")
+        self._say("attached   " + self.attached().replace("\n", "\n           "))
+        self._say("settings   " + " ".join(f"{name}={value!r}" for name, value in self.settings.items()))
+        for source in self.sources:
+            if (source.path / CONTENTS).is_file():
+                check_contents(source.path, digests=False)
+        folder = Path(rsna_kit.__file__).parents[1]
+        if (folder / CONTENTS).is_file():
+            self.facts["library"] = check_contents(folder, digests=True)["sha256"]
+        built = f"sha256 {self.facts['library']}, whole" if self.facts["library"] else "a checkout"
+        self._say(f"library    {folder}: commit {self.facts['commit']}, {built}")
+        for source in self.sources:
+            if source.kind == "dataset" and source.reference.rpartition("/")[2] == _WHEELS:
+                self._install(source)
+        self._say("packages   " + " ".join(f"{name}={version}" for name, version in versions().items()))
+        missing = [name for name in needs if importlib.util.find_spec(name) is None]
+        if missing:
+            advice = f"Attach the dataset {_WHEELS}" if _IN_WHEELS.issuperset(missing) else "Use Kaggle's Python image"
+            raise MissingDependencyError(
+                f"{', '.join(missing)}: not installed. {advice}. Attached is:\n{self.attached()}"
+            )
+
+    def attached(self) -> str:
+        """What is attached, a line for each."""
+        lines = [f"{source.kind} {source.reference}" for source in self.sources]
+        return "\n".join(lines) or f"nothing ({self.input} is empty)"
+
+    def require_gpu(self) -> None:
+        """End a session that would train for hours what a GPU trains in minutes, as REQUIRE_GPU says.
+
+        Raises:
+            RsnaKitError: no GPU, or none that TensorFlow can use.
+        """
+        wanted = self.settings["REQUIRE_GPU"]
+        if wanted not in ("yes", "no", "auto"):
+            raise UsageError(f"REQUIRE_GPU: got {wanted!r}, expected yes, no or auto")
+        if wanted == "no" or self.rerun or (wanted == "auto" and kaggle_image() is None):
+            return
+        again = "Push the kernel again or choose the accelerator in its settings, or set REQUIRE_GPU to no."
+        if not self.gpus:
+            raise RsnaKitError("no GPU in this session. Kaggle ignores machine_shape at times, and gives none when "
+                               f"the week's quota is used up. {again}")  # fmt: skip
+        if os.environ.get("KERAS_BACKEND", "tensorflow") == "tensorflow":
+            import tensorflow
+
+            if not tensorflow.config.list_physical_devices("GPU"):
+                raise RsnaKitError(f"TensorFlow {tensorflow.__version__} sees none of {self.gpus}. {again}")
+
+    def prepared(self) -> Path:
+        """The one folder written by `prepare` that is attached.
+
+        Raises:
+            UsageError: none or several.
+        """
+        found = [folder for source in self.sources for folder in find_inputs("manifest.json", source.path)]
+        if len(found) == 1:
+            return found[0]
+        names = ", ".join(map(str, found)) or "none"
+        raise UsageError(f"expected the output of one prepare kernel, got {names}. Attach the kernel rsna-kit-prepare "
+                         f"(kernel_sources), and no other. Attached is:\n{self.attached()}")  # fmt: skip
+
+    def check_start(self, model: ModelConfig, folders: Sequence[Path]) -> None:
+        """See that the weights a network starts from are there, before shards are read.
+
+        Raises:
+            RsnaKitError: what is missing, and what to attach.
+        """
+        from rsna_kit.models.starts import find_imagenet, find_trunk
+
+        if model.weights != "none" and model.kind != "cvae":
+            (find_imagenet if model.weights == "imagenet" else find_trunk)(model, folders)
+
+    def bundles(self) -> list[Path]:
+        """Where the bundles come from: the sources that BUNDLES names, or else the one Model, kernel or dataset.
+
+        Raises:
+            UsageError: no bundle, or several sources of a kind that hold some.
+        """
+        holding = {source: found for source in self.sources if (found := _bundles_in(source.path))}
+        if named := self.words("BUNDLES"):
+            chosen = [self._named(name) for name in named]
+        else:
+            kinds = [kind for kind in _ORDER if any(source.kind == kind for source in holding)]
+            chosen = [source for source in holding if source.kind in kinds[:1]]
+            if len(chosen) > 1:
+                raise UsageError(f"bundles in several sources: {', '.join(source.reference for source in chosen)}. "
+                                 "Detach all but one, or name those you mean in BUNDLES.")  # fmt: skip
+        found = [folder for source in chosen for folder in _bundles_in(source.path)]
+        if not found:
+            raise UsageError("no bundle attached. Attach the output of the kernel rsna-kit-train (kernel_sources), the "
+                             "dataset rsna-weights or a Kaggle Model with them (model_sources). Attached is:\n"
+                             f"{self.attached()}")  # fmt: skip
+        names = " and ".join(f"{_ORDER.get(source.kind, 'the folder')} {source.reference}" for source in chosen)
+        self._say(f"bundles    from {names}")
+        for source in holding:
+            if source not in chosen:
+                self._say(f"           not used: those of {_ORDER[source.kind]} {source.reference}")
+        digests = {str(folder.relative_to(self.input)): self._tell_bundle(folder) for folder in found}
+        self.facts["bundles"] = {"source": [source.reference for source in chosen], "sha256": digests}
+        return [source.path for source in chosen]
+
+    def close(self, counts: Mapping[str, Any], ok: bool, reason: str) -> None:
+        """Write verdict.json and print it, the last thing of a run."""
+        files = sorted(path for path in self.working.rglob("*") if path.is_file() and not path.is_symlink())
+        size = sum(path.stat().st_size for path in files)
+        if size > 1e9:
+            self._say(f"outputs    sha256 of {len(files)} files, {size / 1e9:.1f} GB")
+        digests = {path.relative_to(self.working).as_posix(): sha256_file(path) for path in files}
+        digests.pop(VERDICT, None)  # of an earlier run
+        verdict = {"ok": ok, "kernel": self.kernel, "reason": reason, "counts": dict(counts),
+                   "minutes": round(self._began.elapsed_s() / 60, 2), **self.facts}  # fmt: skip
+        verdict = _plain(verdict)
+        try:
+            write_json(self.working / VERDICT, {**verdict, "sha256": digests})
+        except OSError as error:  # a full disk: the log is there still
+            verdict |= {"ok": False, "reason": f"{reason} {VERDICT} could not be written: {error}".strip()}
+        if len(digests) > _MOST_FILES and (self.working / VERDICT).is_file():
+            digests = {VERDICT: sha256_file(self.working / VERDICT)}
+        sys.stderr.flush()
+        print(PREFIX + json.dumps({**verdict, "sha256": digests}), flush=True)
+
+    def _say(self, line: str) -> None:
+        print(line, flush=True)
+
+    def _install(self, source: Source) -> None:
+        done = install_missing(source.path, self._say, gpu=bool(self.gpus))
+        new = ", ".join(f"{name} {version}" for name, version in done.new.items()) or "nothing new"
+        self._say(f"wheels     {new} in {done.seconds:.1f} s; the image's own stay: "
+                  + (", ".join(f"{name} {found}" for name, (found, _) in done.kept.items()) or "none"))  # fmt: skip
+
+    def _named(self, name: str) -> Source:
+        for source in self.sources:
+            if name in (source.reference, str(source.path.relative_to(self.input))):
+                return source
+        folder = self.input / name
+        if not folder.is_dir() or not _bundles_in(folder):
+            raise UsageError(f"BUNDLES: {name} holds no bundle. Attached is:\n{self.attached()}")
+        return Source("folder", name, folder)
+
+    def _tell_bundle(self, folder: Path) -> str:
+        """Say what a bundle is; returns the sha256 of its weights, which is compared when it is opened."""
+        try:
+            said = read_json(folder / "metadata.json")
+        except (OSError, ValueError):
+            said = {}  # whoever opens it says what is wrong
+        digest, made = str(said.get("sha256", {}).get("model.weights.h5")), said.get("commit")
+        other = "" if made == self.facts.get("commit") else f"; made by the library of another commit, {made}"
+        self._say(f"           {folder.relative_to(self.input)}: weights {digest[:12]}, fold {said.get('fold')}{other}")
+        return digest
+
+
+def run(
+    kernel: str, settings: Mapping[str, str], needs: Sequence[str], work: Callable[[Session], Mapping[str, Any]]
+) -> int:
+    """Run a kernel's own part between what every session begins and ends with.
+
+    Args:
+        kernel: its name.
+        settings: its SETTINGS.
+        needs: modules that must be there.
+        work: returns counts, ready for JSON. `ok` False makes the run fail, except the scoring run; `reason` says why.
+
+    Returns:
+        The exit code.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+    session = Session(kernel, settings)
+    counts: dict[str, Any] = {}
+    try:
+        session.open(needs)
+        counts = dict(work(session))
+        ok, reason = bool(counts.pop("ok", True)), str(counts.pop("reason", ""))
+        if not ok and not reason:
+            reason = (f"{counts.get('failed')} of {counts.get('images')} images could not be used, more than "
+                      "infer.max_failure_share allows")  # fmt: skip
+        code = 0 if ok or session.rerun else 1
+        if reason:
+            print(reason if ok else f"Error: {reason}", file=sys.stderr, flush=True)
+    except BaseException as error:  # an interrupt, too: a verdict is all that is left of a run
+        ok, code = False, 1
+        deliberate = isinstance(error, RsnaKitError)
+        reason = _redacted(str(error) if deliberate else f"{type(error).__name__}: {error}")
+        print(f"Error: {reason}" if deliberate else _redacted(traceback.format_exc()), file=sys.stderr, flush=True)
+    session.close(counts, ok, reason)
+    return code
+
+
+def _bundles_in(folder: Path) -> list[Path]:
+    """Bundles below a folder. A preset of Keras has files of the same names and is none."""
+    return [path for path in find_inputs("metadata.json", folder) if _is_bundle(path)]
+
+
+def _is_bundle(folder: Path) -> bool:
+    try:
+        return "image_fingerprint" in read_json(folder / "metadata.json")
+    except (OSError, ValueError, TypeError):
+        return (folder / "threshold.json").is_file()  # damaged: whoever opens it says how
+
+
+def _redacted(text: str) -> str:
+    """The text without the values of secrets that Kaggle puts into the environment."""
+    for name, value in os.environ.items():
+        if re.search("TOKEN|SECRET|KEY|PASSWORD|CREDENTIAL", name.upper()) and len(value) >= 8:
+            text = text.replace(value, f"<{name}>")
+    return text
+
+
+def _plain(value: Any) -> Any:
+    """The same for JSON, which knows no NaN."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if isinstance(value, str | int | float | bool | None) else str(value)

@@ -1,0 +1,81 @@
+"""A folder that travels ↔ its contents.json: what it was built from, and size and sha256 of every file.
+
+An upload that fails half-way can leave a dataset without one of its files, and nobody is told: whoever reads the folder
+compares it with this list.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from rsna_kit.runtime.errors import RsnaKitError
+from rsna_kit.runtime.files import read_json, sha256_file, write_json
+
+CONTENTS = "contents.json"
+
+
+def write_contents(folder: Path, said: Mapping[str, Any], files: Iterable[str]) -> dict[str, Any]:
+    """List `files` (relative, with forward slashes) in `folder/contents.json`, behind what is `said` of the folder.
+
+    Returns:
+        What was written: `said`, `bytes`, `sha256` (over all names and files: the same files, the same digest) and
+        `files`.
+    """
+    listed = {name: {"bytes": (folder / name).stat().st_size, "sha256": sha256_file(folder / name)}
+              for name in sorted(files)}  # fmt: skip
+    content = {**said, "bytes": sum(entry["bytes"] for entry in listed.values()), "sha256": _digest(listed),
+               "files": listed}  # fmt: skip
+    write_json(folder / CONTENTS, content)
+    return content
+
+
+def check_contents(folder: Path, digests: bool) -> dict[str, Any]:
+    """Hold a folder against its list.
+
+    Args:
+        folder: has a contents.json. Further files in it are nobody's business here.
+        digests: compare the sha256 of every file, not its size alone.
+
+    Returns:
+        The list.
+
+    Raises:
+        RsnaKitError: files are missing or others, or the list itself is damaged; names them and what to do.
+    """
+    again = "Build the dataset again (scripts/build), upload it, and attach the new version."
+    try:
+        content: dict[str, Any] = read_json(folder / CONTENTS)
+        listed = content["files"]
+        whole = _digest(listed) == content["sha256"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise RsnaKitError(f"{folder / CONTENTS}: no list of a built folder ({error}). {again}") from error
+    if not whole:
+        raise RsnaKitError(f"{folder / CONTENTS}: damaged: its digest is not the one it says. {again}")
+    missing = [name for name in listed if not (folder / name).is_file()]
+    if missing:
+        raise RsnaKitError(f"{folder}: {_some(missing)} of {len(listed)} files missing, so the upload failed in part. "
+                           f"{again}")  # fmt: skip
+    other = [name for name, entry in listed.items() if not _same(folder / name, entry, digests)]
+    if other:
+        raise RsnaKitError(f"{folder}: {_some(other)} damaged or exchanged: not as {CONTENTS} says. {again}")
+    return content
+
+
+def _same(path: Path, entry: Mapping[str, Any], digests: bool) -> bool:
+    if path.stat().st_size != entry["bytes"]:
+        return False
+    return not digests or sha256_file(path) == entry["sha256"]
+
+
+def _digest(listed: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(listed, sort_keys=True).encode()).hexdigest()
+
+
+def _some(names: list[str]) -> str:
+    """`3 files (a, b, c)`."""
+    shown = ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
+    return f"{len(names)} ({shown})"

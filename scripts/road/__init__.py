@@ -1,0 +1,1 @@
+"""The road from this checkout to a scored submission: what scripts/push, scripts/build and scripts/rehearse share."""

@@ -1,0 +1,119 @@
+"""Who pushes, with which program, from which checkout: what every verb of scripts/push needs before it begins."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from road.advice import KaggleError
+from road.credentials import CredentialError, Scrubber, check_permissions, credential_files
+from road.ledger import Ledger
+from road.metadata import PLACEHOLDER
+from road.program import NEWEST, Program, find_program
+from rsna_kit.runtime.errors import UsageError
+from rsna_kit.runtime.events import Events
+
+LEDGER = "runs.jsonl"
+
+
+@dataclass(frozen=True)
+class Account:
+    """Everything that the steps of the road share.
+
+    Args:
+        owner: the account's name on Kaggle.
+        project: folder with kernels/, datasets/ and build/.
+        program: the `kaggle` program.
+        ledger: what was sent.
+        events: where people read.
+        scrub: takes secrets out of text.
+        poll_s: seconds between two looks at something that takes time.
+        limit_s: how long anything is waited for.
+        public: whether what is pushed may be seen by everybody.
+        again: whether to do what the ledger says is done.
+    """
+
+    owner: str
+    project: Path
+    program: Program
+    ledger: Ledger
+    events: Events
+    scrub: Scrubber
+    poll_s: float = 30.0
+    limit_s: float = 24 * 3600.0
+    public: bool = False
+    again: bool = False
+
+    @property
+    def staging(self) -> Path:
+        """Where copies are made that go out with the account's name in them."""
+        return self.project / "build" / "push"
+
+
+def open_account(
+    project: Path,
+    events: Events,
+    owner: str | None = None,
+    kaggle: Path | None = None,
+    poll_s: float = 30.0,
+    limit_s: float = 24 * 3600.0,
+    public: bool = False,
+    again: bool = False,
+    environment: Mapping[str, str] = os.environ,
+) -> Account:
+    """Check credentials and program, and ask the program who we are.
+
+    Raises:
+        CredentialError: credentials that others can read, or a token that has expired.
+        KaggleError: no credentials, or none that Kaggle takes.
+    """
+    check_permissions(environment)
+    scrub = Scrubber(environment)
+    temporary = project / "build" / "push" / "tmp"
+    program = Program(find_program(kaggle), environment, scrub, temporary, pause_s=poll_s / 2)
+    if program.version > NEWEST:
+        version = ".".join(map(str, program.version))
+        events.say(f"kaggle {version} is newer than what this was tried with, {'.'.join(map(str, NEWEST))}")
+    name = _who(program, environment)
+    owner = owner or name
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", owner) or owner == PLACEHOLDER:
+        raise UsageError(f"--owner: got {owner!r}, expected the name in the address of your Kaggle profile")
+    ledger = Ledger(project / LEDGER, project, scrub)
+    return Account(owner, project, program, ledger, events, scrub, poll_s, limit_s, public, again)
+
+
+def _who(program: Program, environment: Mapping[str, str]) -> str:
+    """The account's name; a token that is there but not used is a dead one.
+
+    With a dead token beside good keys the program says that it uses the keys, and sends the token all the same: every
+    call then fails with a message about something else.
+    """
+    answer = program.ask("config", "view")
+    values = dict(re.findall(r"^- (\w+): (.*)$", answer.out, re.MULTILINE))
+    token = _token_source(environment)
+    if token and values.get("auth_method") != "ACCESS_TOKEN" and not answer.transient:
+        raise CredentialError(
+            f"{token} holds a token that Kaggle no longer accepts. It is sent even where good keys lie beside it.\n"
+            f"  What to do: {_remedy(token)}, or put a new one there: https://www.kaggle.com/settings (API)"
+        )
+    if answer.transient:
+        raise KaggleError("Kaggle cannot be reached.", answer.said)
+    if answer.code != 0 or values.get("username") in (None, "None", ""):
+        raise KaggleError("There are no credentials that Kaggle accepts.", answer.said or "Authentication required")
+    return values["username"]
+
+
+def _token_source(environment: Mapping[str, str]) -> str:
+    """Where the program takes its token from, "" without one."""
+    if environment.get("KAGGLE_API_TOKEN"):
+        return "KAGGLE_API_TOKEN"
+    home = Path(environment.get("HOME") or Path.home()) / ".kaggle"
+    files = [path for path in credential_files(environment) if path.parent == home and "token" in path.name]
+    return next((str(path) for path in files if path.is_file() and path.read_text().strip()), "")
+
+
+def _remedy(token: str) -> str:
+    return f"unset {token}" if token == "KAGGLE_API_TOKEN" else f"rm {token}"

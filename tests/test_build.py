@@ -1,0 +1,387 @@
+"""Datasets: the same bytes for the same commit, a wheel that pip takes, and nothing in them that must not travel."""
+
+from __future__ import annotations
+
+import email
+import json
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from road.datasets import KINDS, Wanted, build
+from road.secrecy import check_folder, find_secret
+
+from rsna_kit.runtime.contents import CONTENTS, check_contents
+from rsna_kit.runtime.errors import RsnaKitError, UsageError
+
+ROOT = Path(__file__).parent.parent
+
+
+def silent(line: str) -> None:
+    """Nobody reads."""
+
+
+def git(root: Path, *words: str) -> None:
+    identity = ["-c", "user.name=test", "-c", "user.email=test@example.org"]
+    subprocess.run(["git", "-C", str(root), *identity, *words], check=True, capture_output=True)
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A small project of our layout, committed."""
+    root = tmp_path / "checkout"
+    shutil.copytree(ROOT / "datasets", root / "datasets")
+    for name in ("pyproject.toml", "README.md", "LICENSE", "constraints.txt", ".gitignore"):
+        shutil.copy(ROOT / name, root)
+    (root / "rsna_kit/room").mkdir(parents=True)
+    shutil.copy(ROOT / "rsna_kit/__init__.py", root / "rsna_kit")
+    (root / "rsna_kit/room/module.py").write_text("VALUE = 1\n")
+    git(root, "init", "--quiet")
+    git(root, "add", ".")
+    git(root, "commit", "--quiet", "--message", "first")
+    return root
+
+
+def everything(folder: Path) -> dict[str, tuple[bytes, int, float]]:
+    """Bytes, rights and time of every file."""
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    return {str(p.relative_to(folder)): (p.read_bytes(), p.stat().st_mode, p.stat().st_mtime) for p in files}
+
+
+# ---- the same commit, the same bytes
+
+
+def test_the_library_is_the_same_wherever_and_whenever_it_is_built(checkout: Path, tmp_path: Path) -> None:
+    first = build(checkout, Wanted("rsna-kit"), tmp_path / "one", silent)
+    again = tmp_path / "elsewhere/checkout"
+    shutil.copytree(checkout, again)
+    (again / "rsna_kit/room/module.py").chmod(0o600)
+    os.utime(again / "rsna_kit/room/module.py", (0, 0))
+    (again / "rsna_kit/room/__pycache__").mkdir()
+    (again / "rsna_kit/room/__pycache__/module.cpython-312.pyc").write_bytes(b"x")
+    second = build(again, Wanted("rsna-kit"), tmp_path / "another/two", silent)
+    assert everything(tmp_path / "one") == everything(tmp_path / "another/two")
+    assert {**first, "out": ""} == {**second, "out": ""}
+    assert first["dirty"] == []
+    names = {"LICENSE", "README.md", "rsna_kit/__init__.py", "rsna_kit/commit.txt", "rsna_kit/room/module.py"}
+    assert set(first["files"]) == names | {"rsna_kit-0.1.0-py3-none-any.whl"}
+    head = subprocess.run(["git", "-C", checkout, "rev-parse", "HEAD"], capture_output=True, text=True).stdout
+    assert (tmp_path / "one/rsna_kit/commit.txt").read_text() == head
+
+
+def test_a_changed_working_tree_is_said_and_recorded(checkout: Path, tmp_path: Path) -> None:
+    clean = build(checkout, Wanted("rsna-kit"), tmp_path / "out", silent)
+    (checkout / "rsna_kit/room/module.py").write_text("VALUE = 2\n")
+    (checkout / "rsna_kit/room/new.py").write_text("")
+    (checkout / "notes.txt").write_text("no part of the library")
+    said: list[str] = []
+    built = build(checkout, Wanted("rsna-kit"), tmp_path / "out", said.append)
+    assert built["dirty"] == ["rsna_kit/room/module.py", "rsna_kit/room/new.py"]
+    assert built["commit"] == clean["commit"]
+    assert built["sha256"] != clean["sha256"]
+    assert (tmp_path / "out/rsna_kit/commit.txt").read_text() == f"{clean['commit']}-dirty\n"
+    assert (tmp_path / "out/rsna_kit/room/new.py").is_file()
+    assert any("NOT COMMITTED: 2 files" in line for line in said)
+
+
+def test_an_ignored_module_stays_at_home(checkout: Path, tmp_path: Path) -> None:
+    (checkout / ".gitignore").write_text("rsna_kit/room/mine.py\n")
+    (checkout / "rsna_kit/room/mine.py").write_text("")
+    build(checkout, Wanted("rsna-kit"), tmp_path / "out", silent)
+    assert not (tmp_path / "out/rsna_kit/room/mine.py").exists()
+
+
+def test_without_git_a_library_is_built_and_says_so(checkout: Path, tmp_path: Path) -> None:
+    shutil.rmtree(checkout / ".git")
+    said: list[str] = []
+    built = build(checkout, Wanted("rsna-kit"), tmp_path / "out", said.append)
+    assert built["commit"] is None
+    assert (tmp_path / "out/rsna_kit/commit.txt").read_text() == "unknown\n"
+    assert any("no git here" in line for line in said)
+
+
+def test_the_built_library_runs_alone_and_knows_its_commit(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    subprocess.run([sys.executable, ROOT / "scripts/build", "rsna-kit", "--out", out], check=True, capture_output=True)
+    code = "import rsna_kit.recipes.infer, rsna_kit.runtime.hardware as h; print(h.__file__, h.commit())"
+    commit = (out / "rsna_kit/commit.txt").read_text().strip()
+    for place in (out, out / "rsna_kit-0.1.0-py3-none-any.whl"):
+        done = subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(place)}, cwd=tmp_path,
+                              capture_output=True, text=True)  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.startswith(str(place))
+        assert place.suffix == ".whl" or done.stdout.split()[1] == commit
+    check_contents(out, digests=True)
+
+
+@pytest.mark.slow
+def test_the_wheel_says_what_setuptools_would_say_and_pip_takes_it(checkout: Path, tmp_path: Path) -> None:
+    """The metadata are written by us; setuptools is the oracle."""
+    build(checkout, Wanted("rsna-kit"), tmp_path / "out", silent)
+    ours = next((tmp_path / "out").glob("*.whl"))
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
+    alone = [*pip, "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
+    done = subprocess.run([*alone, "--wheel-dir", tmp_path / "theirs", checkout], capture_output=True, text=True)
+    if done.returncode != 0:
+        pytest.skip(f"setuptools cannot build here: {done.stderr[-300:]}")
+    mine, other = (_metadata(path) for path in (ours, next((tmp_path / "theirs").glob("*.whl"))))
+    assert mine == other
+    installed = tmp_path / "installed"
+    subprocess.run([*pip, "install", "--quiet", "--no-deps", "--no-index", "--target", installed, ours], check=True)
+    assert (installed / "rsna_kit/room/module.py").read_text() == "VALUE = 1\n"
+    assert (installed / "bin/rsna-kit").is_file()
+
+
+def _metadata(wheel: Path) -> dict[str, Any]:
+    from packaging.requirements import Requirement
+    from packaging.specifiers import SpecifierSet
+
+    with zipfile.ZipFile(wheel) as opened:
+        name = next(name for name in opened.namelist() if name.endswith("dist-info/METADATA"))
+        said = email.message_from_bytes(opened.read(name))
+        entry = opened.read(name.replace("METADATA", "entry_points.txt")).decode().split()
+    plain: dict[str, Any] = {key: said[key] for key in ("Name", "Version", "Summary", "Description-Content-Type")}
+    plain["python"] = SpecifierSet(said["Requires-Python"])
+    wanted = {str(Requirement(text)) for text in said.get_all("Requires-Dist", [])}
+    body = str(said.get_payload()).strip()
+    return {
+        **plain,
+        "requires": wanted,
+        "extras": set(said.get_all("Provides-Extra", [])),
+        "entry": entry,
+        "body": body,
+    }
+
+
+# ---- weights, starts, phantom
+
+
+@pytest.mark.tf
+def test_weights_are_the_bundles_the_same_twice_and_a_model_too(bundle: Path, checkout: Path, tmp_path: Path) -> None:
+    wanted = Wanted("rsna-weights", source=bundle.parent, owner="someone")
+    built = build(checkout, wanted, tmp_path / "one", silent)
+    build(checkout, wanted, tmp_path / "two", silent)
+    assert everything(tmp_path / "one") == everything(tmp_path / "two")
+    assert {"fold0/model.weights.h5", "fold0/metadata.json"} <= set(built["files"])
+    assert json.loads((tmp_path / "one/dataset-metadata.json").read_text())["id"] == "someone/rsna-weights"
+    model = json.loads((tmp_path / "one/model-metadata.json").read_text())
+    instance = json.loads((tmp_path / "one/model-instance-metadata.json").read_text())
+    assert (model["ownerSlug"], instance["ownerSlug"]) == ("someone", "someone")
+    assert instance["modelSlug"] == model["slug"]
+    assert model["isPrivate"] is True
+    assert not {"dataset-metadata.json", "model-metadata.json"} & set(built["files"])  # Kaggle keeps those
+
+
+@pytest.mark.tf
+def test_a_damaged_bundle_is_no_dataset(bundle: Path, checkout: Path, tmp_path: Path) -> None:
+    shutil.copytree(bundle, tmp_path / "bundles/fold0")
+    (tmp_path / "bundles/fold0/threshold.json").write_text('{"threshold": 0.9}')
+    with pytest.raises(RsnaKitError, match="damaged or exchanged"):
+        build(checkout, Wanted("rsna-weights", source=tmp_path / "bundles"), tmp_path / "out", silent)
+    assert not (tmp_path / "out").exists()
+
+
+def test_weights_without_a_bundle_are_refused(checkout: Path, tmp_path: Path) -> None:
+    with pytest.raises(RsnaKitError, match=r"no bundle \(a folder with metadata\.json\)"):
+        build(checkout, Wanted("rsna-weights", source=checkout), tmp_path / "out", silent)
+
+
+@pytest.mark.slow
+def test_the_phantom_is_a_competition_that_a_kernel_finds(
+    checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from rsna_kit.competition.paths import find_competition
+
+    built = build(checkout, Wanted("phantom", patients=1, seed=3), tmp_path / "input/datasets/me/phantom", silent)
+    assert any(name.startswith("hidden/test_images/") for name in built["files"])
+    monkeypatch.setenv("RSNA_KIT_INPUT", str(tmp_path / "input"))
+    monkeypatch.delenv("KAGGLE_IS_COMPETITION_RERUN", raising=False)
+    assert find_competition().root == tmp_path / "input/datasets/me/phantom"
+    monkeypatch.setenv("KAGGLE_IS_COMPETITION_RERUN", "1")
+    with pytest.raises(UsageError, match="Attach the competition"):
+        find_competition()
+
+
+def test_another_folder_is_never_replaced(checkout: Path, tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("")
+    with pytest.raises(UsageError, match=r"was not built by scripts/build"):
+        build(checkout, Wanted("rsna-kit"), tmp_path, silent)
+    assert (tmp_path / "thesis.txt").exists()
+
+
+# ---- what must not travel
+
+KEY = "0123456789abcdef" * 2
+PLANTED = {
+    "kaggle.json": (f'{{"username": "me", "key": "{KEY}"}}', "Kaggle's credentials, by its name"),
+    "access_token": ("KGAT_x", "Kaggle's credentials, by its name"),
+    ".env": ("A=1", "credentials, by its name"),
+    ".netrc": ("", "credentials, by its name"),
+    "id_ed25519": ("", "a private key, by its name"),
+    "server.pem": ("", "a private key, by its name"),
+    "__pycache__/a.py": ("", "a cache, by its name"),
+    ".git/config": ("", "a folder of settings or history, by its name"),
+    "module.pyc": ("", "a cache, by its name"),
+    "notes.txt": ("", "no kind of file that this dataset holds"),
+    "a@b.py": ("", "a name that Kaggle may refuse"),
+    "README.md": (f"KAGGLE_KEY={KEY}\n", "holds what looks like an API key"),
+}
+
+
+@pytest.mark.parametrize("name", PLANTED)
+def test_what_is_planted_in_a_dataset_is_refused_by_name_and_not_shown(
+    checkout: Path, tmp_path: Path, name: str
+) -> None:
+    content, reason = PLANTED[name]
+    path = checkout / "datasets/rsna-kit" / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(content)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/dataset-metadata.json").write_text("{}")  # an earlier build: nobody must upload it by mistake
+    with pytest.raises(RsnaKitError) as refused:
+        build(checkout, Wanted("rsna-kit"), tmp_path / "out", silent)
+    assert f"{name.split('/')[0]}: {reason}" in str(refused.value)
+    assert KEY not in str(refused.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkout"]
+
+
+def test_a_secret_in_a_module_of_the_library_is_refused(checkout: Path, tmp_path: Path) -> None:
+    (checkout / "rsna_kit/room/module.py").write_text(f'API = {{"username": "me", "key": "{KEY}"}}\n')
+    with pytest.raises(RsnaKitError, match=r"rsna_kit/room/module\.py: holds what looks like an API key"):
+        build(checkout, Wanted("rsna-kit"), tmp_path / "out", silent)
+
+
+@pytest.mark.tf
+@pytest.mark.parametrize("name", ["kaggle.json", "fold0/kaggle.json", "fold0/optimizer.pkl", "fold0/.env"])
+def test_what_lies_among_bundles_does_not_travel_with_them(
+    bundle: Path, checkout: Path, tmp_path: Path, name: str
+) -> None:
+    shutil.copytree(bundle, tmp_path / "bundles/fold0")
+    (tmp_path / "bundles" / name).write_text("x")
+    wanted = Wanted("rsna-weights", source=tmp_path / "bundles")
+    if "/" in name:
+        with pytest.raises(RsnaKitError, match=f"{name}: "):
+            build(checkout, wanted, tmp_path / "out", silent)
+    else:  # beside the bundles: they alone are copied
+        assert name not in build(checkout, wanted, tmp_path / "out", silent)["files"]
+
+
+@pytest.mark.tf
+def test_a_key_inside_a_bundle_is_found_wherever_it_is(bundle: Path, checkout: Path, tmp_path: Path) -> None:
+    from rsna_kit.models.bundle import METADATA, WEIGHTS
+    from rsna_kit.runtime.files import read_json, sha256_file, write_json
+
+    target = tmp_path / "bundles/fold0"
+    shutil.copytree(bundle, target)
+    with open(target / WEIGHTS, "ab") as file:
+        file.write(b'"KAGGLE_KEY": "' + KEY.encode() + b'"')
+    metadata = read_json(target / METADATA)
+    write_json(target / METADATA, metadata | {"sha256": metadata["sha256"] | {WEIGHTS: sha256_file(target / WEIGHTS)}})
+    with pytest.raises(RsnaKitError, match=r"fold0/model\.weights\.h5: holds what looks like an API key"):
+        build(checkout, Wanted("rsna-weights", source=target.parent), tmp_path / "out", silent)
+
+
+def test_a_link_is_refused(checkout: Path, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("")
+    (checkout / "datasets/rsna-kit/LICENSE").symlink_to(tmp_path / "secret")
+    with pytest.raises(RsnaKitError, match="LICENSE: "):
+        build(checkout, Wanted("rsna-kit"), tmp_path / "out", silent)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder/README.md").symlink_to(tmp_path / "secret")
+    with pytest.raises(RsnaKitError, match=r"README\.md: a link: what it points to would travel"):
+        check_folder(tmp_path / "folder", [r"README\.md"])
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        (f"key = {KEY}", "an API key"),
+        (f"'key':'{KEY.upper()}'", "an API key"),
+        ("export KAGGLE_API_TOKEN=abcdefgh.ijklmnop", "a Kaggle key or token"),
+        ("token KGAT_0123456789abcdef0123", "a Kaggle token"),
+        ("-----BEGIN OPENSSH PRIVATE KEY-----", "a private key"),
+        ("ghp_" + "a1" * 18, "a GitHub token"),
+        ("hf_" + "aB3" * 11, "a Hugging Face token"),
+        ("AKIAABCDEFGHIJKLMNOP", "an AWS key"),
+        ("Authorization: Bearer abcdefghijklmnop", "an Authorization header"),
+        ("machine api.example.org login me password hunter2", "a line of .netrc"),
+        ("eyJhbGciOiJIUzI1.eyJzdWIiOiIxMjM0.SflKxwRJSMeKKF2QT4", "a signed token"),
+        ('password = "correct-horse-battery"', "a password"),
+        ('client_secret: "abcdefghijklmnopqrst"', "a secret"),
+    ],
+)
+def test_secrets_are_known_by_their_looks(text: str, what: str) -> None:
+    assert find_secret(text.encode()) == what
+    assert find_secret(b"\x00\xff" * 50 + text.encode() + b"\n") == what
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"sha256: {KEY}{KEY}",
+        f'"efficientnetb0": "{KEY}"',
+        "key = 'val_roc_auc'",
+        "KAGGLE_KEY=<your key>",
+        'os.environ["KAGGLE_KEY"]',
+        "the secret of a good mammogram",
+        "password: …",
+    ],
+)
+def test_what_is_no_secret_passes(text: str) -> None:
+    assert find_secret(text.encode()) is None
+
+
+def test_a_secret_across_the_seam_of_two_pieces_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from road import secrecy
+
+    monkeypatch.setattr(secrecy, "_CHUNK", 1000)
+    monkeypatch.setattr(secrecy, "_OVERLAP", 200)
+    (tmp_path / "a.txt").write_bytes(b"." * 980 + f"key={KEY}\n".encode() + b"." * 500)
+    with pytest.raises(RsnaKitError, match=r"a\.txt: holds what looks like an API key"):
+        check_folder(tmp_path, [r"a\.txt"])
+
+
+# ---- the door
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["rsna-weights"], "--from belongs to"),
+        (["rsna-kit", "--from", "x"], "--from belongs to"),
+        (["rsna-kit", "--dali"], "belong to rsna-wheels"),
+        (["rsna-kit", "--patients", "3"], "belong to phantom"),
+        (["rsna-kitt"], "invalid choice"),
+    ],
+)
+def test_wrong_usage_exits_with_2(words: list[str], said: str) -> None:
+    done = subprocess.run([sys.executable, ROOT / "scripts/build", *words], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert said in done.stderr
+
+
+def test_the_door_prints_json_and_refuses_with_1(tmp_path: Path) -> None:
+    command = [sys.executable, ROOT / "scripts/build", "rsna-kit", "--out"]
+    done = subprocess.run([*command, tmp_path / "out"], capture_output=True, text=True)
+    assert json.loads(done.stdout)["dataset"] == "rsna-kit"
+    assert "largest" not in done.stdout
+    assert "rsna_kit-0.1.0-py3-none-any.whl" in done.stderr
+    assert json.loads((tmp_path / "out" / CONTENTS).read_text())["commit"] == json.loads(done.stdout)["commit"]
+    (tmp_path / "taken").write_text("")
+    done = subprocess.run([*command, tmp_path / "taken"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+
+
+def test_every_dataset_has_metadata_a_readme_and_a_list_of_what_it_may_hold() -> None:
+    assert {path.name for path in (ROOT / "datasets").iterdir()} == set(KINDS)
+    for name in KINDS:
+        metadata = json.loads((ROOT / "datasets" / name / "dataset-metadata.json").read_text())
+        assert metadata["id"] == f"OWNER/{name}"
+        assert 6 <= len(metadata["title"]) <= 50
+        assert 20 <= len(metadata["subtitle"]) <= 80
+        assert (ROOT / "datasets" / name / "README.md").is_file()

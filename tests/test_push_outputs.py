@@ -1,0 +1,118 @@
+"""What kernels leave, fetched by the real `kaggle` program: whole, checked, and never outside its folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+from kaggle_site import USER
+from push_world import World
+
+NAME = f"{USER}/rsna-kit-extra"
+
+
+def has_run(world: World, verdict: dict[str, object] | None = None, **files: str) -> Path:
+    """A complete run of a kernel with these outputs; returns where its output comes to lie here."""
+    files = files or {"submission.csv": "prediction_id,cancer\n0_L,0.5\n", "model/fold0/config.json": "{}"}
+    if verdict is not None:
+        files["verdict.json"] = json.dumps(verdict)
+    text = (
+        "import os, pathlib\n"
+        "working = pathlib.Path(os.environ['RSNA_KIT_WORKING'])\n"
+        f"for name, text in {files!r}.items():\n"
+        "    (working / name).parent.mkdir(parents=True, exist_ok=True)\n"
+        "    (working / name).write_text(text)\n"
+    )
+    world.has_kernel("extra", text)
+    return world.project / "runs/kaggle/rsna-kit-extra/v1"
+
+
+def sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def test_outputs_are_fetched_whole_and_noted(world: World) -> None:
+    out = has_run(world, {"ok": True, "sha256": {"a.txt": sha256("alpha")}}, **{"a.txt": "alpha", "b/c.txt": "beta"})
+    result = world.push("fetch", "extra")
+    assert (out / "b/c.txt").read_text() == "beta"
+    assert result.value["sha256"]["a.txt"] == sha256("alpha")
+    line = world.account.ledger.last("fetch", kernel=NAME)
+    assert line is not None
+    assert line["sha256"] == result.value["sha256"]
+    before = len(world.double.arrived)
+    assert "already" in world.push("fetch", "extra").talk
+    assert len(world.double.arrived) == before
+    (out / "a.txt").write_text("changed here")
+    world.push("fetch", "extra")
+    assert (out / "a.txt").read_text() == "alpha"
+
+
+def test_only_some_files_can_be_fetched(world: World) -> None:
+    has_run(world)
+    out = world.project / "some"
+    assert world.push("fetch", "extra", "--only", r"\.csv$", "--out", str(out)).code == 0
+    assert [path.name for path in out.rglob("*")] == ["submission.csv"]
+    assert world.push("fetch", "extra", "--out", str(out)).code == 2  # nothing of the person's is replaced
+    assert world.push("fetch", "extra", "--only", "(").code == 2
+
+
+def test_an_error_page_in_the_place_of_a_file_is_an_error(each_world: World) -> None:
+    """kaggle 2.2.4 saves the storage's 403 page as submission.csv, exit code 0."""
+    out = has_run(each_world)
+    each_world.traps.output_403 = {"submission.csv"}
+    talk = each_world.fails("fetch", "extra")
+    assert ("came an error page" in talk) or ("403" in talk)
+    assert "ExpiredToken" in talk or "403" in talk
+    assert not out.exists()
+    each_world.traps.output_403 = set()
+    assert each_world.push("fetch", "extra").code == 0
+
+
+def test_a_file_that_wants_out_is_refused(each_world: World) -> None:
+    """kaggle 2.2.4 joins any name to the folder; both lists of names come from the kernel."""
+    victim = each_world.project / "victim.txt"
+    has_run(each_world)
+    each_world.traps.output_names = {"submission.csv": "../victim.txt", "model/fold0/config.json": str(victim)}
+    assert "would be written outside its folder" in each_world.fails("fetch", "extra")
+    assert not victim.exists()
+
+
+def test_a_name_that_only_the_download_claims_is_left_out(each_world: World) -> None:
+    """The list was harmless, the download is not: the program is given a pattern that such a name does not match."""
+    victim = each_world.project / "victim.txt"
+    has_run(each_world)
+    each_world.traps.download_names = {"submission.csv": str(victim)}
+    assert "submission.csv did not come" in each_world.fails("fetch", "extra")
+    assert not victim.exists()
+
+
+def test_a_file_that_was_cut_short_is_an_error(world: World) -> None:
+    out = has_run(world)
+    world.traps.truncate_output = {"submission.csv"}
+    assert "submission.csv has 14 bytes here and 29 at Kaggle" in world.fails("fetch", "extra")
+    assert not out.exists()
+    assert list(out.parent.iterdir()) == []
+
+
+def test_a_file_other_than_the_kernel_noted_is_an_error(world: World) -> None:
+    out = has_run(world, {"ok": True, "sha256": {"a.txt": sha256("what was written")}}, **{"a.txt": "what came"})
+    assert "a.txt is not what the kernel wrote" in world.fails("fetch", "extra")
+    assert not out.exists()
+
+
+def test_a_file_that_the_kernel_noted_and_nobody_lists_is_missed(world: World) -> None:
+    has_run(world, {"ok": True, "sha256": {"bundles/weights": sha256("x")}}, **{"a.txt": "alpha"})
+    assert "bundles/weights did not come" in world.fails("fetch", "extra")
+    assert world.push("fetch", "extra", "--only", "a.txt").code == 0
+
+
+def test_a_run_that_says_itself_that_it_failed_is_believed(world: World) -> None:
+    has_run(world, {"ok": False, "reason": "fold 1 has no cancer"})
+    assert "fold 1 has no cancer" in world.fails("fetch", "extra")
+
+
+def test_more_files_than_a_page_holds_are_all_fetched(world: World) -> None:
+    out = has_run(world, **{f"f{n:03}.txt": str(n) for n in range(205)})
+    assert world.push("fetch", "extra").code == 0
+    assert len(list(out.iterdir())) == 205
