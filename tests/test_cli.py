@@ -111,6 +111,13 @@ def test_the_threshold_of_the_first_file_serves_the_others(tmp_path: Path) -> No
     assert result["files"][files[1]]["confusion"] == {"tp": 1, "fp": 0, "fn": 0, "tn": 2}
 
 
+def test_a_truth_that_no_file_would_use_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "oof.csv").write_text("prediction_id,patient_id,cancer,score\n5_L,5,0,0.2\n6_L,6,1,0.9\n")
+    (tmp_path / "truth.csv").write_text("prediction_id,patient_id,cancer\n5_L,5,1\n6_L,6,0\n")
+    assert main(["score", str(tmp_path / "oof.csv"), "--truth", str(tmp_path / "truth.csv")]) == 2
+    assert "labels of its own" in capsys.readouterr().err
+
+
 def test_a_submission_is_scored_against_the_truth(tmp_path: Path) -> None:
     (tmp_path / "submission.csv").write_text("prediction_id,cancer\n5_L,0\n6_L,1\n7_L,1\n")
     (tmp_path / "truth.csv").write_text("prediction_id,patient_id,cancer\n5_L,5,0\n6_L,6,1\n7_L,7,0\n")

@@ -76,6 +76,11 @@ def score_files(
     """Read and summarise every file; the arguments are those of `score`."""
     if threshold is not None and not 0 <= threshold <= 1:
         raise UsageError(f"--threshold: got {threshold}, expected a number from 0 to 1")
+    if truth is not None and all(_labels(_file(given), truth) is None for given in predictions):
+        raise UsageError(
+            f"--truth {truth}: every file has labels of its own, so it would not be used. Leave it out, or take the "
+            "column 'cancer' out of the files that it should label."
+        )
     rule: float | Threshold | None = threshold
     scored = []
     for given in predictions:
@@ -91,7 +96,7 @@ def score_files(
 
 def read_breasts(given: Path, truth: Path | None = None) -> tuple[Path, pd.DataFrame]:
     """A file of predictions, or a folder that stands for its `oof.csv` → the file and its breasts."""
-    path = given / "oof.csv" if given.is_dir() else given
+    path = _file(given)
     return path, read_predictions(path, _labels(path, truth))
 
 
@@ -99,6 +104,10 @@ def as_json(scored: Sequence[Scored]) -> dict[str, Any]:
     """What `score` returns."""
     files = {str(one.path): one.summary for one in scored}
     return {"ok": True, "threshold": scored[0].threshold, "files": files}
+
+
+def _file(given: Path) -> Path:
+    return given / "oof.csv" if given.is_dir() else given
 
 
 def _labels(path: Path, truth: Path | None) -> Path | None:
