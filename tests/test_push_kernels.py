@@ -27,7 +27,7 @@ def kernel(world: World, text: str = "print('done')", **changes: Any) -> Path:
 def test_a_push_is_verified_followed_and_noted(world: World) -> None:
     kernel(world, "SETTINGS = {'A': 'x'}\nprint('a is', SETTINGS['A'])", competition_sources=[SLUG], enable_gpu=True,
            machine_shape="NvidiaTeslaT4")  # fmt: skip
-    words = ["--settings", "A=y", "--timeout", "9h", "--accelerator", "NvidiaL4", "--image", IMAGE]
+    words = ["--settings", "A=z", "--settings", "A=y", "--timeout", "9h", "--accelerator", "NvidiaL4", "--image", IMAGE]
     result = world.push("push", "extra", *words)
     assert result.value == {"kernel": NAME, "version": 1}, result.talk
     assert "GPU quota: 27.50h of 30.00h left" in result.talk

@@ -6,6 +6,7 @@ import hashlib
 import json
 from pathlib import Path
 
+import pytest
 from kaggle_site import USER
 from push_world import World
 
@@ -48,10 +49,11 @@ def test_outputs_are_fetched_whole_and_noted(world: World) -> None:
     assert (out / "a.txt").read_text() == "alpha"
 
 
-def test_only_some_files_can_be_fetched(world: World) -> None:
+def test_only_some_files_can_be_fetched(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     has_run(world)
     out = world.project / "some"
-    assert world.push("fetch", "extra", "--only", r"\.csv$", "--out", str(out)).code == 0
+    monkeypatch.chdir(world.project)
+    assert world.push("fetch", "extra", "--only", r"\.csv$", "--out", "some").code == 0
     assert [path.name for path in out.rglob("*")] == ["submission.csv"]
     assert world.push("fetch", "extra", "--out", str(out)).code == 2  # nothing of the person's is replaced
     assert world.push("fetch", "extra", "--only", "(").code == 2

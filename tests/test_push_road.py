@@ -159,6 +159,20 @@ def test_wrong_usage_ends_with_2_and_a_suggestion(
     assert said in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["trian", "PRESET=smoke"], "Did you mean 'train'?"),
+        (["train", "PRESET"], "expected NAME=VALUE"),
+        (["train"], "expected NAME=VALUE"),
+    ],
+)
+def test_settings_of_no_kernel_are_refused(world: World, words: list[str], said: str) -> None:
+    result = world.push("all", "--settings", *words)
+    assert (result.code, world.double.arrived) == (2, [])
+    assert said in result.talk
+
+
 def test_help_shows_examples(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         DOOR.door(["--help"])

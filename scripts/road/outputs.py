@@ -60,7 +60,7 @@ def fetch(account: Account, run: Run, only: str = "", out: Path | None = None) -
     """
     if out is not None and out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"--out {out} is there already. Name a new or empty folder")
-    out = out or output_folder(account, run)
+    out = (out or output_folder(account, run)).absolute()  # the program runs in a folder of its own
     try:
         wanted = re.compile(only)
     except re.error as error:

@@ -25,7 +25,8 @@ from rsna_kit.runtime.errors import MissingDependencyError
 OLDEST, NEWEST = (2, 2, 4), (2, 2, 5)  # what this was tried with
 PRECISE = (2, 2, 5)  # from here on a version of a kernel can be asked for; before, the newest one answers
 _INSTALL = (
-    "Install it beside this project, not into it: python3 -m venv ~/kaggle && ~/kaggle/bin/pip install kaggle six"
+    "Install it beside this project, not into it: python3 -m venv ~/kaggle && ~/kaggle/bin/pip install kaggle six. "
+    "Then put it on PATH, or name it: --kaggle ~/kaggle/bin/kaggle"
 )
 _TALKATIVE = ("VERBOSE", "VERBOSE_OUTPUT")  # would print every request, credentials included
 QUICK_S = 180.0  # one call that moves no files; the program itself waits and tries again when Kaggle is busy

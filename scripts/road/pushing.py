@@ -31,6 +31,7 @@ from road.staging import Changes, Run
 from rsna_kit.runtime.errors import RsnaKitError, UsageError
 
 STEPS = ("build", "upload", "prepare", "train", "weights", "infer", "submit")
+KERNELS = ("prepare", "train", "infer")
 WEIGHTS = "rsna-weights"
 _SMALL = r"\.(?:json|jsonl|csv|txt|md)$"  # of a prepared competition only this is fetched: its shards stay at Kaggle
 

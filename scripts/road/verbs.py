@@ -82,7 +82,7 @@ def plan(account: Account, journey: Journey) -> list[dict[str, Any]]:
     steps: list[dict[str, Any]] = []
     if "upload" not in journey.skip:
         steps += [plan_upload(account, name) for name in pushing.own_datasets(account) if name != pushing.WEIGHTS]
-    for name in ("prepare", "train", "infer"):
+    for name in pushing.KERNELS:
         if name == "infer" and "weights" not in journey.skip and journey.weights != "output":
             steps.append({"step": f"upload {pushing.WEIGHTS}", "note": f"the bundles of train, as a {journey.weights}"})
         if name not in journey.skip:
