@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import numpy as np
 import pytest
 
 from rsna_kit.imaging.pace import MOST_COARSER, Pace
@@ -19,32 +22,82 @@ class Hands(Clock):
         return self.now
 
 
-def run(limit_s: float | None, per_image_s: float, waiting: float, total: int = 1000, steps: int = 10) -> list[str]:
-    """100 images a step at a pace, `waiting` of the time spent waiting for them; what was said."""
+def drive(
+    image_s: Callable[[int, float], float],
+    limit_s: float | None,
+    waiting: float = 0.9,
+    total: int = 20_000,
+    batch: int = 16,
+    lighten: Callable[[], str | None] = lambda: None,
+) -> tuple[Pace, list[str], float]:
+    """A run to its end or to its limit.
+
+    Args:
+        image_s: (halvings given up, time) → seconds that an image takes.
+        waiting: share of the time that is spent waiting for images.
+
+    Returns:
+        The pace, what was said, when it ended.
+    """
     clock, said = Hands(limit_s), list[str]()
-    pace = Pace(clock, total, reserve_s=20, say=said.append)
-    for step in range(1, steps + 1):
-        clock.now = 100 * step * per_image_s
-        pace.update(100 * step, waiting * clock.now)
-    assert pace.coarser == len(said)
-    return said
+    pace = Pace(clock, total, 20, said.append, lighten=lighten)
+    for done in range(batch, total + 1, batch):
+        clock.now += batch * image_s(pace.coarser, clock.now)
+        pace.update(done, waiting * clock.now)
+        if limit_s is not None and clock.now > limit_s:
+            break
+    return pace, [line.rpartition(": ")[2] for line in said], clock.now
+
+
+COARSER = [f"JPEG 2000 is decoded {times} times coarser from here on" for times in (2, 4)]
+FINER = ["JPEG 2000 is decoded 2 times coarser again", "JPEG 2000 is decoded as the models know it again"]
 
 
 def test_a_run_in_time_gives_up_nothing() -> None:
-    assert run(limit_s=1100, per_image_s=1, waiting=0.9) == []
-    assert run(limit_s=None, per_image_s=100, waiting=0.9) == []
+    assert drive(lambda coarser, now: 1, limit_s=20_500)[1] == []
+    assert drive(lambda coarser, now: 100, limit_s=None)[1] == []
 
 
-def test_a_run_out_of_time_becomes_coarser_once_for_each_look() -> None:
-    said = run(limit_s=500, per_image_s=1, waiting=0.9, steps=1)
+def test_a_run_out_of_time_says_why_and_becomes_coarser_as_often_as_it_helps() -> None:
+    clock, said = Hands(500), list[str]()
+    pace = Pace(clock, 1000, 20, said.append)
+    clock.now = 100
+    pace.update(100, 90)
     assert said == [
         "900 images at this pace need 15:00, 6:20 are left: JPEG 2000 is decoded 2 times coarser from here on"
     ]
-    assert len(run(limit_s=500, per_image_s=1, waiting=0.9)) == MOST_COARSER
+    pace, said, end = drive(lambda coarser, now: 0.4**coarser, limit_s=8_200)
+    assert (said[:1], pace.coarsest) == (COARSER[:1], 1)
+    assert end < 8_200
+    pace, said, end = drive(lambda coarser, now: 0.4**coarser, limit_s=4_500)
+    assert (said[:2], pace.coarsest) == (COARSER, 2)
+    assert end < 4_500
 
 
 def test_what_does_not_wait_for_images_gains_nothing_by_coarser_ones() -> None:
-    assert run(limit_s=500, per_image_s=1, waiting=0.1) == []
+    assert drive(lambda coarser, now: 1, limit_s=10_000, waiting=0.1)[1] == []
+
+
+def test_coarser_images_that_come_no_faster_are_finer_again() -> None:
+    """A slow disk: what is decoded makes no difference, and the detail would be lost for nothing."""
+    pace, said, _ = drive(lambda coarser, now: 1, limit_s=10_000)
+    assert said == [COARSER[0], FINER[1]]
+    assert (pace.coarser, pace.coarsest) == (0, 1)
+
+
+def test_after_a_stall_the_detail_comes_back() -> None:
+    pace, said, _ = drive(lambda coarser, now: 20 if 1_000 <= now < 4_000 else 0.3, limit_s=40_000)
+    assert said in ([COARSER[0], FINER[1]], [*COARSER, *FINER])
+    assert pace.coarser == 0
+
+
+def test_images_that_differ_are_no_shortage() -> None:
+    """Four images of a woman are alike, and women differ as decoding does; a tenth of the time is to spare."""
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        women = rng.choice([0.5, 1.0, 2.5], 5_000, p=[0.5, 0.3, 0.2])
+        times = iter(np.repeat(women, 4).reshape(-1, 16).mean(axis=1))
+        assert drive(lambda coarser, now, times=times: next(times), limit_s=1.1 * 4 * women.sum() + 20)[1] == []
 
 
 @pytest.mark.parametrize(("done", "seconds"), [(63, 1000.0), (1000, 29.0)])
@@ -66,13 +119,15 @@ def test_only_what_came_since_the_last_look_counts() -> None:
     assert said == []
 
 
-def shed(waiting: float, most: int = MOST_COARSER, looks: int = 8) -> tuple[list[str], int, list[str]]:
+def shed(waiting: float, most: int = MOST_COARSER) -> tuple[list[str], int, list[str]]:
     """What is given up, look by look, by a run that cannot end in time, whose models have three things to give up."""
     clock, said, rest = Hands(500), list[str](), ["TTA", "fold1", "fold0"]
-    pace = Pace(clock, 10_000, 0, said.append, most, lambda: rest.pop(0) if rest else None)
-    for step in range(1, looks + 1):
-        clock.now = 100.0 * step
-        pace.update(100 * step, waiting * clock.now)
+    pace = Pace(clock, 100_000, 0, said.append, most, lambda: rest.pop(0) if rest else None)
+    waited_s = 0.0
+    for step in range(1, 9):
+        seconds = 300.0 * 0.4**pace.coarser
+        clock.now, waited_s = clock.now + seconds, waited_s + waiting * seconds
+        pace.update(300 * step, waited_s)
     return (
         [line.partition("are left: ")[2] for line in said],
         pace.coarser,
@@ -81,7 +136,6 @@ def shed(waiting: float, most: int = MOST_COARSER, looks: int = 8) -> tuple[list
 
 
 OUT = ["TTA is left out from here on", "fold1 is left out from here on", "fold0 is left out from here on"]
-COARSER = [f"JPEG 2000 is decoded {times} times coarser from here on" for times in (2, 4)]
 
 
 def test_slow_models_do_less_and_slow_decoding_becomes_coarser() -> None:

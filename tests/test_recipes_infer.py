@@ -393,7 +393,7 @@ def test_a_run_that_is_short_of_time_asks_for_coarser_images(
 
     class Hasty(Pace):
         def update(self, done: int, waited_s: float) -> int:
-            given_up = self._give_up(1.0, done)
+            given_up = self._give_up(1.0, 1.0, done)
             if given_up:
                 self._say(given_up)
             return self.coarser
@@ -534,7 +534,7 @@ def test_what_the_models_give_up_is_done_without_and_recorded(
 
     class Hasty(Pace):
         def update(self, done: int, waited_s: float) -> int:
-            self._give_up(0.0, done)
+            self._give_up(0.0, 1.0, done)
             return self.coarser
 
     monkeypatch.setattr("rsna_kit.imaging.pace.Pace", Hasty)
@@ -567,7 +567,7 @@ def test_a_resumed_run_says_what_the_first_one_gave_up(
 
     class Hasty(Pace):
         def update(self, done: int, waited_s: float) -> int:
-            self._give_up(0.0, done)
+            self._give_up(0.0, 1.0, done)
             if done >= 8:
                 raise KeyboardInterrupt
             return 0

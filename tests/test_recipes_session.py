@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 
 from rsna_kit.recipes import session as sessions
-from rsna_kit.recipes.session import PREFIX, Session, run
+from rsna_kit.recipes import verdict as verdicts
+from rsna_kit.recipes.session import Session, run
+from rsna_kit.recipes.verdict import PREFIX
 from rsna_kit.runtime.errors import MissingDependencyError, RsnaKitError, UsageError
 from rsna_kit.runtime.files import sha256_file
 
@@ -108,7 +110,7 @@ def test_a_run_that_is_not_ok_fails_unless_it_is_the_scoring_run(
 def test_with_many_files_the_line_has_the_hash_of_the_file_that_has_them_all(
     mounted: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sessions, "_MOST_FILES", 2)
+    monkeypatch.setattr(verdicts, "_MOST_FILES", 2)
 
     def work(session: Session) -> dict[str, Any]:
         for number in range(3):

@@ -194,11 +194,13 @@ def test_a_decoding_gpu_that_is_lost_is_left_alone(tmp_path: Path) -> None:
     assert "gpu1 is not used any more: RuntimeError: failed on 3" in (tmp_path / "log.txt").read_text()
 
 
-def test_when_the_gpu_that_scores_is_lost_what_was_saved_stands(tmp_path: Path) -> None:
-    result = run(replace(BY_NAME["the GPU that scores is lost"], lost_scorer=90.0), tmp_path)
-    assert "CUDA_ERROR_LAUNCH_FAILED" in result.error
-    assert 0 < result.scored < FILES
-    assert result.file == "valid"
+@pytest.mark.parametrize("name", ["the GPU that scores is lost", "the only GPU is lost"])
+def test_when_the_gpu_that_scores_is_lost_a_new_process_goes_on(tmp_path: Path, name: str) -> None:
+    result = run(replace(BY_NAME[name], lost_scorer=90.0), tmp_path, limit_s=HOUR)
+    assert (result.error, result.file) == ("", "valid")
+    assert result.shed[0][1] == "a new process"
+    assert "attempt 1 ended: RuntimeError: CUDA_ERROR_LAUNCH_FAILED" in (tmp_path / "log.txt").read_text()
+    assert result.scored == FILES
 
 
 def test_the_door_prints_a_table_and_draws(tmp_path: Path) -> None:

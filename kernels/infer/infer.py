@@ -2,13 +2,13 @@
 
 Inputs: the competition, the dataset rsna-kit, and rsna-wheels where the image lacks a package; bundles from a Kaggle
 Model, the output of the kernel rsna-kit-train or the dataset rsna-weights, in this order. Internet off. A commit run
-that fails too many images ends with an error; the scoring rerun keeps the submission it has once images are scored.
+that fails too many images ends with an error; the scoring run keeps the submission it has once images are scored. A
+scoring run that dies (a crash, a lost GPU, no memory) is started again and goes on from the scores that are saved.
 """
 
 import json
 import os
 import sys
-import traceback
 from pathlib import Path
 
 KERNEL = "infer"
@@ -50,13 +50,9 @@ def work(session: Session) -> dict:
     first_submission(None, out, config.infer, session.events)
     bundles = session.bundles()
     session.require_gpu()
-    try:
-        return infer(None, out, bundles, config.infer, session.events, session.clock, config.decode)
-    except Exception as error:
-        if not (session.rerun and (out / "image_scores.csv").is_file()):
-            raise
-        traceback.print_exc()  # some images are scored, and nobody can start the scoring rerun again
-        return {"ok": False, "reason": f"{type(error).__name__}: {error}"}
+    back = session.attempt % 2 == 0
+    return infer(None, out, bundles, config.infer, session.events, session.clock, config.decode, backwards=back)
 
 
-sys.exit(run(KERNEL, SETTINGS, ["cv2", "dicomsdl", "imagecodecs", "keras", "pydicom"], work))
+NEEDS = ["cv2", "dicomsdl", "imagecodecs", "keras", "pydicom"]
+sys.exit(run(KERNEL, SETTINGS, NEEDS, work, script=globals().get("__file__"), progress="image_scores.csv"))

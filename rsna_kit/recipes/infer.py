@@ -37,7 +37,7 @@ WRITE_RESERVE_S = 20.0  # what is kept of the time limit for the writing
 
 def infer(
     where: Path | None, out: Path, bundle_paths: Sequence[Path], settings: InferConfig, events: Events, clock: Clock,
-    decode: DecodeConfig | None = None, exact: bool = False,
+    decode: DecodeConfig | None = None, exact: bool = False, backwards: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
     """Score the test DICOMs of a competition.
 
@@ -58,6 +58,7 @@ def infer(
             scored. With `exact`, decoding is never made coarser.
         decode: the decode section of the configuration.
         exact: decode every pixel, whatever the bundles were trained on.
+        backwards: begin with the last image, as a run does that resumes one which an image may have killed.
 
     Returns:
         Counts and paths, ready for JSON; `ok` is False when more than `max_failure_share` of the images failed.
@@ -102,6 +103,7 @@ def infer(
     }
     ledger = ScoreLedger(out, identity, ensemble.columns)
     left = test[[not ledger.done(image_id) for image_id in test["image_id"]]]
+    left = left[::-1] if backwards else left
     before: dict[str, Any] = {"coarser": 0, "given_up": []} | ledger.given_up
     done = len(test) - len(left)
     if done:
@@ -115,7 +117,7 @@ def infer(
 
     def write() -> pd.DataFrame:
         now = [{**entry, "after_images": int(entry["after_images"]) + done} for entry in pace.lightened]
-        coarser = max(before["coarser"], pace.coarser)
+        coarser = max(before["coarser"], pace.coarsest)
         ledger.given_up = {"coarser": coarser, "given_up": [*before["given_up"], *now]}
         return _write_results(out, test, sample, ledger, ensemble.parts, settings.prior, chosen.threshold, calibration)
 

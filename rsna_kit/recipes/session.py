@@ -8,12 +8,10 @@ environment is printed but our own settings.
 from __future__ import annotations
 
 import importlib.util
-import json
-import math
 import os
 import platform
-import re
 import sys
+import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -23,17 +21,16 @@ import rsna_kit
 from rsna_kit.competition.paths import Source, attached_sources, find_inputs, input_root
 from rsna_kit.config import Config, ModelConfig, with_overrides
 from rsna_kit.presets import preset
+from rsna_kit.recipes.attempts import ATTEMPT, BEGAN, MOST_ATTEMPTS, run_attempts, run_script
+from rsna_kit.recipes.verdict import redacted, write_verdict
 from rsna_kit.runtime.clock import Clock, parse_duration
 from rsna_kit.runtime.contents import CONTENTS, check_contents
 from rsna_kit.runtime.errors import MissingDependencyError, RsnaKitError, UsageError
 from rsna_kit.runtime.events import Events
-from rsna_kit.runtime.files import read_json, sha256_file, write_json
+from rsna_kit.runtime.files import read_json
 from rsna_kit.runtime.hardware import commit, cpu_count, gpus, kaggle_image, memory_gib, versions
 from rsna_kit.runtime.offline import install_missing
 
-PREFIX = "RSNA_KIT_VERDICT "  # of the last line of every kernel's log
-VERDICT = "verdict.json"
-_MOST_FILES = 500  # in that line; the file lists any number
 _ORDER = {"model": "the Kaggle Model", "kernel": "the output of the kernel", "dataset": "the dataset"}
 _WHEELS = "rsna-wheels"
 _IN_WHEELS = {"dicomsdl", "imagecodecs"}
@@ -57,7 +54,8 @@ class Session:
         self.gpus = gpus()
         self.events = Events(self.working / "events.jsonl")
         self.facts: dict[str, Any] = {}  # what goes into the verdict beside the counts
-        self._began = Clock()
+        self.attempt = int(os.environ.get(ATTEMPT) or 1)
+        self._began = Clock(since=float(os.environ[BEGAN]) if BEGAN in os.environ else None)
 
     @property
     def clock(self) -> Clock:
@@ -188,23 +186,9 @@ class Session:
 
     def close(self, counts: Mapping[str, Any], ok: bool, reason: str) -> None:
         """Write verdict.json and print it, the last thing of a run."""
-        files = sorted(path for path in self.working.rglob("*") if path.is_file() and not path.is_symlink())
-        size = sum(path.stat().st_size for path in files)
-        if size > 1e9:
-            self._say(f"outputs    sha256 of {len(files)} files, {size / 1e9:.1f} GB")
-        digests = {path.relative_to(self.working).as_posix(): sha256_file(path) for path in files}
-        digests.pop(VERDICT, None)  # of an earlier run
-        verdict = {"ok": ok, "kernel": self.kernel, "reason": reason, "counts": dict(counts),
-                   "minutes": round(self._began.elapsed_s() / 60, 2), **self.facts}  # fmt: skip
-        verdict = _plain(verdict)
-        try:
-            write_json(self.working / VERDICT, {**verdict, "sha256": digests})
-        except OSError as error:  # a full disk: the log is there still
-            verdict |= {"ok": False, "reason": f"{reason} {VERDICT} could not be written: {error}".strip()}
-        if len(digests) > _MOST_FILES and (self.working / VERDICT).is_file():
-            digests = {VERDICT: sha256_file(self.working / VERDICT)}
-        sys.stderr.flush()
-        print(PREFIX + json.dumps({**verdict, "sha256": digests}), flush=True)
+        minutes = round(self._began.elapsed_s() / 60, 2)
+        write_verdict(self.working, {"ok": ok, "kernel": self.kernel, "reason": reason, "counts": dict(counts),
+                                     "minutes": minutes, **self.facts})  # fmt: skip
 
     def _say(self, line: str) -> None:
         print(line, flush=True)
@@ -237,7 +221,12 @@ class Session:
 
 
 def run(
-    kernel: str, settings: Mapping[str, str], needs: Sequence[str], work: Callable[[Session], Mapping[str, Any]]
+    kernel: str,
+    settings: Mapping[str, str],
+    needs: Sequence[str],
+    work: Callable[[Session], Mapping[str, Any]],
+    script: str | None = None,
+    progress: str = "",
 ) -> int:
     """Run a kernel's own part between what every session begins and ends with.
 
@@ -246,6 +235,9 @@ def run(
         settings: its SETTINGS.
         needs: modules that must be there.
         work: returns counts, ready for JSON. `ok` False makes the run fail, except the scoring run; `reason` says why.
+        script: the kernel's file; None in a notebook, which has none.
+        progress: CSV file in the working folder to which a run adds rows and from which it can go on. With it and
+            `script`, the kernel is run in a process of its own, and the scoring run again where that died.
 
     Returns:
         The exit code.
@@ -253,6 +245,8 @@ def run(
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
     session = Session(kernel, settings)
+    if script and progress and ATTEMPT not in os.environ:
+        return _run_apart(session, script, session.working / progress)
     counts: dict[str, Any] = {}
     try:
         session.open(needs)
@@ -267,10 +261,25 @@ def run(
     except BaseException as error:  # an interrupt, too: a verdict is all that is left of a run
         ok, code = False, 1
         deliberate = isinstance(error, RsnaKitError)
-        reason = _redacted(str(error) if deliberate else f"{type(error).__name__}: {error}")
-        print(f"Error: {reason}" if deliberate else _redacted(traceback.format_exc()), file=sys.stderr, flush=True)
+        reason = redacted(str(error) if deliberate else f"{type(error).__name__}: {error}")
+        print(f"Error: {reason}" if deliberate else redacted(traceback.format_exc()), file=sys.stderr, flush=True)
     session.close(counts, ok, reason)
     return code
+
+
+def _run_apart(session: Session, script: str, progress: Path) -> int:
+    """Run the script as a child; the scoring run keeps what is scored, whatever becomes of the child."""
+    most = MOST_ATTEMPTS if session.rerun else 1
+    began, clock = time.monotonic(), session.clock
+    ended = run_attempts(
+        lambda number: run_script(script, number, progress, began, clock), progress, clock, most,
+        lambda line: print(line, flush=True),
+    )  # fmt: skip
+    stands = session.rerun and ended.saved > 0  # images are scored, and nobody can start the scoring run again
+    if ended.code not in (0, 1):  # with 0 and 1 it has ended in a verdict of its own
+        print(f"Error: {ended.reason}", file=sys.stderr, flush=True)
+        session.close({"attempts": ended.attempts}, False, ended.reason)
+    return 0 if stands or ended.code == 0 else 1
 
 
 def _bundles_in(folder: Path) -> list[Path]:
@@ -283,22 +292,3 @@ def _is_bundle(folder: Path) -> bool:
         return "image_fingerprint" in read_json(folder / "metadata.json")
     except (OSError, ValueError, TypeError):
         return (folder / "threshold.json").is_file()  # damaged: whoever opens it says how
-
-
-def _redacted(text: str) -> str:
-    """The text without the values of secrets that Kaggle puts into the environment."""
-    for name, value in os.environ.items():
-        if re.search("TOKEN|SECRET|KEY|PASSWORD|CREDENTIAL", name.upper()) and len(value) >= 8:
-            text = text.replace(value, f"<{name}>")
-    return text
-
-
-def _plain(value: Any) -> Any:
-    """The same for JSON, which knows no NaN."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value if isinstance(value, str | int | float | bool | None) else str(value)

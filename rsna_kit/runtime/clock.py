@@ -10,7 +10,8 @@ from rsna_kit.runtime.errors import UsageError
 
 
 class Clock:
-    """Counts from its making. `limit_s` is the whole allowance in seconds, None for no limit.
+    """Counts from its making, or from `since` of `time.monotonic()`. `limit_s` is the whole allowance in seconds, None
+    for no limit.
 
     Example:
         >>> clock = Clock(limit_s=None)
@@ -18,8 +19,8 @@ class Clock:
         inf
     """
 
-    def __init__(self, limit_s: float | None = None) -> None:
-        self._start = time.monotonic()
+    def __init__(self, limit_s: float | None = None, since: float | None = None) -> None:
+        self._start = time.monotonic() if since is None else since
         self.limit_s = math.inf if limit_s is None else float(limit_s)
 
     def elapsed_s(self) -> float:

@@ -52,6 +52,7 @@ class Costs:
     head_s: float = 0.0003  # to parse the head of a file
     proof_s: float = 60.0  # wall time
     start_s: float = 180.0  # wall time before the clock begins: the image, wheels, imports
+    restart_s: float = 60.0  # wall time until a new process of a run that died is where it was: imports
     trace_s: float = 30.0  # of the first batch of each member
     write_s: float = 1.0  # wall time of saving everything
     gpu_s: float | None = 0.06  # wall time of a forward pass of one member for a picture; None: no GPU
@@ -70,7 +71,8 @@ class Scenario:
     decoding_gpus: int = 0
     stall: tuple[float, float] | None = None  # the disk answers nothing: from when, for how long
     lost_decoder: float | None = None  # the last decoding GPU fails on everything from then on
-    lost_scorer: float | None = None  # the GPU that scores is lost
+    lost_scorer: float | None = None  # the GPU that scores is lost, and the process with it
+    spare: bool = True  # another GPU scores in the next process, else the CPU
 
 
 _DEFAULT = Costs()
@@ -83,6 +85,7 @@ SCENARIOS = (
     Scenario("one slow core", replace(_DEFAULT, cores=1, slower=8.0)),
     Scenario("two GPUs decode, one is lost", decoding_gpus=2, lost_decoder=0.25 * HOUR),
     Scenario("the GPU that scores is lost", lost_scorer=HOUR),
+    Scenario("the only GPU is lost", lost_scorer=HOUR, spare=False),
     Scenario("overloaded: 20 members, TTA", members=20, tta=True),
     Scenario("CPU only", replace(_DEFAULT, gpu_s=None)),
 )

@@ -1,8 +1,9 @@
 """The hidden run of 32,000 files in simulated time: what ends when, what is shed, whether the file is valid.
 
 Real: `recipes.infer` with its clock, the pace and what it gives up, the queue of images with its threads and its
-patience, the survey of heads, the ensemble that sheds TTA and members, the ledger and the files on disk. Replaced: time
-itself, and the work that takes it: reading, decoding, rendering, a forward pass. What they take is in `clock_costs`.
+patience, the survey of heads, the ensemble that sheds TTA and members, the ledger, the files on disk, and who starts a
+run again that died. Replaced: time itself, and the work that takes it: reading, decoding, rendering, a forward pass.
+What they take is in `clock_costs`.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ from rsna_kit.imaging.breast import Box
 from rsna_kit.imaging.render import Rendered
 from rsna_kit.models.bundle import Bundle
 from rsna_kit.models.members import Member, Members
+from rsna_kit.recipes.attempts import MOST_ATTEMPTS, run_attempts
 from rsna_kit.runtime.clock import Clock
 from rsna_kit.runtime.errors import DecodeError
 from rsna_kit.runtime.events import Events, Progress
@@ -80,19 +82,28 @@ def simulate(scenario: Scenario, out: Path, files: int = FILES, limit_s: float =
     with open(out / "log.txt", "w", encoding="utf-8") as log, World() as world:
         events = _Listener(world, out / "work" / "events.jsonl", log)
         machine = _Machine(world, scenario, _kinds(test, seed))
-        error = ""
         with _in_the_place_of_work(machine):
             world.sleep(scenario.costs.start_s)
             settings = InferConfig(tta="flip" if scenario.tta else "none")
             decode = DecodeConfig(workers=scenario.costs.cores, gpus="all" if scenario.decoding_gpus else "none")
-            try:
-                rsna_kit.recipes.infer.infer(
-                    out / "competition", out / "work", [out], settings, events, Clock(limit_s), decode
-                )
-            except Exception as raised:  # the kernel's handler: what is saved stands
-                error = f"{type(raised).__name__}: {raised}"
+            clock, work = Clock(limit_s), out / "work"
+
+            def attempt(number: int) -> tuple[int, str]:
+                if number > 1:
+                    world.sleep(scenario.costs.restart_s)
+                machine.process = number
+                try:
+                    left = Clock(clock.remaining_s())
+                    rsna_kit.recipes.infer.infer(out / "competition", work, [out], settings, events, left, decode,
+                                                 backwards=number % 2 == 0)  # fmt: skip
+                except Exception as raised:
+                    return 1, f"{type(raised).__name__}: {raised}"
+                return 0, ""
+
+            progress = work / "image_scores.csv"
+            ended = run_attempts(attempt, progress, clock, MOST_ATTEMPTS, lambda line: events.say(line, "attempt"))
         end_s = world.now
-    return _result(scenario, out, test, events, error, end_s)
+    return _result(scenario, out, test, events, ended.reason, end_s)
 
 
 def _result(scenario: Scenario, out: Path, test: pd.DataFrame, events: _Listener, error: str, end_s: float) -> Result:
@@ -144,7 +155,9 @@ class _Listener(Events):
     def say(self, message: str, kind: str = "note", **fields: Any) -> None:
         """A line, at its time."""
         if kind == "given_up":
-            self.shed.append((self._world.now, message.rpartition("are left: ")[2]))
+            self.shed.append((self._world.now, message.rpartition(": ")[2]))
+        if kind == "attempt":
+            self.shed.append((self._world.now, "a new process"))
         super().say(f"[{self._world.now:8.0f} s] {message}", kind, **fields)
 
     def progress(self, total: int, label: str, unit: str = "images") -> Progress:
@@ -171,6 +184,7 @@ class _Machine:
         self.cores = Resource(world, scenario.costs.cores, 1.0)
         self.disk = Resource(world, scenario.costs.disk, scenario.costs.stream)
         self.kinds = kinds
+        self.process = 1  # of the attempts
         if scenario.stall is not None:
             world.threading.Thread(target=self._stall, args=scenario.stall, name="stall").start()
 
@@ -234,9 +248,10 @@ class _Machine:
             if not traced:
                 traced.append(True)
                 self.world.sleep(self.costs.trace_s)
-            if self.scenario.lost_scorer is not None and self.world.now >= self.scenario.lost_scorer:
+            gone = self.scenario.lost_scorer is not None and self.world.now >= self.scenario.lost_scorer
+            if gone and self.process == 1:
                 raise RuntimeError("CUDA_ERROR_LAUNCH_FAILED: unspecified launch failure")
-            if self.costs.gpu_s is None:
+            if self.costs.gpu_s is None or (gone and not self.scenario.spare):
                 self.compute(self.costs.forward_s * batch_size, self.costs.cores)
             else:
                 self.world.sleep(self.costs.gpu_s * batch_size)
