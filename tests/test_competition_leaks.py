@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rsna_kit.competition.leaks import check_folds, shared_patients
+from rsna_kit.competition.leaks import check_folds, digest_patients, known_patients, shared_patients
 from rsna_kit.runtime.errors import TableError
 
 
@@ -55,3 +55,23 @@ def test_of_many_shared_patients_the_first_five_are_named() -> None:
 def test_what_cannot_be_judged_is_refused(frame: pd.DataFrame, folds: list[float], message: str) -> None:
     with pytest.raises(TableError, match=message):
         check_folds(frame, folds)
+
+
+@given(st.sets(st.text()), st.sets(st.text()), st.sets(st.text()))
+def test_a_digest_knows_its_patients_and_those_of_the_one_before(one: set[str], two: set[str], three: set[str]) -> None:
+    digest = digest_patients(one, digest_patients(two))
+    assert known_patients(digest, [*one, *two, *three]) == sorted(one | two)
+    assert known_patients(digest, three - one - two) == []
+    assert digest == digest_patients(two | one)
+
+
+def test_a_digest_of_a_whole_competition_is_small_and_tells_no_id() -> None:
+    digest = digest_patients(str(number) for number in range(10_000))
+    assert len(digest) == 66_668
+    assert known_patients(digest, ["10000", "9999"]) == ["9999"]
+    assert known_patients("", ["1"]) == []
+
+
+def test_what_is_no_digest_is_refused() -> None:
+    with pytest.raises(TableError, match="digest of patients: got 'not base64!', expected base64"):
+        known_patients("not base64!", ["1"])

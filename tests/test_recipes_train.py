@@ -13,6 +13,7 @@ import pytest
 from toy_learner import use_toys
 
 from rsna_kit.competition.folds import assign_folds
+from rsna_kit.competition.leaks import known_patients
 from rsna_kit.config import Config, with_overrides
 from rsna_kit.data.shards import open_prepared, read_picture
 from rsna_kit.models.bundle import load_model, open_bundle
@@ -264,8 +265,36 @@ def test_each_fold_may_have_a_start_of_its_own(
     assert len(pd.read_csv(tmp_path / "oof.csv")) == len(open_prepared(prepared).table)
     said = io.StringIO()
     train(prepared, tmp_path, started, Events(stream=said), Clock(), [0], [model / "bundles" / "fold1"])
-    assert "fold 0: starts from a bundle of fold 1. If that was trained on these patients" in said.getvalue()
+    table = open_prepared(prepared).table.assign(fold=assign_folds(open_prepared(prepared).table, 2, config.train.seed))
+    seen = table.loc[table["fold"] == 0, "patient_id"].nunique()
+    assert f"fold 0: starts from a network that has seen {seen} of the patients it is validated on" in said.getvalue()
     assert written(tmp_path)["fold1"] == before["fold1"]
+
+
+def test_a_start_that_was_dealt_otherwise_is_found_out_though_its_fold_has_the_same_number(
+    model: Path, prepared: Path, config: Config, tmp_path: Path, quiet: Events
+) -> None:
+    """A network of fold 0 of two has seen nobody of fold 0 of two, but some of fold 0 of another dealing."""
+    table = open_prepared(prepared).table
+    started = with_overrides(config, ["model.weights=start", "train.epochs=1"])
+    own, said = [model / "bundles" / "fold0"], io.StringIO()
+    train(prepared, tmp_path / "own", started, Events(stream=said), Clock(), [0], own)
+    assert "starts from a network" not in said.getvalue()
+    first = set(table.loc[assign_folds(table, 2, config.train.seed) == 0, "patient_id"])
+    seed = next(s for s in range(100) if set(table.loc[assign_folds(table, 2, s) == 0, "patient_id"]) != first)
+    train(
+        prepared,
+        tmp_path / "other",
+        with_overrides(started, [f"train.seed={seed}"]),
+        Events(stream=said),
+        Clock(),
+        [0],
+        own,
+    )
+    assert "fold 0: starts from a network that has seen" in said.getvalue()
+    # And what started from it has seen all that it had: nobody is new to the grandchild.
+    grandchild = open_bundle(tmp_path / "other/bundles/fold0").metadata["trained_on"]
+    assert set(known_patients(grandchild, table["patient_id"])) > set(table["patient_id"]) - first
 
 
 def test_folds_that_another_version_dealt_are_not_mixed(

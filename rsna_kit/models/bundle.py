@@ -52,6 +52,7 @@ def write_bundle(
     cv: Mapping[str, Any],
     data_fingerprint: str,
     start: Mapping[str, Any] | None = None,
+    trained_on: str = "",
 ) -> None:
     """Write a bundle into `out`; metadata.json comes last, so a bundle that has one is whole.
 
@@ -64,6 +65,7 @@ def write_bundle(
         cv: validation metrics, JSON-ready.
         data_fingerprint: of the prepared folder.
         start: where the starting weights came from, JSON-ready; empty or None for random ones.
+        trained_on: the patients whom it or its start has seen (`competition.leaks.digest_patients`); "" for unknown.
     """
     out.mkdir(parents=True, exist_ok=True)
     (out / METADATA).unlink(missing_ok=True)
@@ -77,6 +79,7 @@ def write_bundle(
         "fold": fold,
         "cv": dict(cv),
         "start": dict(start or {}),
+        "trained_on": trained_on,
         "image_fingerprint": image_fingerprint(config.image),
         "data_fingerprint": data_fingerprint,
         "packages": versions(),

