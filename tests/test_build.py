@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from road.datasets import KINDS, Wanted, build
+from road.place import exchange
 from road.secrecy import check_folder, find_secret
 
 from rsna_kit.runtime.contents import CONTENTS, check_contents
@@ -207,11 +208,94 @@ def test_the_phantom_is_a_competition_that_a_kernel_finds(
         find_competition()
 
 
-def test_another_folder_is_never_replaced(checkout: Path, tmp_path: Path) -> None:
-    (tmp_path / "thesis.txt").write_text("")
-    with pytest.raises(UsageError, match=r"was not built by scripts/build"):
-        build(checkout, Wanted("rsna-kit"), tmp_path, silent)
-    assert (tmp_path / "thesis.txt").exists()
+# ---- what stands where it is to be
+
+
+def test_a_folder_that_was_not_built_here_is_never_replaced(checkout: Path, tmp_path: Path) -> None:
+    """Nor one that looks like it: every dataset of Kaggle has a dataset-metadata.json."""
+    out = tmp_path / "mine"
+    out.mkdir()
+    (out / "dataset-metadata.json").write_text("{}")
+    (out / "data.csv").write_text("a\n")
+    for content in ("", "[]", '{"files": {"data.csv": {}}}'):
+        if content:
+            (out / CONTENTS).write_text(content)
+        with pytest.raises(UsageError, match=r"not built by scripts/build rsna-kit: it has no contents\.json of ours"):
+            build(checkout, Wanted("rsna-kit"), out, silent)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match="it is a file"):
+        build(checkout, Wanted("rsna-kit"), tmp_path / "file", silent)
+    assert (out / "data.csv").read_text() == "a\n"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkout", "file", "mine"]
+
+
+def test_what_was_added_to_a_build_is_not_lost_with_it(checkout: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    build(checkout, Wanted("rsna-kit"), out, silent)
+    before = everything(out)
+    (out / "rsna_kit/thesis.txt").write_text("")
+    with pytest.raises(UsageError, match=r"its contents\.json does not list rsna_kit/thesis\.txt\. Name a new"):
+        build(checkout, Wanted("rsna-kit"), out, silent)
+    (out / "rsna_kit/thesis.txt").unlink()
+    (out / "LICENSE").unlink()  # a damaged build is a build
+    build(checkout, Wanted("rsna-kit"), out, silent)
+    assert everything(out) == before
+    with pytest.raises(UsageError, match="it is the dataset rsna-kit"):
+        build(checkout, Wanted("phantom", patients=1), out, silent)
+    assert everything(out) == before
+
+
+def test_a_build_that_fails_leaves_the_one_before(checkout: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    build(checkout, Wanted("rsna-kit"), out, silent)
+    before = everything(out)
+    (checkout / "datasets/rsna-kit/notes.txt").write_text("")
+    with pytest.raises(RsnaKitError, match="no kind of file"):
+        build(checkout, Wanted("rsna-kit"), out, silent)
+    assert everything(out) == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkout", "out"]
+
+
+def test_an_exchange_that_fails_puts_the_old_folder_back(tmp_path: Path) -> None:
+    (tmp_path / "place").mkdir()
+    (tmp_path / "place/a").write_text("old")
+    with pytest.raises(FileNotFoundError):
+        exchange(tmp_path / "nothing", tmp_path / "place")
+    assert (tmp_path / "place/a").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["place"]
+
+
+@pytest.mark.parametrize("out", ["datasets/rsna-kit", "datasets/new", "rsna_kit/built", ".", "bundles", "bundles/out"])
+def test_inputs_are_never_written_over(checkout: Path, out: str) -> None:
+    (checkout / "bundles").mkdir()
+    wanted = Wanted("rsna-weights", source=checkout / "bundles") if "bundles" in out else Wanted("rsna-kit")
+    before = everything(checkout)
+    with pytest.raises(UsageError, match=r"lie in one another\. Name another folder with --out"):
+        build(checkout, wanted, checkout / out, silent)
+    assert everything(checkout) == before
+
+
+def test_a_link_to_a_larger_disk_is_followed(checkout: Path, tmp_path: Path) -> None:
+    out, disk = tmp_path / "out", tmp_path / "disk/rsna-kit"
+    out.symlink_to(disk)
+    for _ in range(2):  # not there yet, and an earlier build
+        build(checkout, Wanted("rsna-kit"), out, silent)
+        check_contents(disk, digests=True)
+        assert out.is_symlink()
+    assert [path.name for path in disk.parent.iterdir()] == ["rsna-kit"]
+
+
+@pytest.mark.parametrize("owner", ["Bad Name", "a/../../b", "OWNER", ""])
+def test_an_account_that_cannot_be_is_refused(checkout: Path, tmp_path: Path, owner: str) -> None:
+    with pytest.raises(UsageError, match=r"--owner: got .* expected the name in the address of your Kaggle profile"):
+        build(checkout, Wanted("rsna-kit", owner=owner), tmp_path / "out", silent)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("name", "says"), [("rsna-weights", "rsna-kit train"), ("imagenet-starts", "import keras")])
+def test_a_source_that_is_not_there_is_named(checkout: Path, tmp_path: Path, name: str, says: str) -> None:
+    with pytest.raises(UsageError, match=rf"--from \S+/nowhere: no such folder\. {name} is made of .*{says}"):
+        build(checkout, Wanted(name, source=tmp_path / "nowhere"), tmp_path / "out", silent)
 
 
 # ---- what must not travel
@@ -241,8 +325,6 @@ def test_what_is_planted_in_a_dataset_is_refused_by_name_and_not_shown(
     path = checkout / "datasets/rsna-kit" / name
     path.parent.mkdir(exist_ok=True)
     path.write_text(content)
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out/dataset-metadata.json").write_text("{}")  # an earlier build: nobody must upload it by mistake
     with pytest.raises(RsnaKitError) as refused:
         build(checkout, Wanted("rsna-kit"), tmp_path / "out", silent)
     assert f"{name.split('/')[0]}: {reason}" in str(refused.value)
@@ -352,8 +434,12 @@ def test_a_secret_across_the_seam_of_two_pieces_is_found(tmp_path: Path, monkeyp
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["rsna-weights"], "--from belongs to"),
-        (["rsna-kit", "--from", "x"], "--from belongs to"),
+        (["rsna-weights"], "rsna-weights needs --from FOLDER: the bundles of a training"),
+        (["imagenet-starts"], "imagenet-starts needs --from FOLDER: weights of keras.applications"),
+        (["imagenet-starts", "--from", "nowhere"], "Error: --from nowhere: no such folder."),
+        (["rsna-kit", "--from", "x"], "rsna-kit is made of nothing that --from could name, leave it out"),
+        (["rsna-kit", "--owner", "a b"], "--owner: got 'a b'"),
+        (["rsna-kit", "--out", str(ROOT / "datasets/rsna-kit")], "lie in one another"),
         (["rsna-kit", "--dali"], "belong to rsna-wheels"),
         (["rsna-kit", "--patients", "3"], "belong to phantom"),
         (["rsna-kitt"], "invalid choice"),

@@ -1,7 +1,8 @@
 """A dataset's name → a folder that Kaggle can take: filled, searched for what must not travel, and listed.
 
 The same commit and the same inputs give the same bytes and file times in any folder. A folder is whole or absent: it is
-filled beside its place, and what is refused is removed, an earlier build of it too, so that nobody uploads it.
+filled and checked beside its place, and takes the place of an earlier build at the very end. A build that fails leaves
+that one as it was.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from road.library import SOURCES, State, read_state, write_library
+from road.library import PACKAGE, SOURCES, State, read_state, write_library
+from road.metadata import check_owner
+from road.place import check_place, exchange
 from road.secrecy import check_folder
 from rsna_kit.runtime.contents import write_contents
 from rsna_kit.runtime.errors import RsnaKitError, UsageError
@@ -34,6 +37,14 @@ KINDS: Mapping[str, tuple[str, ...]] = {
     "imagenet-starts": (r"[^/]+\.h5", "SHA256SUMS"),
     "phantom": (r"(?:hidden/)?(?:train|test|truth|sample_submission)\.csv", r"phantom\.json",
                 r"(?:hidden/)?(?:train|test)_images/\d+/\d+\.dcm"),
+}  # fmt: skip
+
+# Datasets that are made of a folder which a person names, and where that comes from.
+MADE_OF: Mapping[str, str] = {
+    "rsna-weights": "the bundles of a training, such as runs/model/bundles. They come from `rsna-kit train …`, or from "
+                    "Kaggle with `scripts/push fetch train`.",
+    "imagenet-starts": "weights of keras.applications, such as ~/.keras/models. Where there is a network, this fills "
+                       'it: python -c "import keras; keras.applications.ConvNeXtTiny(include_top=False)"',
 }  # fmt: skip
 
 # What of the checkout decides a dataset's bytes, beside its own folder.
@@ -68,21 +79,25 @@ def build(root: Path, wanted: Wanted, out: Path, say: Callable[[str], None]) -> 
     Args:
         root: the checkout.
         wanted: which, and of what.
-        out: its place. A build that is there is replaced.
+        out: its place, or a link to it. An earlier build that is there is replaced.
         say: told what is done and what came of it.
 
     Returns:
         What contents.json says, and the place.
 
     Raises:
-        UsageError: `out` is something that was not built here.
-        RsnaKitError: something that must not travel, damaged inputs, conflicts among wheels; nothing is left at `out`.
+        UsageError: an owner that cannot be, a source that is not there, or an `out` that is one of the inputs or was
+            not built here.
+        RsnaKitError: something that must not travel, damaged inputs, conflicts among wheels; `out` is as it was.
     """
-    if out.exists() and not (out / METADATA[0]).is_file() and (not out.is_dir() or any(out.iterdir())):
-        raise UsageError(f"{out} is there and was not built by scripts/build. Name a new or empty folder.")
-    shutil.rmtree(out, ignore_errors=True)
+    if wanted.owner is not None:
+        check_owner(wanted.owner)
+    if wanted.source is not None and not wanted.source.is_dir():
+        raise UsageError(f"--from {wanted.source}: no such folder. {wanted.name} is made of {MADE_OF[wanted.name]}")
+    inputs = [root / "datasets", root / PACKAGE, *([wanted.source] if wanted.source else [])]
+    place = check_place(out, wanted.name, inputs)
     state = read_state(root, (f"datasets/{wanted.name}", *_SOURCES.get(wanted.name, ())))
-    temporary = out.with_name(f"{out.name}.tmp-{os.getpid()}")
+    temporary = place.with_name(f"{place.name}.tmp-{os.getpid()}")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         _copy_plain(root / "datasets" / wanted.name, temporary)
@@ -95,7 +110,7 @@ def build(root: Path, wanted: Wanted, out: Path, say: Callable[[str], None]) -> 
         for path in [temporary, *temporary.rglob("*")]:
             path.chmod(0o755 if path.is_dir() else 0o644)
             os.utime(path, (state.epoch, state.epoch))
-        temporary.rename(out)
+        exchange(temporary, place)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     _tell(out, content, state, say)
@@ -148,7 +163,7 @@ def _fill_weights(root: Path, folder: Path, wanted: Wanted, state: State, say: C
         return set()
     bundles = find_inputs("metadata.json", source)
     if not bundles:
-        raise RsnaKitError(f"no bundle (a folder with metadata.json) under {source}. Train first: rsna-kit train …")
+        raise RsnaKitError(f"no bundle (a folder with metadata.json) under {source}. Expected {MADE_OF[wanted.name]}")
     names = [path.name for path in bundles]
     if len(set(names)) < len(names):
         raise RsnaKitError(f"two bundles of one name under {source}: {', '.join(names)}. Rename one, or build twice.")
@@ -171,8 +186,7 @@ def _fill_starts(root: Path, folder: Path, wanted: Wanted, state: State, say: Ca
         sums[start.path.name] = check_digest(start)
         shutil.copy(start.path, folder)
     if not sums:
-        raise RsnaKitError(f"no weights file of keras.applications under {source}. Where there is a network: "
-                           'python -c "import keras; keras.applications.ConvNeXtTiny(include_top=False)"')  # fmt: skip
+        raise RsnaKitError(f"no published weights file under {source}. Expected {MADE_OF[wanted.name]}")
     write_sums(folder / SUMS, sums)
     return set(sums)
 

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rsna_kit.runtime.errors import RsnaKitError, did_you_mean
+from rsna_kit.runtime.errors import RsnaKitError, UsageError, did_you_mean
 
 KERNEL_FILE, DATASET_FILE = "kernel-metadata.json", "dataset-metadata.json"
 MODEL_FILE, VARIATION_FILE = "model-metadata.json", "model-instance-metadata.json"
@@ -88,6 +88,17 @@ def filled(value: Any, owner: str) -> Any:
     if isinstance(value, dict):
         return {key: filled(item, owner) for key, item in value.items()}
     return value
+
+
+def check_owner(name: str) -> str:
+    """An account's name as it was typed, returned as it is.
+
+    Raises:
+        UsageError: no name that an account can have.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name) or name == PLACEHOLDER:
+        raise UsageError(f"--owner: got {name!r}, expected the name in the address of your Kaggle profile")
+    return name
 
 
 def kernel_problems(folder: Path, public: bool = False) -> list[str]:
