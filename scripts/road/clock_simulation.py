@@ -80,7 +80,7 @@ def simulate(scenario: Scenario, out: Path, files: int = FILES, limit_s: float =
     """
     test = _tables(out / "competition", files)
     with open(out / "log.txt", "w", encoding="utf-8") as log, World() as world:
-        events = _Listener(world, out / "work" / "events.jsonl", log)
+        events = _Listener(world, files, out / "work" / "events.jsonl", log)
         machine = _Machine(world, scenario, _kinds(test, seed))
         with _in_the_place_of_work(machine):
             world.sleep(scenario.costs.start_s)
@@ -145,10 +145,10 @@ def _kinds(test: pd.DataFrame, seed: int) -> dict[str, FileKind]:
 class _Listener(Events):
     """Events that are remembered with the simulation's time."""
 
-    def __init__(self, world: World, path: Path, stream: Any) -> None:
+    def __init__(self, world: World, images: int, path: Path, stream: Any) -> None:
         super().__init__(path, stream)
         self._start = 0.0
-        self._world = world
+        self._world, self._images = world, images
         self.shed: list[tuple[float, str]] = []
         self.progress_made: list[tuple[float, int]] = []
 
@@ -164,13 +164,13 @@ class _Listener(Events):
         """A display whose steps are remembered."""
         display = super().progress(total, label, unit)
         if label == "infer":
-            step = display.advance
+            step, before = display.advance, self._images - total  # those that an earlier process has done
 
             def advance(steps: int = 1, note: str = "", kind: str = "") -> None:
                 step(steps, note, kind)
                 if self.progress_made and self.progress_made[-1][0] == self._world.now:
                     self.progress_made.pop()
-                self.progress_made.append((self._world.now, display.done))
+                self.progress_made.append((self._world.now, before + display.done))
 
             display.advance = advance  # type: ignore[method-assign]
         return display
