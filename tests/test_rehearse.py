@@ -489,6 +489,108 @@ def test_working_begins_empty_and_foreign_files_are_left_alone(rehearse, tmp_pat
     assert (tmp_path / "out/mine.txt").is_file()
 
 
+def test_what_was_refused_leaves_neither_a_mark_nor_a_hole(
+    rehearse, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The mark is a permit to empty the folder the next time: it must not outlive a rehearsal that never began."""
+    before = {"kernel"}
+    monkeypatch.setenv("PATH", "/nowhere")  # no program that makes a sandbox
+    for options in (["--hidden", "nowhere"], ["--hidden", "train"], ["--sandbox", "bubblewrap"]):
+        with pytest.raises(RefusedError):
+            rehearse(START, *options)
+        assert {path.name for path in tmp_path.iterdir()} == before
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/mine.txt").write_text("x")
+    with pytest.raises(RefusedError, match="no rehearsal wrote it"):
+        rehearse(START, "--no-sandbox")
+    assert (tmp_path / "out/mine.txt").is_file()
+
+
+def test_a_hidden_set_that_cannot_be_made_leaves_no_mark(rehearse, competition: Path, tmp_path: Path) -> None:
+    shutil.copytree(competition / "hidden", tmp_path / "hidden")
+    (tmp_path / "hidden/test.csv").write_text("image_id\n1\n")
+    with pytest.raises(AssertionError, match="KeyError"):
+        rehearse(START, "--hidden", tmp_path / "hidden")
+    assert {path.name for path in tmp_path.iterdir()} == {"kernel", "hidden"}
+
+
+def test_a_mistyped_option_does_not_cost_the_run_before(rehearse, tmp_path: Path) -> None:
+    source = "open('/kaggle/working/a' if False else 'a', 'w').write('submission.cs')"
+    rehearse(source, "--no-sandbox")
+    with pytest.raises(RefusedError):
+        rehearse(source, "--no-sandbox", "--hidden", "nowhere")
+    assert (tmp_path / "out/a").is_file()
+    assert json.loads((tmp_path / "out.verdict.json").read_text())["verdict"] == "Complete"
+
+
+KEY = "0123456789abcdef0123456789abcdef"
+# How a kernel gives away what it finds, what is said of it, and where.
+GIVEN_AWAY = {
+    "in the log": ("print(open(path).read())", "It printed the value of your Kaggle credentials"),
+    "in the log of a run that fails": ("raise ValueError(open(path).read())", "It printed the value of your Kaggle"),
+    "of the environment": ("print(open(f'/proc/{os.getppid()}/environ').read())", "It printed the value of MINE_TOKEN"),
+    "in a file": ("shutil.copy(path, 'a.txt')", "value of your Kaggle credentials stands in /kaggle/working/a.txt"),
+}
+
+
+@pytest.mark.parametrize("case", GIVEN_AWAY)
+def test_a_plain_process_that_gives_away_ones_own_key_fails(
+    rehearse, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, case: str
+) -> None:
+    """It can read the real one, so that is looked for as the stand-ins are; and the log does not keep it."""
+    line, said = GIVEN_AWAY[case]
+    path = tmp_path / "home/.kaggle/kaggle.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps({"username": "me", "key": KEY}))
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("MINE_TOKEN", "token-of-mine")
+    verdict, talk = rehearse(f"import os, shutil\npath = {str(path)!r}\n{line}", "--no-sandbox", "--skip-checks")
+    assert talk.startswith(
+        "Warning: the kernel runs as a plain process and can read and change every file that you can"
+    )
+    assert verdict["verdict"] == "Secret In Output"
+    assert said in verdict["explanation"]
+    assert "It is not a stand-in but your own" in talk
+    for text in (talk, json.dumps(verdict), (tmp_path / "out.log").read_text()):
+        assert KEY not in text
+        assert "token-of-mine" not in text
+
+
+@sandboxed
+def test_a_sandbox_is_not_warned_of(rehearse) -> None:
+    assert "plain process" not in rehearse("pass")[1]
+
+
+LISTS_FAILURES = """
+import json
+test = pd.read_csv(data / "test.csv", dtype=str)
+size = {name: (data / "test_images" / patient / f"{name}.dcm").exists() for patient, name in
+        zip(test["patient_id"], test["image_id"])}
+gone = [name for name, there in size.items() if not there] + MORE
+if os.environ.get("KAGGLE_IS_COMPETITION_RERUN"):
+    pd.DataFrame({"image_id": gone, "reason": "x"}).to_csv("failures.csv", index=False)
+    print("Error: images could not be used")
+"""
+
+
+@sandboxed
+def test_failures_of_files_broken_on_purpose_are_explained(rehearse, competition: Path) -> None:
+    source = START + LISTS_FAILURES
+    options = ["--hidden", competition / "hidden", "--broken"]
+    verdict, talk = rehearse(source.replace("MORE", "[]"), *options, 2, "--seed", 3)
+    ids = pd.read_csv(Path(verdict["hidden"]["folder"]) / "broken.csv", dtype=str).set_index("how")["image_id"]
+    assert verdict["verdict"] == "Complete", talk
+    assert verdict["hidden"]["failed"] == 2
+    assert "2 of 10 images of the hidden test set could not be used: 2 were broken here on purpose, 0 were not" in talk
+    assert len(verdict["warnings"]) == 1
+    assert f"1 broken images are not among the failures ({ids['truncated']})" in verdict["warnings"][0]
+    verdict, talk = rehearse(source.replace("MORE", "list(size)[:1]"), *options, 0)
+    assert "1 of 10 images of the hidden test set could not be used: 0 were broken here on purpose, 1 were not" in talk
+    assert "1 whole images could not be used" in verdict["warnings"][0]
+    verdict, talk = rehearse(source.replace("MORE", "[]"), *options, 0)
+    assert "could not be used:" not in talk
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [

@@ -11,7 +11,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from road.claim import empty, mark, mark_of
 from road.hidden import make_hidden
+from road.leaks import Censor
 from road.verdict import COMPLETE, NOT_FOUND, SCORING, of_secrets, of_submission
 from road.watching import Limits, descendants, folder_size, watch
 from road.wheels import fits, wheel_problems
@@ -84,6 +86,42 @@ def test_a_secret_is_found_where_two_reads_meet(tmp_path: Path) -> None:
     found = of_secrets({"OTHER": "rehearsal-0000000000", "TOKEN": "rehearsal-1234567890"}, log, working)
     assert found.explanation == "The value of TOKEN stands in /kaggle/working/sub/model.bin."
     assert of_secrets({"TOKEN": "rehearsal-x234567890"}, log, working).good
+
+
+def test_a_censored_stream_is_the_same_wherever_it_is_cut() -> None:
+    """No piece of a secret passes, and all else does, in order."""
+    text, wanted = b"a key: abcabd, abcab\xff abcabcabd.\n", b"a key: ***, abcab\xff abc***.\n"
+    for first in range(len(text)):
+        for second in range(first, len(text)):
+            censor = Censor({"abcabd": "a key", "zz": "another"})
+            pieces = [censor(text[:first]), censor(text[first:second]), censor(text[second:]), censor.rest()]
+            assert b"".join(pieces) == wanted
+            assert censor.found == ["a key"]
+
+
+def test_a_folder_behind_a_link_is_emptied_too(tmp_path: Path) -> None:
+    (tmp_path / "out").symlink_to(tmp_path / "disk/out")
+    for _ in range(2):
+        empty(tmp_path / "out", (), [])
+        mark(tmp_path / "out")
+        assert list((tmp_path / "out").iterdir()) == []
+        (tmp_path / "out/submission.csv").touch()
+
+
+@pytest.mark.parametrize("content", ["", "[]", '"verdict"', '{"ok": true}', '{"verdict": "Complete"}'])
+def test_a_file_that_only_looks_like_a_mark_is_no_permit(tmp_path: Path, content: str) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/mine.txt").touch()
+    mark_of(tmp_path / "out").write_text(content)
+    with pytest.raises(UsageError, match="no rehearsal wrote it"):
+        empty(tmp_path / "out", (), [])
+    (tmp_path / "out/mine.txt").unlink()
+    empty(tmp_path / "out", (), [])
+    mark(tmp_path / "out")
+    (tmp_path / "out/submission.csv").touch()
+    empty(tmp_path / "out", (), [])
+    assert not (tmp_path / "out").exists()
+    assert not mark_of(tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

@@ -57,6 +57,24 @@ class Hidden:
         return self.folder / "truth.csv"
 
 
+def check_source(choice: str, competition: Path) -> None:
+    """See that there is what a hidden test set is made of, before anything is written.
+
+    Raises:
+        UsageError: a folder that lacks something.
+    """
+    if choice == "phantom":
+        return
+    folder, names = Path(choice), ["test.csv", "truth.csv", "test_images"]
+    advice = f"Give a folder with {', '.join(names)}, such as a phantom's hidden/, or --hidden train or phantom."
+    if choice == "train":
+        folder, names = competition, ["train.csv", "train_images"]
+        advice = "--hidden train draws from the training set. Give a --competition that has one, or --hidden phantom."
+    for name in names:
+        if not (folder / name).exists():
+            raise UsageError(f"{folder / name}: no such file. {advice}")
+
+
 def make_hidden(
     choice: str, competition: Path, out: Path, patients: int, broken: int, seed: int, events: Events
 ) -> Hidden:
@@ -75,6 +93,7 @@ def make_hidden(
     Raises:
         UsageError: a source that lacks something.
     """
+    check_source(choice, competition)
     rng = np.random.default_rng(seed)
     if choice == "train":
         test, truth, images = _draw(competition, patients, rng)
@@ -113,21 +132,34 @@ def score(submission: Path, truth: Path) -> dict[str, Any]:
     return {"metric": "pF1", **summary["metrics"]["pf1"], **summary["counts"]}
 
 
+def compare_failures(working: Path, made: Hidden) -> dict[str, Any] | None:
+    """What a run could not use, held against what was broken on purpose.
+
+    Args:
+        working: what the run left.
+        made: the set that it saw.
+
+    Returns:
+        `failed` (how many images), `others` (ids of those that were whole) and `unnoticed` (ids of broken ones that
+        were used), ready for JSON; None where the kernel left no failures.csv with an image_id.
+    """
+    path = working / "failures.csv"
+    if not path.is_file():
+        return None
+    table = _read(path)
+    if "image_id" not in table:
+        return None
+    failed, broken = set(table["image_id"]), set(_read(made.folder / "broken.csv")["image_id"])
+    return {"failed": len(failed), "others": sorted(failed - broken), "unnoticed": sorted(broken - failed)}
+
+
 def _take(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame, Path]:
     """A folder that is one already."""
-    for name in ("test.csv", "truth.csv", "test_images"):
-        if not (folder / name).exists():
-            raise UsageError(f"{folder / name}: no such file. Give a folder with test.csv, truth.csv and test_images, "
-                             "such as a phantom's hidden/, or --hidden train or --hidden phantom.")  # fmt: skip
     return _read(folder / "test.csv"), _read(folder / "truth.csv"), folder / "test_images"
 
 
 def _draw(competition: Path, patients: int, rng: np.random.Generator) -> tuple[pd.DataFrame, pd.DataFrame, Path]:
     """Women of the training set as a test set."""
-    for name in ("train.csv", "train_images"):
-        if not (competition / name).exists():
-            raise UsageError(f"{competition / name}: no such file; --hidden train draws from the training set. Give a "
-                             "--competition that has one, or use --hidden phantom.")  # fmt: skip
     train = _read(competition / "train.csv")
     ill = train.groupby("patient_id")["cancer"].max() == "1"
     with_cancer, without = (rng.permutation(ill.index[ill == value]) for value in (True, False))

@@ -23,8 +23,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from road import inspection, verdict
-from road.hidden import Hidden, make_hidden, score
+from road import claim, inspection, verdict
+from road.claim import beside
+from road.hidden import Hidden, check_source, compare_failures, make_hidden, score
+from road.leaks import own_secrets
 from road.mounts import Kernel, competition_files, find_mounts
 from road.options import fill_settings
 from road.sandbox import HOW_TO_INSTALL, TOKEN_FILE, Cell, open_jail
@@ -34,7 +36,7 @@ from road.wheels import KAGGLE_PYTHON
 from rsna_kit.runtime.clock import format_duration
 from rsna_kit.runtime.errors import RsnaKitError, UsageError
 from rsna_kit.runtime.events import Events
-from rsna_kit.runtime.files import read_json, write_json
+from rsna_kit.runtime.files import write_json
 from rsna_kit.runtime.hardware import cpu_count, memory_gib
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -43,6 +45,7 @@ LIBRARY = "rsna-kit"
 CPU_MEMORY_GB, GPU_MEMORY_GB, WORKING_GB, CORES = 30.0, 29.0, 20.0, 4
 RUNS = {"commit": "commit run", "rerun": "scoring run"}
 NOT_READY = "Not Ready For Kaggle"  # no word of Kaggle's: nothing was run
+_SHOWN = 5
 _TOKENS = ("KAGGLE_USER_SECRETS_TOKEN", "KAGGLE_DATA_PROXY_TOKEN", TOKEN_FILE)
 _PLACES = {
     "KAGGLE_URL_BASE": "https://www.kaggle.com", "KAGGLE_DATA_PROXY_URL": "https://dp.kaggle.net",
@@ -104,6 +107,8 @@ def rehearse(wish: Wish, events: Events) -> dict[str, Any]:
     if competition is not None and submits and SAMPLE not in competition:
         raise UsageError(f"{wish.competition}: no {SAMPLE}, which says what a submission holds. Give a folder that "
                          "has it, or --no-submission.")  # fmt: skip
+    if wish.hidden is not None and wish.competition is not None:
+        check_source(wish.hidden, wish.competition)
     with tempfile.TemporaryDirectory(prefix="rehearse-") as scratch:
         given = _with_library(wish, Path(scratch))
         script = kernel.script.resolve()
@@ -120,8 +125,12 @@ def rehearse(wish: Wish, events: Events) -> dict[str, Any]:
         }  # fmt: skip
         if problems and wish.checks:
             return found | {"explanation": "The checks before the run found what will fail at Kaggle; nothing was run."}
-        _claim(wish)
+        _try_sandbox(wish, Path(scratch))
+        inputs = [kernel.folder, *wish.given.values(), wish.competition, Path(wish.hidden or ".")]
+        ends = () if wish.hidden is None else (".hidden", ".rerun")
+        claim.empty(wish.out, ends, [path for path in inputs if path is not None])
         secret = None if wish.hidden is None else _make_hidden(wish, wish.hidden, found, events)
+        claim.mark(wish.out)
         runs: dict[str, Verdict] = {}
         first, sample = "rerun" if wish.rerun else "commit", competition[SAMPLE] if submits and competition else None
         runs[first] = _run(wish, script, mounted, wish.out, first, sample, found)
@@ -140,7 +149,7 @@ def rehearse(wish: Wish, events: Events) -> dict[str, Any]:
         found["explanation"] = "The run went well here; the checks before it found what will fail at Kaggle."
     else:
         found["verdict"] = verdict.COMPLETE
-    write_json(_beside(wish.out, ".verdict.json"), found)
+    write_json(claim.mark_of(wish.out), found)
     return found
 
 
@@ -158,7 +167,7 @@ def _run(
 ) -> Verdict:  # fmt: skip
     """One run, "commit" or "rerun", and what Kaggle would say of it; its facts join `found`."""
     working.mkdir(parents=True, exist_ok=True)
-    log = _beside(working, ".log")
+    log = beside(working, ".log")
     with ExitStack() as stack:
         made = tempfile.TemporaryDirectory(prefix="rehearse-", ignore_cleanup_errors=True)
         scratch = Path(stack.enter_context(made))
@@ -167,8 +176,9 @@ def _run(
         jail = open_jail(Cell(mounted, script, working.resolve(), scratch, environment, wish.python), wish.sandbox)
         held = f"in {jail.name}" if jail.name else "as a plain process"
         print(f"== {RUNS[name]}, {held}, {format_duration(wish.limits.seconds)} at most", file=sys.stderr, flush=True)
-        ended = watch(jail.command, jail.environment, working, wish.limits, log)
-        outcome = _judge(wish, ended, tokens, working, log, sample)
+        own = own_secrets(os.environ)
+        ended = watch(jail.command, jail.environment, working, wish.limits, log, own)
+        outcome = _judge(wish, ended, tokens, own, working, log, sample)
     if jail.name is None and outcome.word == verdict.EXCEPTION:
         outcome = replace(outcome, advice=(*outcome.advice, f"A plain process has no /kaggle. {HOW_TO_INSTALL}"))
     found |= {"sandbox": jail.name, "seconds": round(found["seconds"] + ended.seconds, 1)}
@@ -182,12 +192,13 @@ def _run(
 
 
 def _judge(
-    wish: Wish, ended: Ended, tokens: Mapping[str, str], working: Path, log: Path, sample: Path | None
-) -> Verdict:
+    wish: Wish, ended: Ended, tokens: Mapping[str, str], own: Mapping[str, str], working: Path, log: Path,
+    sample: Path | None,
+) -> Verdict:  # fmt: skip
     siblings = [path.stem for path in wish.kernel.folder.iterdir() if path.suffix == ".py" or path.is_dir()]
     outcome = verdict.of_run(ended, wish.limits, siblings)
-    if outcome.good:
-        outcome = verdict.of_secrets(tokens, log, working)
+    if outcome.good or ended.said:
+        outcome = verdict.of_secrets(tokens, log, working, own, ended.said)
     if outcome.good and sample is not None:
         outcome = verdict.of_submission(working / SUBMISSION, sample)
     return outcome
@@ -196,9 +207,13 @@ def _judge(
 def _make_hidden(wish: Wish, choice: str, found: dict[str, Any], events: Events) -> Hidden:
     """The hidden test set, before anything is run: what is wrong with its source is said in the first minute."""
     assert wish.competition is not None
-    folder = _beside(wish.out, ".hidden")
+    folder = beside(wish.out, ".hidden")
     print("== the hidden test set", file=sys.stderr, flush=True)
-    made = make_hidden(choice, wish.competition, folder, wish.patients, wish.broken, wish.seed, events)
+    try:
+        made = make_hidden(choice, wish.competition, folder, wish.patients, wish.broken, wish.seed, events)
+    except BaseException:  # half of it would be somebody else's folder for the next rehearsal
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
     found["hidden"] = {"folder": str(folder), "from": choice, "patients": made.patients, "images": made.images,
                        "broken": made.broken}  # fmt: skip
     if (wish.competition / SAMPLE).is_file() and _lines(wish.competition / SAMPLE) == _lines(folder / SAMPLE):
@@ -214,12 +229,30 @@ def _lines(path: Path) -> int:
 def _hidden_run(wish: Wish, script: Path, made: Hidden, given: Mapping[str, Path], found: dict[str, Any]) -> Verdict:
     """The scoring run on a hidden test set, and its score."""
     assert wish.competition is not None
-    working, files = _beside(wish.out, ".rerun"), competition_files(wish.competition, made.folder)
+    working, files = beside(wish.out, ".rerun"), competition_files(wish.competition, made.folder)
     mounted, _ = find_mounts(wish.kernel, wish.layout, given, files)
     outcome = _run(wish, script, mounted, working, "rerun", files[SAMPLE], found)
-    if outcome.good:
-        found["score"] = score(working / SUBMISSION, made.truth)
+    if not outcome.good:
+        return outcome
+    found["score"] = score(working / SUBMISSION, made.truth)
+    if failures := compare_failures(working, made):
+        found["hidden"] |= failures
+        for ids, what in ((failures["others"], "whole images could not be used"),
+                          (failures["unnoticed"], "broken images are not among the failures")):  # fmt: skip
+            if ids:
+                shown = ", ".join(ids[:_SHOWN]) + (", …" if len(ids) > _SHOWN else "")
+                found["warnings"].append(f"{len(ids)} {what} ({shown}): compare {working}/failures.csv with "
+                                         f"{made.folder}/broken.csv")  # fmt: skip
     return outcome
+
+
+def _try_sandbox(wish: Wish, scratch: Path) -> None:
+    """Refuse a sandbox that does not work here before anything is written, and say what a plain process can do."""
+    trial = scratch / "trial"
+    trial.mkdir()
+    if open_jail(Cell({}, wish.kernel.script, trial, trial, {}, wish.python), wish.sandbox).name is None:
+        sees = "can read and change every file that you can, your Kaggle credentials too: rehearse only what you trust."
+        print(f"Warning: the kernel runs as a plain process and {sees} {HOW_TO_INSTALL}", file=sys.stderr, flush=True)
 
 
 def _environment(wish: Wish, tokens: Mapping[str, str], rerun: bool) -> dict[str, str]:
@@ -272,33 +305,3 @@ def _not_checked(wish: Wish) -> list[str]:
     if cpu_count() < wish.limits.cores:
         unchecked.append(f"speed of {wish.limits.cores} cores: {platform.node() or 'this machine'} has {cpu_count()}")
     return unchecked + [f"without {name}, which is set here and will not be at Kaggle" for name in _own_settings()]
-
-
-def _claim(wish: Wish) -> None:
-    """Make room: Kaggle's /kaggle/working begins empty. What no rehearsal has written is left alone.
-
-    Raises:
-        UsageError: a folder that is to be emptied holds something else, or an input.
-    """
-    out = wish.out
-    mark = _beside(out, ".verdict.json")
-    ours = mark.is_file() and "verdict" in read_json(mark)
-    places = [out, *(_beside(out, end) for end in (".hidden", ".rerun") if wish.hidden is not None)]
-    inputs = [wish.kernel.folder, *wish.given.values(), wish.competition, Path(wish.hidden or ".")]
-    for place in places:
-        inside = [path for path in inputs if path is not None and path.resolve().is_relative_to(place.resolve())]
-        if inside:
-            raise UsageError(
-                f"{inside[0]} is an input and lies in {place}, which is emptied first. Name another --out."
-            )
-        if place.exists() and not (ours and place.is_dir()) and (not place.is_dir() or any(place.iterdir())):
-            raise UsageError(f"{place} is not empty and no rehearsal wrote it (no {mark.name} beside it), but "
-                             "/kaggle/working begins empty. Name a new folder, or remove it.")  # fmt: skip
-    for place in places:
-        shutil.rmtree(place, ignore_errors=True)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_json(mark, {"verdict": None, "out": str(out)})
-
-
-def _beside(folder: Path, end: str) -> Path:
-    return folder.with_name(folder.name + end)

@@ -23,6 +23,8 @@ NOT_FOUND = "Submission CSV Not Found"
 SCORING = "Submission Scoring Error"
 PUSH = "Kernel push error"
 SECRET = "Secret In Output"  # no word of Kaggle's: nobody there looks
+_OWN = ("It is not a stand-in but your own, which a plain process can read. Find out what in the kernel does, delete "
+        "what holds it, and make a new one if that was ever given away.")  # fmt: skip
 _SHOWN = 5
 _CHUNK = 1 << 20
 # What a log says → what it means here.
@@ -114,33 +116,45 @@ def of_submission(submission: Path, sample: Path) -> Verdict:
                     "fill what has no score.",))  # fmt: skip
 
 
-def of_secrets(tokens: Mapping[str, str], log: Path, working: Path) -> Verdict:
-    """Whether a stand-in for one of Kaggle's tokens was printed or written.
+def of_secrets(
+    tokens: Mapping[str, str], log: Path, working: Path, own: Mapping[str, str] | None = None,
+    said: Sequence[str] = (),
+) -> Verdict:  # fmt: skip
+    """Whether a stand-in for one of Kaggle's tokens, or a secret of the person's own, was printed or written.
 
     Args:
-        tokens: variable → value.
-        log: what the run said.
+        tokens: variable → stand-in.
+        log: what the run said, without the person's own secrets.
         working: what it left.
+        own: such a secret → what it is called.
+        said: what those are called that it printed.
     """
+    if said:
+        return Verdict(SECRET, f"It printed the value of {' and '.join(said)}; the log here has *** instead.", (_OWN,))
+    own = own or {}
+    names = {**own, **{value: name for name, value in tokens.items()}}
     for path in (log, *sorted(path for path in working.rglob("*") if path.is_file() and not path.is_symlink())):
-        if names := _occurring(path, tokens):
+        if found := _occurring(path, list(names)):
             where = "the log" if path == log else f"/kaggle/working/{path.relative_to(working)}"
-            return Verdict(SECRET, f"The value of {' and '.join(names)} stands in {where}.",
-                           ("At Kaggle it is a live token, and logs and outputs can be downloaded. Print names of "
-                            "variables, never values.",))  # fmt: skip
+            shown = " and ".join(dict.fromkeys(names[value] for value in found))
+            advice = _OWN if any(value in own for value in found) else (
+                "At Kaggle it is a live token, and logs and outputs can be downloaded. Print names of variables, never "
+                "values.")  # fmt: skip
+            return Verdict(SECRET, f"The value of {shown} stands in {where}.", (advice,))
     return Verdict(COMPLETE)
 
 
-def _occurring(path: Path, tokens: Mapping[str, str]) -> list[str]:
-    """Variables whose value occurs in a file, which may be of any size."""
-    longest = max((len(value) for value in tokens.values()), default=0)
+def _occurring(path: Path, values: Sequence[str]) -> list[str]:
+    """Which values occur in a file, which may be of any size."""
+    wanted = {value.encode(): value for value in values}
+    longest = max(map(len, wanted), default=0)
     found, before = set[str](), b""
     with suppress(OSError), open(path, "rb") as file:  # what we may not read, nobody can download
         while piece := file.read(_CHUNK):
             text = before + piece
-            found |= {name for name, value in tokens.items() if value.encode() in text}
+            found |= {value for code, value in wanted.items() if code in text}
             before = text[-longest:]
-    return [name for name in tokens if name in found]
+    return [value for value in values if value in found]
 
 
 def _read(path: Path) -> tuple[list[str], list[list[str]]]:

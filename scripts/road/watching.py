@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from road.leaks import Censor
 from rsna_kit.runtime.clock import format_duration
 
 _LOOK_EVERY_S = 0.5
@@ -51,6 +52,7 @@ class Ended:
         memory_bytes: largest resident size that was seen.
         files, working_bytes: what it left in the working folder.
         tail: the last lines of its log.
+        said: what it printed of the secrets that it was watched for; the log has *** there.
     """
 
     code: int | None
@@ -60,10 +62,21 @@ class Ended:
     files: int
     working_bytes: int
     tail: list[str]
+    said: Sequence[str] = ()
 
 
-def watch(command: Sequence[str], environment: Mapping[str, str], working: Path, limits: Limits, log: Path) -> Ended:
+def watch(
+    command: Sequence[str], environment: Mapping[str, str], working: Path, limits: Limits, log: Path,
+    secrets: Mapping[str, str] | None = None,
+) -> Ended:  # fmt: skip
     """Run a command to its end, or until it breaks a limit. What it says goes to stderr and to `log`.
+
+    Args:
+        command, environment: of the process.
+        working: its folder, whose size is watched.
+        limits: what it may use.
+        log: file for what it says.
+        secrets: value → what it is called; neither stderr nor `log` shows one.
 
     Raises:
         KeyboardInterrupt: after the command and all its processes are ended.
@@ -81,7 +94,7 @@ def watch(command: Sequence[str], environment: Mapping[str, str], working: Path,
         os.sched_setaffinity(0, cores)
     assert process.stdout is not None
     with open(log, "wb") as kept:
-        watcher = _Watcher(process, working, limits, began, _Log(process.stdout, kept))
+        watcher = _Watcher(process, working, limits, began, _Log(process.stdout, kept, Censor(secrets or {})))
         try:
             stopped = watcher.wait()
         finally:
@@ -93,14 +106,15 @@ def watch(command: Sequence[str], environment: Mapping[str, str], working: Path,
     if not stopped and size > limits.working_bytes:
         stopped = "disk"
     code = None if stopped else process.returncode
-    return Ended(code, stopped, seconds, watcher.memory, files, size, watcher.log.tail())
+    said = watcher.log.censor.found
+    return Ended(code, stopped, seconds, watcher.memory, files, size, watcher.log.tail(), said)
 
 
 class _Log:
     """Passes on what a process says and remembers the end of it."""
 
-    def __init__(self, source: IO[bytes], kept: IO[bytes]) -> None:
-        self._source, self._kept = source, kept
+    def __init__(self, source: IO[bytes], kept: IO[bytes], censor: Censor) -> None:
+        self._source, self._kept, self.censor = source, kept, censor
         self._lines: deque[bytes] = deque(maxlen=_TAIL_LINES)
         self._open = b""
         os.set_blocking(source.fileno(), False)
@@ -113,6 +127,10 @@ class _Log:
             return True
         if not piece:
             return False
+        self._pass_on(self.censor(piece))
+        return True
+
+    def _pass_on(self, piece: bytes) -> None:
         self._kept.write(piece)
         self._kept.flush()
         sys.stderr.write(piece.decode("utf-8", "replace"))
@@ -120,7 +138,6 @@ class _Log:
         *whole, self._open = (self._open + piece).split(b"\n")
         self._open = self._open[-(1 << 16) :]
         self._lines.extend(whole)
-        return True
 
     def drain(self) -> None:
         """Whatever a process that has ended left in the pipe."""
@@ -128,6 +145,7 @@ class _Log:
             selector.register(self._source, selectors.EVENT_READ)
             while selector.select(0) and self.read():
                 pass
+        self._pass_on(self.censor.rest())
 
     def tail(self) -> list[str]:
         """The last lines; of a line that was written over (a progress bar), what stands there in the end."""
