@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
@@ -29,8 +30,14 @@ class Parser(argparse.ArgumentParser):
         """Raise with the nearest option or verb."""
         known = [option for action in self._actions for option in action.option_strings]
         verbs = [str(name) for action in self._actions if isinstance(action.choices, dict) for name in action.choices]
-        # Behind "(choose from" argparse lists the verbs themselves: each would be its own suggestion.
-        words = message.partition("(choose from")[0].replace("'", " ").replace(",", " ").split()
+        # Behind "(choose from" argparse lists the verbs themselves: each would be its own suggestion. And an option
+        # that is named because its value is wrong was not mistyped.
+        words = message.partition("(choose from")[0].replace("'", " ").replace(",", " ").replace(":", " ").split()
+        words = [word for word in words if word not in known]
+        wrong = re.search(r"argument (\S+): invalid choice: '(.*?)'", message)
+        if wrong:
+            options = [action for action in self._actions if {*wrong[1].split("/")} & {*action.option_strings}]
+            verbs += [str(choice) for action in options for choice in action.choices or ()]
         hints = [did_you_mean(word, known if word.startswith("--") else verbs) for word in words]
         hint = next((text for text in hints if text), "")
         raise UsageError(f"{message}.{hint}\nTry '{self.prog} --help'.")
