@@ -59,6 +59,57 @@ def test_only_some_files_can_be_fetched(world: World, monkeypatch: pytest.Monkey
     assert world.push("fetch", "extra", "--only", "(").code == 2
 
 
+def test_what_was_not_fetched_stays_where_it_is(world: World) -> None:
+    out = has_run(world)
+    assert world.push("fetch", "extra").code == 0
+    (out / "notes.md").write_text("mine")
+    (out / "submission.csv").unlink()
+    assert world.push("fetch", "extra", "--only", "fold0/").code == 0
+    assert world.push("fetch", "extra", "--only", "csv$").code == 0
+    assert files_in(out) == ["model/fold0/config.json", "notes.md", "submission.csv"]
+    assert (out / "notes.md").read_text() == "mine"
+
+
+def test_a_pattern_that_nothing_matches_changes_nothing(world: World) -> None:
+    out = has_run(world)
+    world.push("fetch", "extra")
+    result = world.push("fetch", "extra", "--only", "zzz")
+    assert result.code == 2
+    assert "matches none of what tester/rsna-kit-extra left: model/fold0/config.json, submission.csv" in result.talk
+    assert files_in(out) == ["model/fold0/config.json", "submission.csv"]
+    assert len([line for line in world.account.ledger.lines() if line["kind"] == "fetch"]) == 1
+
+
+def test_a_file_of_ones_own_is_not_written_over(world: World) -> None:
+    out = has_run(world)
+    out.mkdir(parents=True)
+    (out / "submission.csv").write_text("mine")
+    (out / "model").write_text("a file where a folder comes to lie")
+    result = world.push("fetch", "extra", "--only", "csv$")
+    assert result.code == 2
+    assert "submission.csv was not fetched, and submission.csv would take its place" in result.talk
+    assert "v1/model was not fetched" in world.push("fetch", "extra", "--only", "json$").talk
+    assert files_in(out) == ["model", "submission.csv"]
+    assert (out / "submission.csv").read_text() == "mine"
+
+
+def test_the_newest_output_takes_the_place_of_the_one_before(world: World) -> None:
+    """A kernel that was pushed from elsewhere has no number here: its files must not be mixed with those of another."""
+    out = has_run(world).with_name("v0")
+    world.account.ledger.path.unlink()
+    assert world.push("fetch", "extra").code == 0
+    (out / "notes.md").write_text("mine")
+    world.site.kernels[NAME].versions[0].working.joinpath("submission.csv").rename(
+        world.site.kernels[NAME].versions[0].working / "other.csv"
+    )
+    assert world.push("fetch", "extra").code == 0
+    assert files_in(out) == ["model/fold0/config.json", "notes.md", "other.csv"]
+
+
+def files_in(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
 def test_an_error_page_in_the_place_of_a_file_is_an_error(each_world: World) -> None:
     """kaggle 2.2.4 saves the storage's 403 page as submission.csv, exit code 0."""
     out = has_run(each_world)

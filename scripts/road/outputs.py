@@ -1,7 +1,7 @@
-"""What a kernel left on Kaggle → a folder here that holds exactly that, every file checked.
+"""What a kernel left on Kaggle → a folder here that holds it, every file checked, beside whatever else lies there.
 
 The names come from whatever the kernel wrote, so they are not trusted: the program is told a pattern that only plain
-relative names match, it writes into a temporary folder, and that folder becomes the result only after its files were
+relative names match, it writes into a temporary folder, and its files come into the result only after they were
 compared with Kaggle's list and with the checksums that the kernel noted. An error page in a file's place is no file.
 """
 
@@ -46,17 +46,19 @@ def output_folder(account: Account, run: Run) -> Path:
     return account.project / "runs" / "kaggle" / run.reference.split("/")[1] / f"v{run.version}"
 
 
-def fetch(account: Account, run: Run, only: str = "", out: Path | None = None) -> dict[str, str]:
+def fetch(account: Account, run: Run, only: str = "", out: Path | None = None, needed: bool = True) -> dict[str, str]:
     """Fetch the output of a run, unless it is here as it was fetched; returns name → sha256.
 
     Args:
         account: who asks.
         run: which version; with an older program it must be the newest.
         only: a regular expression; other files stay where they are.
-        out: a new or empty folder; `runs/kaggle/<kernel>/v<version>` unless given, which is replaced.
+        out: a new or empty folder; `runs/kaggle/<kernel>/v<version>` unless given, whose other files stay.
+        needed: whether it is an error that no file matches `only`.
 
     Raises:
         KaggleError: files that are missing, cut short, exchanged, or that want to be written elsewhere.
+        UsageError: no file matches, or one would take the place of a file that was not fetched.
     """
     if out is not None and out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"--out {out} is there already. Name a new or empty folder")
@@ -68,15 +70,22 @@ def fetch(account: Account, run: Run, only: str = "", out: Path | None = None) -
     if known := _here(account, run, only, out):
         account.events.say(f"{run.reference}: version {run.version} lies in {_shown(account, out)} already")
         return known
-    listed = dict(list_files(account, ["kernels", "files", run.label(account)]))
-    if hostile := [name for name in listed if not is_plain(name)]:
+    left = dict(list_files(account, ["kernels", "files", run.label(account)]))
+    if hostile := [name for name in left if not is_plain(name)]:
         raise KaggleError(
             f"{run.reference}: version {run.version} has a file that would be written outside its folder.",
             ", ".join(map(repr, hostile[:5])),
             "Nothing was fetched. Do not trust this kernel; if it is yours, look at what it writes.",
         )
     # Names with two underscores are pages that Kaggle makes of a run and need not deliver.
-    listed = {name: size for name, size in listed.items() if wanted.search(name) and not name.startswith("__")}
+    listed = {name: size for name, size in left.items() if wanted.search(name) and not name.startswith("__")}
+    if only and not listed:
+        if needed:
+            files = ", ".join(list(left)[:8]) or "no file"
+            raise UsageError(
+                f"--only {only!r}: matches none of what {run.reference} left: {files}. Nothing was changed"
+            )
+        return {}
     out.parent.mkdir(parents=True, exist_ok=True)
     _check_space(out.parent, sum(listed.values()))
     with tempfile.TemporaryDirectory(prefix=".fetching-", dir=out.parent) as scratch:
@@ -87,8 +96,7 @@ def fetch(account: Account, run: Run, only: str = "", out: Path | None = None) -
         found = _sizes(run, folder)
         sums = {name: sha256_file(folder / name) for name in found}
         _check(run, found, sums, listed, read_verdict(folder), wanted)
-        shutil.rmtree(out, ignore_errors=True)
-        os.replace(folder, out)
+        _merge(account, run, folder, sums, out)
     size = sum(found.values())
     account.ledger.add(
         "fetch", kernel=run.reference, version=run.version, only=only, files=len(found), bytes=size,
@@ -98,17 +106,53 @@ def fetch(account: Account, run: Run, only: str = "", out: Path | None = None) -
     return sums
 
 
+def fetch_verdict(account: Account, run: Run) -> dict[str, Any]:
+    """What a run says about itself, fetched where it is not here yet; empty for a kernel that says nothing."""
+    fetched = fetch(account, run, only=rf"^{re.escape(VERDICT)}$", needed=False)
+    return read_verdict(output_folder(account, run)) if fetched else {}
+
+
+def _merge(account: Account, run: Run, folder: Path, sums: dict[str, str], out: Path) -> None:
+    """Move the files that came into `out`, over those of earlier fetches and beside everything else.
+
+    Raises:
+        UsageError: a file that was not fetched lies where one would come to lie; nothing is moved then.
+    """
+    lines = [line for line in account.ledger.lines() if line["kind"] == "fetch" and line["kernel"] == run.reference
+             and line["version"] == run.version]  # fmt: skip
+    ours = {name for line in lines for name in line["sha256"]}
+    anything = any(len(line["sha256"]) < line["files"] for line in lines)  # too many names to have been noted
+    for name, digest in sums.items():
+        path = out / name
+        inside = [parent for parent in path.parents if parent.is_relative_to(out)]
+        blocked = [parent for parent in inside if parent.exists() and not parent.is_dir()]
+        foreign = path.is_file() and not anything and name not in ours and sha256_file(path) != digest
+        if blocked or path.is_dir() or foreign:
+            place = _shown(account, blocked[0] if blocked else path)
+            raise UsageError(f"{place} was not fetched, and {name} would take its place. Move it, or fetch with --out")
+    if not run.version:  # the newest, whatever its number: what an earlier one left does not belong to it
+        for name in ours - set(sums):
+            (out / name).unlink(missing_ok=True)
+    for name in sums:
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        os.replace(folder / name, out / name)
+    out.mkdir(exist_ok=True)
+
+
 def _digest(sums: dict[str, str]) -> str:
     return hashlib.sha256(json.dumps(sums, sort_keys=True).encode()).hexdigest()
 
 
 def _here(account: Account, run: Run, only: str, out: Path) -> dict[str, str]:
-    """name → sha256 of what lies in `out`, if that is what was fetched of this run; else empty."""
+    """name → sha256 of what was fetched of this run, if it lies in `out` as it came; else empty."""
     line = account.ledger.last("fetch", kernel=run.reference, version=run.version, only=only)
     if line is None or not run.version or not out.is_dir():
         return {}
-    paths = sorted(path for path in out.rglob("*") if path.is_file())
-    sums = {path.relative_to(out).as_posix(): sha256_file(path) for path in paths}
+    names = list(line["sha256"])
+    if len(names) < line["files"]:
+        paths = sorted(path for path in out.rglob("*") if path.is_file())
+        names = [name for path in paths if re.search(only, name := path.relative_to(out).as_posix())]
+    sums = {name: sha256_file(out / name) for name in names if (out / name).is_file()}
     return sums if _digest(sums) == line.get("digest") else {}
 
 
