@@ -52,8 +52,11 @@ def test_each_kind_of_credentials_leads_to_the_account(tmp_path: Path) -> None:
 
 def test_no_credentials_and_bad_ones_end_with_the_way_to_new_ones(tmp_path: Path) -> None:
     with served(make_site(tmp_path / "site")) as double:
-        with pytest.raises(KaggleError, match=r"https://www\.kaggle\.com/settings"):
+        with pytest.raises(KaggleError, match=r"https://www\.kaggle\.com/settings") as none:
             open_here(double, tmp_path / "none")
+        assert "No credentials were found" in str(none.value)
+        assert str(tmp_path / "none/.kaggle/kaggle.json") in str(none.value)
+        assert "older ones" not in str(none.value)
         write_keys(tmp_path / "bad", key="f" * 32)
         account = open_here(double, tmp_path / "bad")
         with pytest.raises(KaggleError, match="does not accept the credentials"):

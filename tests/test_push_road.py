@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -18,8 +19,9 @@ from push_world import DOOR, ROOT, World, write_kernel
 
 WRITES = {"CreateDataset", "CreateDatasetVersion", "SaveKernel", "CreateCodeSubmission", "CreateModel",
           "CreateModelInstance", "CreateModelInstanceVersion", "StartBlobUpload"}  # fmt: skip
-KINDS = ["send", "upload", "push", "verify", "run", "fetch", "push", "verify", "run", "fetch", "send", "upload", "push",
-         "verify", "run", "fetch", "submit", "score"]  # fmt: skip
+KINDS = ["send", "upload", "push", "verify", "run", "fetch", "push", "verify", "run", "fetch", "fetch", "send",
+         "upload", "push", "verify", "run", "fetch", "submit", "score"]  # fmt: skip
+OPTIONS = ("--skip", "--weights", "--partial", "--settings", "--attach", "--timeout", "--file", "--again", "--owner")
 
 
 def writes(world: World) -> list[str]:
@@ -113,6 +115,27 @@ def test_a_dry_run_shows_the_road_and_sends_nothing(world: World) -> None:
     assert not world.account.ledger.path.exists()
 
 
+def test_a_dry_run_needs_neither_credentials_nor_network(world: World, tmp_path: Path) -> None:
+    """It builds the library itself, as the road would, and says what it cannot know."""
+    version = ".".join(map(str, world.account.program.version))
+    nobody = {"HOME": str(tmp_path), "KAGGLE_CONFIG_DIR": str(tmp_path / ".kaggle")}
+    lonely = {"HTTP_PROXY": "http://127.0.0.1:9", "http_proxy": "http://127.0.0.1:9"}
+    for surroundings, reason in ((nobody, "No credentials were found"), (lonely, "")):
+        shutil.rmtree(world.project / "build", ignore_errors=True)
+        done = world.script("all", "--dry-run", version=version, **surroundings)
+        assert done.returncode == 0, done.stderr
+        assert reason in done.stderr
+        owner = "OWNER" if reason else USER
+        heads = [line.partition("  (")[0] for line in done.stdout.splitlines() if line.startswith("==")]
+        assert heads == ["== upload rsna-kit", "== push prepare", "== push train", "== upload rsna-weights",
+                         "== push infer", "== submit"]  # fmt: skip
+        assert "whether it is on Kaggle already is unknown" in done.stdout
+        assert "rsna_kit/deep/module.py" in done.stdout
+        assert f'"id": "{owner}/rsna-kit-infer"' in done.stdout
+    assert world.double.arrived == []
+    assert not world.account.ledger.path.exists()
+
+
 def shown_pushes(world: World) -> list[str]:
     """The headings of the three pushes, with the weights in between."""
     folders = [world.project / "build/push/kernels" / name for name in ("prepare", "train", "infer")]
@@ -146,6 +169,7 @@ def test_a_project_is_validated_without_kaggle(tmp_path: Path, capsys: pytest.Ca
     [
         (["pussh"], "Did you mean 'push'?"),
         (["--skipp", "train"], "Did you mean '--skip'?"),
+        (["--skip", "inferr"], "Did you mean 'infer'?"),
         (["fetch"], "the following arguments are required: kernel"),
         (["all", "--poll", "0"], "expected seconds above 0"),
         (["all", "--wait", "soon"], "expected a duration"),
@@ -177,7 +201,26 @@ def test_help_shows_examples(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         DOOR.door(["--help"])
     assert ended.value.code == 0
-    assert "scripts/push --dry-run" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    for words in ("scripts/push --dry-run", "scripts/push follow", "scripts/push all", *OPTIONS):
+        assert words in shown
+
+
+def test_a_wrong_value_is_not_answered_with_the_name_of_its_option(capsys: pytest.CaptureFixture[str]) -> None:
+    assert DOOR.door(["--skip", "foo"]) == 2
+    said = capsys.readouterr().err
+    assert "choose from 'build', 'upload'" in said
+    assert "Did you mean" not in said
+
+
+@pytest.mark.parametrize(("words", "code"), [(["history"], 141), (["--help"], 0)])  # argparse lets a broken pipe pass
+def test_a_reader_who_leaves_gets_no_traceback(words: list[str], code: int, tmp_path: Path) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, ROOT / "scripts/push", *words, *(["--project", tmp_path] if code else [])]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (code, b"")
 
 
 def in_a_jail(session: Session) -> int:

@@ -8,12 +8,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from road.advice import KaggleError
+from road.advice import KaggleError, UnreachableError
 from road.credentials import CredentialError, Scrubber, check_permissions, credential_files
 from road.ledger import Ledger
 from road.metadata import PLACEHOLDER
-from road.program import NEWEST, Program, find_program
-from rsna_kit.runtime.errors import UsageError
+from road.program import NEWEST, Glance, Program, find_program
+from rsna_kit.runtime.errors import MissingDependencyError, UsageError
 from rsna_kit.runtime.events import Events
 
 LEDGER = "runs.jsonl"
@@ -72,17 +72,50 @@ def open_account(
     """
     check_permissions(environment)
     scrub = Scrubber(environment)
-    temporary = project / "build" / "push" / "tmp"
-    program = Program(find_program(kaggle), environment, scrub, temporary, pause_s=poll_s / 2)
+    program = Program(find_program(kaggle), environment, scrub, _temporary(project), pause_s=poll_s / 2)
     if program.version > NEWEST:
         version = ".".join(map(str, program.version))
         events.say(f"kaggle {version} is newer than what this was tried with, {'.'.join(map(str, NEWEST))}")
     name = _who(program, environment)
-    owner = owner or name
+    ledger = Ledger(project / LEDGER, project, scrub)
+    owner = _checked(owner or name)
+    return Account(owner, project, program, ledger, events, scrub, poll_s, limit_s, public, again)
+
+
+def open_for_plan(
+    project: Path,
+    events: Events,
+    owner: str | None = None,
+    kaggle: Path | None = None,
+    public: bool = False,
+    again: bool = False,
+    environment: Mapping[str, str] = os.environ,
+) -> Account:
+    """The same for a plan, which sends nothing: it is made without program, credentials or network, too.
+
+    Without them the account is called OWNER unless it is named, and what is on the site is unknown.
+    """
+    check_permissions(environment)
+    scrub = Scrubber(environment)
+    ledger = Ledger(project / LEDGER, project, scrub)
+    try:
+        program = Glance(find_program(kaggle), environment, scrub, _temporary(project))
+        name = _checked(owner or _who(program, environment))
+    except (KaggleError, MissingDependencyError) as error:
+        program = Glance(None, environment, scrub, _temporary(project), reason=str(error))
+        name = _checked(owner) if owner else PLACEHOLDER
+        events.say(f"Kaggle is not asked, and what is there is unknown. {error}")
+    return Account(name, project, program, ledger, events, scrub, public=public, again=again)
+
+
+def _temporary(project: Path) -> Path:
+    return project / "build" / "push" / "tmp"
+
+
+def _checked(owner: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", owner) or owner == PLACEHOLDER:
         raise UsageError(f"--owner: got {owner!r}, expected the name in the address of your Kaggle profile")
-    ledger = Ledger(project / LEDGER, project, scrub)
-    return Account(owner, project, program, ledger, events, scrub, poll_s, limit_s, public, again)
+    return owner
 
 
 def _who(program: Program, environment: Mapping[str, str]) -> str:
@@ -100,10 +133,25 @@ def _who(program: Program, environment: Mapping[str, str]) -> str:
             f"  What to do: {_remedy(token)}, or put a new one there: https://www.kaggle.com/settings (API)"
         )
     if answer.transient:
-        raise KaggleError("Kaggle cannot be reached.", answer.said)
-    if answer.code != 0 or values.get("username") in (None, "None", ""):
-        raise KaggleError("There are no credentials that Kaggle accepts.", answer.said or "Authentication required")
-    return values["username"]
+        raise UnreachableError("Kaggle cannot be reached.", answer.said)
+    if answer.code == 0 and values.get("username") not in (None, "None", ""):
+        return values["username"]
+    if not has_credentials(environment):
+        files = ", ".join(dict.fromkeys(map(str, credential_files(environment))))
+        raise KaggleError(
+            f"No credentials were found: not in KAGGLE_API_TOKEN, KAGGLE_USERNAME and KAGGLE_KEY, nor in {files}.",
+            "",
+            "Make one at https://www.kaggle.com/settings (API, 'Create Legacy API Key'), then: mkdir -p -m 700 "
+            "~/.kaggle && mv ~/Downloads/kaggle.json ~/.kaggle/ && chmod 600 ~/.kaggle/kaggle.json. "
+            "Or: kaggle auth login",
+        )
+    raise KaggleError("There are no credentials that Kaggle accepts.", answer.said or "Authentication required")
+
+
+def has_credentials(environment: Mapping[str, str]) -> bool:
+    """Whether there are any, good or bad."""
+    named = environment.get("KAGGLE_API_TOKEN") or environment.get("KAGGLE_KEY") or environment.get("KAGGLE_USERNAME")
+    return bool(named) or any(path.is_file() for path in credential_files(environment))
 
 
 def _token_source(environment: Mapping[str, str]) -> str:

@@ -51,7 +51,7 @@ _ADVICE = (
     ),
     (
         r"max allowed execution duration|Notebook Timeout",
-        "The run was too slow. Let it stop itself earlier (RSNA_KIT_TIME_LIMIT in the kernel), or do less.",
+        "The run was too slow. Let it stop itself earlier (TIME_LIMIT in the kernel's SETTINGS), or do less.",
     ),
     (
         r"Submission CSV Not Found",
@@ -91,6 +91,10 @@ class KaggleError(RsnaKitError):
         words = self.said.replace("\n", "\n    ")
         lines = [what, f"Kaggle says: {words}" if words else "", f"What to do: {self.advice}"]
         super().__init__("\n  ".join(line for line in lines if line))
+
+
+class UnreachableError(KaggleError):
+    """Kaggle was not asked, or did not answer: what is there is unknown."""
 
 
 def advice_for(said: str) -> str:

@@ -26,8 +26,13 @@ _SHY_LOOKS = 4  # a version that was just pushed may not be found yet
 _STALE_S = 900.0  # this long the status may be that of the version before
 
 
-def push(account: Account, staged: Staged) -> Run:
+def push(account: Account, staged: Staged, covers: str | None = None) -> Run:
     """Push a kernel, or take up the run of the same script on the same inputs, and verify it.
+
+    Args:
+        account: who pushes.
+        staged: the copy that goes out.
+        covers: for the ledger: digest of the training that this begins or goes on with.
 
     Raises:
         KaggleError: refused, or not what was asked for.
@@ -56,8 +61,9 @@ def push(account: Account, staged: Staged) -> Run:
         raise
     run = Run(done.reference, done.version)
     account.ledger.add(
-        "push", kernel=run.reference, version=run.version, digest=digest, url=done.url, inputs=inputs, before=before
-    )
+        "push", kernel=run.reference, version=run.version, digest=digest, url=done.url, inputs=inputs, before=before,
+        settings=dict(staged.settings), **({"covers": covers} if covers else {}),
+    )  # fmt: skip
     account.events.say(f"{run.reference}: version {run.version} pushed, {done.url}")
     verify(account, staged, run)
     return run
@@ -73,14 +79,19 @@ def _known(account: Account, staged: Staged, digest: str) -> Run | None:
     seen, ended = account.ledger.last("verify", **match), account.ledger.last("run", **match)
     if (seen and seen.get("problem")) or (ended and ended["status"] != "COMPLETE"):
         return None
+    return run if stands(account, staged, run) else None
+
+
+def stands(account: Account, staged: Staged, run: Run) -> bool:
+    """Whether a version is still on Kaggle as it was pushed; then it need not be pushed again, and that is said."""
     try:
         verify(account, staged, run)
     except KaggleError:
-        return None  # another version lies above it, or somebody changed it
+        return False  # another version lies above it, or somebody changed it
     account.events.say(
         f"{run.reference}: version {run.version} is the same script on the same inputs; not pushed again"
     )
-    return run
+    return True
 
 
 def _say_why(account: Account, staged: Staged, inputs: Mapping[str, Any]) -> None:

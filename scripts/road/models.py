@@ -9,6 +9,7 @@ from typing import Any
 from road import judge, uploads
 from road.account import Account
 from road.advice import KaggleError
+from road.journey import WEIGHTS
 from road.metadata import MODEL_FILE, VARIATION_FILE, MetadataError, dataset_problems, filled, read_metadata
 from road.waiting import Waiting
 from rsna_kit.runtime.files import write_json
@@ -31,9 +32,9 @@ def publish(account: Account, folder: Path) -> str:
         raise MetadataError([f"{folder}: {problem}" for problem in problems])
     data = filled(read_metadata(folder / VARIATION_FILE), account.owner)
     _make_model(account, filled(read_metadata(folder / MODEL_FILE), account.owner))
-    reference = "/".join(data[key] for key in ("ownerSlug", "modelSlug", "framework", "instanceSlug"))
+    reference = _reference(data)
     parcel = uploads.wrap(account, folder, f"{data['ownerSlug']}/{data['modelSlug']}", {VARIATION_FILE: data})
-    before = _version(account, reference)
+    before = newest_version(account, reference)
     known = account.ledger.last("model", model=reference) or {}
     if before and not account.again and known.get("digest") == parcel.digest and known.get("version") == before:
         account.events.say(f"{reference}: version {before} is there already, with the same files")
@@ -43,7 +44,7 @@ def publish(account: Account, folder: Path) -> str:
     answer = uploads.call_with_progress(account, [*words, "-p", str(parcel.folder), "-r", "zip"], parcel)
     judge.created(answer, f"The upload of {reference}")
     waiting = Waiting(account.events, f"{reference}: waiting for version {before + 1}", account.limit_s)
-    while (version := _version(account, reference)) <= before:
+    while (version := newest_version(account, reference)) <= before:
         waiting.look(f"at version {version}")
         time.sleep(account.poll_s)
     waiting.close()
@@ -51,6 +52,33 @@ def publish(account: Account, folder: Path) -> str:
                        bytes=parcel.size)  # fmt: skip
     account.events.say(f"{reference}: version {version} is ready, {parcel.size / 1e6:.1f} MB")
     return f"{reference}/{version}"
+
+
+def newest(account: Account) -> str:
+    """The newest version that is published of the model that bundles travel as.
+
+    Raises:
+        KaggleError: there is none.
+    """
+    reference = variation(account)
+    if not (version := newest_version(account, reference)):
+        raise KaggleError(
+            f"Kaggle has no version of the model {reference}.",
+            "",
+            "Leave out --skip weights: that step publishes one.",
+        )
+    return f"{reference}/{version}"
+
+
+def variation(account: Account) -> str:
+    """owner/model/framework/variation of that model, as the project names it."""
+    folder = account.project / "datasets" / WEIGHTS
+    data = filled(read_metadata(folder / VARIATION_FILE), account.owner)
+    return _reference(data)
+
+
+def _reference(data: dict[str, Any]) -> str:
+    return "/".join(data[key] for key in ("ownerSlug", "modelSlug", "framework", "instanceSlug"))
 
 
 def _make_model(account: Account, data: dict[str, Any]) -> None:
@@ -71,7 +99,7 @@ def _make_model(account: Account, data: dict[str, Any]) -> None:
         )
 
 
-def _version(account: Account, reference: str) -> int:
+def newest_version(account: Account, reference: str) -> int:
     """The newest version of a variation, 0 when there is none."""
     answer = account.program.ask("models", "variations", "get", reference)
     if answer.absent:

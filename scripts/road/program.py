@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-from road.advice import KaggleError
+from road.advice import KaggleError, UnreachableError
 from road.judge import Answer, check
 from rsna_kit.runtime.errors import MissingDependencyError
 
@@ -26,11 +26,13 @@ OLDEST, NEWEST = (2, 2, 4), (2, 2, 5)  # what this was tried with
 PRECISE = (2, 2, 5)  # from here on a version of a kernel can be asked for; before, the newest one answers
 _INSTALL = (
     "Install it beside this project, not into it: python3 -m venv ~/kaggle && ~/kaggle/bin/pip install kaggle six. "
-    "Then put it on PATH, or name it: --kaggle ~/kaggle/bin/kaggle"
+    "Then name it: --kaggle ~/kaggle/bin/kaggle, or link this one program into a folder on PATH: "
+    "ln -s ~/kaggle/bin/kaggle ~/.local/bin/"
 )
 _TALKATIVE = ("VERBOSE", "VERBOSE_OUTPUT")  # would print every request, credentials included
 QUICK_S = 180.0  # one call that moves no files; the program itself waits and tries again when Kaggle is busy
 _TRIES = 5
+_GLANCE_S = 60.0
 
 
 class Program:
@@ -129,6 +131,43 @@ class Program:
                 f"kaggle {found[1]} is too old: from 2.2.4 on its answers can be judged. {_INSTALL}"
             )
         return version
+
+
+class Glance(Program):
+    """The program for a plan: it is asked once, and what it cannot find out quickly is unknown.
+
+    Args:
+        path: of the program; None where nothing can be asked.
+        environment, scrub, temporary: as for `Program`.
+        reason: why nothing can be asked.
+    """
+
+    def __init__(
+        self,
+        path: Path | None,
+        environment: Mapping[str, str],
+        scrub: Callable[[str], str],
+        temporary: Path,
+        reason: str = "",
+    ) -> None:
+        self.reason = reason
+        if path is None:
+            self.version = NEWEST
+        else:
+            super().__init__(path, environment, scrub, temporary)
+
+    def ask(self, *words: str | Path, limit_s: float = _GLANCE_S) -> Answer:
+        """Run a command that changes nothing.
+
+        Raises:
+            UnreachableError: there is nobody to ask.
+        """
+        if not self.reason:
+            answer = self.call(*words, limit_s=min(limit_s, _GLANCE_S))
+            if not answer.transient:
+                return answer
+            self.reason = answer.said
+        raise UnreachableError("Kaggle cannot be asked.", self.reason)
 
 
 def find_program(given: Path | None = None) -> Path:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,18 @@ from road import uploads
 from road.account import Account
 from road.advice import KaggleError
 from road.credentials import CredentialError
-from road.metadata import KERNEL_FILE, RETIRED, MetadataError, filled, is_true, kernel_problems, read_metadata
-from road.options import fill_settings
+from road.metadata import (
+    KERNEL_FILE,
+    RETIRED,
+    SOURCE_KEYS,
+    MetadataError,
+    filled,
+    is_true,
+    kernel_problems,
+    read_metadata,
+)
+from road.options import fill_settings, read_settings
+from road.values import check_settings
 from rsna_kit.runtime.errors import UsageError
 from rsna_kit.runtime.files import write_json
 
@@ -33,6 +43,7 @@ class Changes:
     timeout_s: int | None = None
     settings: Mapping[str, str] = field(default_factory=dict)
     sources: Mapping[str, list[str]] = field(default_factory=dict)  # key of the metadata → sources instead
+    attached: Mapping[str, list[str]] = field(default_factory=dict)  # key of the metadata → sources besides
 
 
 @dataclass(frozen=True)
@@ -43,6 +54,7 @@ class Staged:
     metadata: dict[str, Any]
     text: str
     timeout_s: int | None
+    settings: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def reference(self) -> str:
@@ -77,6 +89,7 @@ def stage(account: Account, folder: Path, changes: Changes) -> Staged:
 
     Raises:
         MetadataError: Kaggle would refuse or misread it.
+        UsageError: a setting that its run would refuse.
         CredentialError: it holds a secret.
     """
     if problems := kernel_problems(folder, account.public):
@@ -94,9 +107,14 @@ def stage(account: Account, folder: Path, changes: Changes) -> Staged:
     if account.public:
         metadata["is_private"] = False
     metadata |= {key: filled(list(sources), account.owner) for key, sources in changes.sources.items()}
+    for key, sources in filled(dict(changes.attached), account.owner).items():
+        metadata[key] = list(dict.fromkeys([*metadata.get(key, []), *sources]))
     text = script.read_text(encoding="utf-8")
     if changes.settings:
         text = fill_settings(text, changes.settings)
+    settings = read_settings(text) if script.suffix == ".py" else {}
+    every = [source for key in SOURCE_KEYS for source in metadata.get(key, [])]
+    check_settings(folder.name, settings, every, changes.timeout_s)
     out = account.staging / "kernels" / folder.name
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
@@ -110,7 +128,13 @@ def stage(account: Account, folder: Path, changes: Changes) -> Staged:
         )
     if problems := kernel_problems(out, account.public):  # of what was changed
         raise MetadataError([f"{folder}: {problem}" for problem in problems])
-    return Staged(out, metadata, text, changes.timeout_s)
+    return Staged(out, metadata, text, changes.timeout_s, settings)
+
+
+def sources_of(account: Account, folder: Path, keys: Sequence[str] = SOURCE_KEYS) -> list[str]:
+    """What a kernel reads as the repository has it, with the account's name."""
+    metadata = filled(read_metadata(folder / KERNEL_FILE), account.owner)
+    return [source for key in keys for source in metadata.get(key, [])]
 
 
 def inputs_of(account: Account, staged: Staged) -> dict[str, Any]:

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import shlex
 from pathlib import Path
 from typing import Any
 
-from road import judge, pushing, staging, submissions, uploads
+from road import ahead, building, judge, models, staging, submissions, training, uploads
 from road.account import Account
-from road.advice import KaggleError
+from road.advice import KaggleError, UnreachableError
+from road.building import LIBRARY
+from road.journey import WEIGHTS, Journey, own_datasets
 from road.metadata import KERNEL_FILE, filled, read_metadata
-from road.pushing import Journey
+from road.names import built_folder, kernel_folder
+from road.wishes import KERNELS
 from rsna_kit.competition.paths import SLUG
 
 
 def status(account: Account) -> dict[str, Any]:
     """Every dataset and kernel of the project on Kaggle, the week's quota and today's submissions."""
     found: dict[str, Any] = {"owner": account.owner, "datasets": {}, "kernels": {}}
-    for name in pushing.own_datasets(account):
+    for name in own_datasets(account):
         now = uploads.status(account, f"{account.owner}/{name}")
         found["datasets"][name] = {"status": now[0], "version": now[1]} if now else {"status": "not on Kaggle"}
     for path in sorted(account.project.glob(f"kernels/*/{KERNEL_FILE}")):
@@ -75,16 +79,21 @@ def scores(account: Account) -> list[dict[str, Any]]:
 def plan(account: Account, journey: Journey) -> list[dict[str, Any]]:
     """Every command of the road and every file that would go out with it; nothing is sent.
 
-    The bundles of a training that has not run cannot be listed, nor what has still to be built.
+    The library is built, as the road would do. The bundles of a training that has not run cannot be listed, nor what
+    has still to be fetched from the network; what cannot be asked is unknown.
     """
-    pushing.check_folders(pushing.folders_of(account.project), account.public)
-    pushing.check_offline(account.project, journey)
+    ahead.check_here(account, journey)
+    with contextlib.suppress(UnreachableError):
+        ahead.check_there(account, journey)
     steps: list[dict[str, Any]] = []
+    names = [name for name in own_datasets(account) if name != WEIGHTS]
+    if "build" not in journey.skip and LIBRARY in names:
+        building.build(account, LIBRARY)
     if "upload" not in journey.skip:
-        steps += [plan_upload(account, name) for name in pushing.own_datasets(account) if name != pushing.WEIGHTS]
-    for name in pushing.KERNELS:
+        steps += [plan_upload(account, name) for name in names]
+    for name in KERNELS:
         if name == "infer" and "weights" not in journey.skip and journey.weights != "output":
-            steps.append({"step": f"upload {pushing.WEIGHTS}", "note": f"the bundles of train, as a {journey.weights}"})
+            steps.append({"step": f"upload {WEIGHTS}", "note": f"the bundles of train, as a {journey.weights}"})
         if name not in journey.skip:
             steps.append(plan_push(account, name, journey))
     if "submit" not in journey.skip:
@@ -95,24 +104,56 @@ def plan(account: Account, journey: Journey) -> list[dict[str, Any]]:
 
 def plan_upload(account: Account, name: str) -> dict[str, Any]:
     """What an upload would send."""
-    folder = account.project / "build" / "datasets" / name
+    folder = built_folder(account.project, name)
     if not folder.is_dir():
-        return {"step": f"upload {name}", "note": f"to be built first: scripts/build {name}"}
+        return {"step": f"upload {name}", "note": f"to be built first: {building.build_command(name)}"}
     parcel = uploads.pack(account, folder)
-    now = uploads.status(account, parcel.reference)
+    note: dict[str, Any] = {}
+    try:
+        now = uploads.status(account, parcel.reference)
+    except UnreachableError:
+        now, note = None, {"note": "as a new dataset; whether it is on Kaggle already is unknown"}
     if now and uploads.is_there(account, parcel, now[1]):
         return {"step": f"upload {name}", "note": f"version {now[1]} is there already, with the same files"}
     return {
-        "step": f"upload {name}", "command": command(uploads.upload_command(account, parcel, now is not None)),
+        "step": f"upload {name}", "command": command(uploads.upload_command(account, parcel, now is not None)), **note,
         "files": parcel.sizes, "bytes": parcel.size,
     }  # fmt: skip
 
 
+def plan_one(account: Account, name: str, journey: Journey) -> list[dict[str, Any]]:
+    """What pushing one kernel would send."""
+    with contextlib.suppress(UnreachableError):
+        ahead.check_attached(account, journey, name)
+    return [plan_push(account, name, journey)]
+
+
 def plan_push(account: Account, name: str, journey: Journey) -> dict[str, Any]:
     """What a push would send."""
-    staged = staging.stage(account, account.project / "kernels" / name, journey.for_kernel(name))
-    return {"step": f"push {name}", "command": command(staged.words()), "files": _sizes(staged.folder),
+    note: dict[str, Any] = {}
+    if name == "train":
+        staged = training.planned(account, journey)
+    else:
+        sources, note = _planned_sources(account, journey) if name == "infer" else ({}, {})
+        folder = kernel_folder(account.project, name)
+        staged = staging.stage(account, folder, journey.for_kernel(name, sources))
+    return {"step": f"push {name}", "command": command(staged.words()), **note, "files": _sizes(staged.folder),
             "metadata": staged.metadata}  # fmt: skip
+
+
+def _planned_sources(account: Account, journey: Journey) -> tuple[dict[str, list[str]], dict[str, Any]]:
+    """The sources that infer would get in the place of its own, and what is not known of them."""
+    if journey.weights != "model":
+        return training.sources(account, journey.weights), {}
+    reference, note = models.variation(account), "the version of the model is the newest one, whose number is unknown"
+    try:
+        number = models.newest_version(account, reference)
+        if "weights" in journey.skip:
+            return training.sources(account, journey.weights, models.newest(account)), {}
+        number, note = number + 1, "the version of the model is the next one, unless its bundles are there already"
+    except UnreachableError:
+        number = 1
+    return training.sources(account, journey.weights, f"{reference}/{number}"), {"note": note}
 
 
 def command(words: list[str]) -> str:
