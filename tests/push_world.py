@@ -16,9 +16,9 @@ from typing import Any
 
 from kaggle_double import VERSIONS, Double, environment, installed, program, served, write_keys
 from kaggle_site import SLUG, USER, Site
-from road.account import LEDGER, Account, open_account
-from road.ledger import Ledger
 from road.metadata import filled, read_metadata
+from road.push.account import LEDGER, Account, open_account
+from road.push.ledger import Ledger
 
 from rsna_kit.runtime.errors import RsnaKitError
 from rsna_kit.runtime.events import Events

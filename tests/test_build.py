@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from road.datasets import KINDS, Wanted, build
-from road.place import exchange
+from road.make.datasets import KINDS, Wanted, build
+from road.make.place import exchange
 from road.secrecy import check_folder, find_secret
 
 from rsna_kit.runtime.contents import CONTENTS, check_contents

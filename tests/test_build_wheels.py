@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 from packaging.utils import canonicalize_name, parse_wheel_filename
-from road import wheelhouse
-from road.datasets import Wanted, build
-from road.image import Image, find_conflicts, read_image
-from road.wheelhouse import PYTHONS, check_wheels, pinned, read_sums, updated_sums, write_sums
+from road.make import wheelhouse
+from road.make.datasets import Wanted, build
+from road.make.image import Image, find_conflicts, read_image
+from road.make.wheelhouse import PYTHONS, check_wheels, pinned, read_sums, updated_sums, write_sums
 from road.wheels import fits
 
 from rsna_kit.runtime.errors import RsnaKitError

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from kaggle_site import SLUG, USER
 from push_world import DOOR, ROOT, World, write_dataset, write_kernel
-from road import ahead, models, values, wishes
-from road.journey import Journey
+from road.push import ahead, models, values, wishes
+from road.push.journey import Journey
 
 from rsna_kit.runtime.errors import UsageError
 

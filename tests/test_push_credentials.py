@@ -13,10 +13,10 @@ import pytest
 from kaggle_double import Double, environment, installed, program, served, write_keys
 from kaggle_site import KEY, SLUG, TOKEN, USER, Session
 from push_world import World, make_site, write_kernel
-from road.account import Account, open_account
-from road.advice import KaggleError
 from road.credentials import CredentialError
-from road.program import Program, find_program
+from road.push.account import Account, open_account
+from road.push.advice import KaggleError
+from road.push.program import Program, find_program
 from waiting import wait_until
 
 from rsna_kit.runtime.errors import MissingDependencyError

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 from kaggle_site import KEY, TOKEN, USER
-from road import judge
-from road.advice import KaggleError, advice_for
 from road.credentials import CredentialError, Scrubber, check_permissions
-from road.judge import Answer
-from road.ledger import Ledger, table
-from road.outputs import error_page, is_plain
+from road.push import judge
+from road.push.advice import KaggleError, advice_for
+from road.push.judge import Answer
+from road.push.ledger import Ledger, table
+from road.push.outputs import error_page, is_plain
 
 
 def answer(out: str, err: str = "", code: int = 0) -> Answer:

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from kaggle_site import IMAGE, SLUG, USER, Refused, Session
 from push_world import World, Worlds, write_kernel
-from road import judge, staging
-from road.advice import KaggleError
+from road.push import judge, staging
+from road.push.advice import KaggleError
 from waiting import wait_until
 
 NAME = f"{USER}/rsna-kit-extra"

@@ -9,8 +9,8 @@ from dataclasses import replace
 import pytest
 from kaggle_site import USER, Refused
 from push_world import World
-from road import judge, uploads
-from road.advice import KaggleError
+from road.push import judge, uploads
+from road.push.advice import KaggleError
 
 NAME = f"{USER}/rsna-extra"
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from road.sandbox import Cell, open_jail
+from road.rehearse.sandbox import Cell, open_jail
 from waiting import wait_until
 
 ROOT = Path(__file__).parent.parent

@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from road.claim import empty, mark, mark_of
-from road.hidden import make_hidden
-from road.leaks import Censor
-from road.verdict import COMPLETE, NOT_FOUND, SCORING, of_secrets, of_submission
-from road.watching import Limits, descendants, folder_size, watch
+from road.rehearse.claim import empty, mark, mark_of
+from road.rehearse.hidden import make_hidden
+from road.rehearse.leaks import Censor
+from road.rehearse.verdict import COMPLETE, NOT_FOUND, SCORING, of_secrets, of_submission
+from road.rehearse.watching import Limits, descendants, folder_size, watch
 from road.wheels import fits, wheel_problems
 
 from rsna_kit.competition.submission import check_submission
@@ -299,7 +299,7 @@ def test_links_count_as_themselves(tmp_path: Path) -> None:
 
 
 def test_a_foreign_syntax_keeps_the_file_as_long_as_it_was(phantom: Path) -> None:
-    from road.hidden import _foreign
+    from road.rehearse.hidden import _foreign
 
     for path in sorted(phantom.glob("train_images/*/*.dcm"))[:8]:
         content = path.read_bytes()

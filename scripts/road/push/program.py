@@ -18,8 +18,8 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-from road.advice import KaggleError, UnreachableError
-from road.judge import Answer, check
+from road.push.advice import KaggleError, UnreachableError
+from road.push.judge import Answer, check
 from rsna_kit.runtime.errors import MissingDependencyError
 
 OLDEST, NEWEST = (2, 2, 4), (2, 2, 5)  # what this was tried with

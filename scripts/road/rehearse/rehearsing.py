@@ -23,15 +23,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from road import claim, inspection, verdict
-from road.claim import beside
-from road.hidden import Hidden, check_source, compare_failures, make_hidden, score
-from road.leaks import own_secrets
-from road.mounts import Kernel, competition_files, find_mounts
 from road.options import fill_settings
-from road.sandbox import HOW_TO_INSTALL, TOKEN_FILE, Cell, open_jail
-from road.verdict import Verdict
-from road.watching import Ended, Limits, watch
+from road.rehearse import claim, inspection, verdict
+from road.rehearse.claim import beside
+from road.rehearse.hidden import Hidden, check_source, compare_failures, make_hidden, score
+from road.rehearse.leaks import own_secrets
+from road.rehearse.mounts import Kernel, competition_files, find_mounts
+from road.rehearse.sandbox import HOW_TO_INSTALL, TOKEN_FILE, Cell, open_jail
+from road.rehearse.verdict import Verdict
+from road.rehearse.watching import Ended, Limits, watch
 from road.wheels import KAGGLE_PYTHON
 from rsna_kit.runtime.clock import format_duration
 from rsna_kit.runtime.errors import RsnaKitError, UsageError
@@ -39,7 +39,7 @@ from rsna_kit.runtime.events import Events
 from rsna_kit.runtime.files import write_json
 from rsna_kit.runtime.hardware import cpu_count, memory_gib
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 SUBMISSION, SAMPLE = "submission.csv", "sample_submission.csv"
 LIBRARY = "rsna-kit"
 CPU_MEMORY_GB, GPU_MEMORY_GB, WORKING_GB, CORES = 30.0, 29.0, 20.0, 4

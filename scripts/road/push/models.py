@@ -6,12 +6,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from road import judge, uploads
-from road.account import Account
-from road.advice import KaggleError
-from road.journey import WEIGHTS
 from road.metadata import MODEL_FILE, VARIATION_FILE, MetadataError, dataset_problems, filled, read_metadata
-from road.waiting import Waiting
+from road.push import judge, uploads
+from road.push.account import Account
+from road.push.advice import KaggleError
+from road.push.journey import WEIGHTS
+from road.push.waiting import Waiting
 from rsna_kit.runtime.files import write_json
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from road import models, staging, uploads
-from road.account import Account
-from road.advice import KaggleError
-from road.building import build_command
-from road.journey import WEIGHTS, Journey, check_folders, check_offline, folders_of, latest_run, reference_of
 from road.metadata import filled
-from road.names import kernel_folder
-from road.wishes import KERNELS
+from road.push import models, staging, uploads
+from road.push.account import Account
+from road.push.advice import KaggleError
+from road.push.building import build_command
+from road.push.journey import WEIGHTS, Journey, check_folders, check_offline, folders_of, latest_run, reference_of
+from road.push.names import kernel_folder
+from road.push.wishes import KERNELS
 from rsna_kit.runtime.errors import RsnaKitError, UsageError
 
 

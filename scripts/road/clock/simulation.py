@@ -30,9 +30,9 @@ import rsna_kit.recipes.infer
 import rsna_kit.runtime.clock
 import rsna_kit.runtime.events
 import rsna_kit.runtime.threads
-from road.clock_costs import FILES, KAGGLE_S, KINDS, LIMIT_S, FileKind, Scenario
-from road.verdict import of_submission
-from road.virtual_time import Resource, World
+from road.clock.costs import FILES, KAGGLE_S, KINDS, LIMIT_S, FileKind, Scenario
+from road.clock.virtual_time import Resource, World
+from road.rehearse.verdict import of_submission
 from rsna_kit.config import Config, DecodeConfig, InferConfig
 from rsna_kit.dicom.proof import Proof, Verdict
 from rsna_kit.dicom.survey import Kind, Surveyed

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from road.account import Account
 from road.metadata import (
     DATASET_FILE,
     KERNEL_FILE,
@@ -18,8 +17,9 @@ from road.metadata import (
     kernel_problems,
     read_metadata,
 )
-from road.names import kernel_folder
-from road.staging import Changes, Run
+from road.push.account import Account
+from road.push.names import kernel_folder
+from road.push.staging import Changes, Run
 from rsna_kit.runtime.errors import UsageError
 
 STEPS = ("build", "upload", "prepare", "train", "weights", "infer", "submit")

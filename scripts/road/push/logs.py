@@ -9,9 +9,9 @@ import subprocess
 import threading
 from types import TracebackType
 
-from road import judge
-from road.account import Account
-from road.waiting import Waiting
+from road.push import judge
+from road.push.account import Account
+from road.push.waiting import Waiting
 
 
 class LogTail:

@@ -9,14 +9,14 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from road import ahead, building, judge, models, staging, submissions, training, uploads
-from road.account import Account
-from road.advice import KaggleError, UnreachableError
-from road.building import LIBRARY
-from road.journey import WEIGHTS, Journey, own_datasets
 from road.metadata import KERNEL_FILE, filled, read_metadata
-from road.names import built_folder, kernel_folder
-from road.wishes import KERNELS
+from road.push import ahead, building, judge, models, staging, submissions, training, uploads
+from road.push.account import Account
+from road.push.advice import KaggleError, UnreachableError
+from road.push.building import LIBRARY
+from road.push.journey import WEIGHTS, Journey, own_datasets
+from road.push.names import built_folder, kernel_folder
+from road.push.wishes import KERNELS
 from rsna_kit.competition.paths import SLUG
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from packaging.utils import parse_wheel_filename
 
-from road.image import Python, find_conflicts, read_image
+from road.make.image import Python, find_conflicts, read_image
 from road.wheels import fits
 from rsna_kit.runtime.errors import RsnaKitError
 from rsna_kit.runtime.files import sha256_file

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from road.library import PACKAGE, SOURCES, State, read_state, write_library
+from road.make.library import PACKAGE, SOURCES, State, read_state, write_library
+from road.make.place import check_place, exchange
 from road.metadata import check_owner
-from road.place import check_place, exchange
 from road.secrecy import check_folder
 from rsna_kit.runtime.contents import write_contents
 from rsna_kit.runtime.errors import RsnaKitError, UsageError
@@ -176,7 +176,7 @@ def _fill_weights(root: Path, folder: Path, wanted: Wanted, state: State, say: C
 
 def _fill_starts(root: Path, folder: Path, wanted: Wanted, state: State, say: Callable[[str], None]) -> set[str]:
     """Every published weights file of keras.applications under the source after checking its checksum."""
-    from road.wheelhouse import SUMS, write_sums
+    from road.make.wheelhouse import SUMS, write_sums
     from rsna_kit.models.starts import check_digest, published
 
     source = wanted.source
@@ -193,7 +193,7 @@ def _fill_starts(root: Path, folder: Path, wanted: Wanted, state: State, say: Ca
 
 def _fill_wheels(root: Path, folder: Path, wanted: Wanted, state: State, say: Callable[[str], None]) -> set[str]:
     """The wheels of the named packages, with the list of hashes that a kernel's pip compares them with."""
-    from road.wheelhouse import SUMS, check_wheels, download, pinned, read_sums, updated_sums, write_sums
+    from road.make.wheelhouse import SUMS, check_wheels, download, pinned, read_sums, updated_sums, write_sums
 
     lists = ["requirements.txt", *(f"requirements-{name}.txt" for name in wanted.more)]
     names = [line for name in lists for line in (folder / name).read_text(encoding="utf-8").split()]

@@ -17,13 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from road import judge
-from road.account import Account
-from road.advice import KaggleError
 from road.credentials import CredentialError
-from road.ledger import short_commit
 from road.metadata import DATASET_FILE, NOT_UPLOADED, MetadataError, dataset_problems, filled, read_metadata
-from road.waiting import Waiting
+from road.push import judge
+from road.push.account import Account
+from road.push.advice import KaggleError
+from road.push.ledger import short_commit
+from road.push.waiting import Waiting
 from rsna_kit.runtime.files import sha256_file, write_json
 
 PAGE = ("--page-size", "200", "--format", "json")

@@ -7,9 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from road import uploads
-from road.account import Account
-from road.names import built_folder
+from road.push import uploads
+from road.push.account import Account
+from road.push.names import built_folder
 from rsna_kit.runtime.errors import RsnaKitError
 
 LIBRARY = "rsna-kit"

@@ -8,13 +8,13 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from road import judge, kernels, uploads
-from road.account import Account
-from road.advice import KaggleError
-from road.ledger import short_commit
 from road.metadata import is_true
-from road.staging import Run
-from road.waiting import Waiting
+from road.push import judge, kernels, uploads
+from road.push.account import Account
+from road.push.advice import KaggleError
+from road.push.ledger import short_commit
+from road.push.staging import Run
+from road.push.waiting import Waiting
 from rsna_kit.competition.paths import SLUG
 from rsna_kit.runtime.errors import UsageError
 

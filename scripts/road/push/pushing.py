@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from road import ahead, kernels, outputs, staging, submissions, training
-from road.account import Account
-from road.building import bring
-from road.journey import WEIGHTS, Journey, latest_run, own_datasets
-from road.names import kernel_folder
-from road.staging import Changes, Run
+from road.push import ahead, kernels, outputs, staging, submissions, training
+from road.push.account import Account
+from road.push.building import bring
+from road.push.journey import WEIGHTS, Journey, latest_run, own_datasets
+from road.push.names import kernel_folder
+from road.push.staging import Changes, Run
 
 _SMALL = r"\.(?:json|jsonl|csv|txt|md)$"  # of a prepared competition only this is fetched: its shards stay at Kaggle
 

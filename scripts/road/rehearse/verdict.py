@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from road.watching import Ended, Limits
+from road.rehearse.watching import Ended, Limits
 from rsna_kit.runtime.clock import format_duration
 
 COMPLETE = "Complete"

@@ -14,9 +14,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from road import uploads
-from road.account import Account
-from road.advice import KaggleError
 from road.credentials import CredentialError
 from road.metadata import (
     KERNEL_FILE,
@@ -29,7 +26,10 @@ from road.metadata import (
     read_metadata,
 )
 from road.options import fill_settings, read_settings
-from road.values import check_settings
+from road.push import uploads
+from road.push.account import Account
+from road.push.advice import KaggleError
+from road.push.values import check_settings
 from rsna_kit.runtime.errors import UsageError
 from rsna_kit.runtime.files import write_json
 

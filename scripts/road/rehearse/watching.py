@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from road.leaks import Censor
+from road.rehearse.leaks import Censor
 from rsna_kit.runtime.clock import format_duration
 
 _LOOK_EVERY_S = 0.5

@@ -10,13 +10,13 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from road import kernels, models, outputs, staging, uploads
-from road.account import Account
-from road.advice import KaggleError
-from road.building import build
-from road.journey import WEIGHTS, Journey, latest_run
-from road.names import kernel_folder
-from road.staging import Run, Staged
+from road.push import kernels, models, outputs, staging, uploads
+from road.push.account import Account
+from road.push.advice import KaggleError
+from road.push.building import build
+from road.push.journey import WEIGHTS, Journey, latest_run
+from road.push.names import kernel_folder
+from road.push.staging import Run, Staged
 
 _FREE = {"FOLDS", "TIME_LIMIT", "REQUIRE_GPU"}  # settings that may differ between a training and what goes on with it
 

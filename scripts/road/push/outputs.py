@@ -16,11 +16,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from road.account import Account
-from road.advice import KaggleError
-from road.judge import check
-from road.staging import Run
-from road.uploads import list_files
+from road.push.account import Account
+from road.push.advice import KaggleError
+from road.push.judge import check
+from road.push.staging import Run
+from road.push.uploads import list_files
 from rsna_kit.runtime.errors import UsageError
 from rsna_kit.runtime.files import sha256_file
 

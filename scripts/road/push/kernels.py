@@ -14,13 +14,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from road import judge
-from road.account import Account
-from road.advice import KaggleError
-from road.logs import LogTail
 from road.metadata import KERNEL_FILE, SOURCE_KEYS, is_true
-from road.staging import Run, Staged, inputs_of
-from road.waiting import Waiting
+from road.push import judge
+from road.push.account import Account
+from road.push.advice import KaggleError
+from road.push.logs import LogTail
+from road.push.staging import Run, Staged, inputs_of
+from road.push.waiting import Waiting
 
 _SHY_LOOKS = 4  # a version that was just pushed may not be found yet
 _STALE_S = 900.0  # this long the status may be that of the version before

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from road.wishes import SESSION_H, session_seconds
+from road.push.wishes import SESSION_H, session_seconds
 from rsna_kit.config import Config, with_overrides
 from rsna_kit.models.backbones import backbone
 from rsna_kit.presets import preset

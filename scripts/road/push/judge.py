@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from road.advice import KaggleError
+from road.push.advice import KaggleError
 
 _TRANSIENT = re.compile(
     r"\b429\b|Too Many Requests|rate.limit|\b50[0234]\b|Max retries|Connection (?:aborted|reset|refused|error)|"

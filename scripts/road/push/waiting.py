@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 
-from road.advice import KaggleError
+from road.push.advice import KaggleError
 from rsna_kit.runtime.clock import format_duration
 from rsna_kit.runtime.events import Events
 

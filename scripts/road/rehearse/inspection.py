@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from road.metadata import kernel_problems
-from road.mounts import Kernel
+from road.rehearse.mounts import Kernel
 from road.wheels import KAGGLE_PYTHON, wheel_problems
 
 # A text that begins like a path of a person's machine.

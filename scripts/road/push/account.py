@@ -8,12 +8,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from road.advice import KaggleError, UnreachableError
 from road.credentials import CredentialError, Scrubber, check_permissions, credential_files
-from road.ledger import Ledger
-from road.metadata import PLACEHOLDER
-from road.program import NEWEST, Glance, Program, find_program
-from rsna_kit.runtime.errors import MissingDependencyError, UsageError
+from road.metadata import PLACEHOLDER, check_owner
+from road.push.advice import KaggleError, UnreachableError
+from road.push.ledger import Ledger
+from road.push.program import NEWEST, Glance, Program, find_program
+from rsna_kit.runtime.errors import MissingDependencyError
 from rsna_kit.runtime.events import Events
 
 LEDGER = "runs.jsonl"
@@ -78,7 +78,7 @@ def open_account(
         events.say(f"kaggle {version} is newer than what this was tried with, {'.'.join(map(str, NEWEST))}")
     name = _who(program, environment)
     ledger = Ledger(project / LEDGER, project, scrub)
-    owner = _checked(owner or name)
+    owner = check_owner(owner or name)
     return Account(owner, project, program, ledger, events, scrub, poll_s, limit_s, public, again)
 
 
@@ -100,22 +100,16 @@ def open_for_plan(
     ledger = Ledger(project / LEDGER, project, scrub)
     try:
         program = Glance(find_program(kaggle), environment, scrub, _temporary(project))
-        name = _checked(owner or _who(program, environment))
+        name = check_owner(owner or _who(program, environment))
     except (KaggleError, MissingDependencyError) as error:
         program = Glance(None, environment, scrub, _temporary(project), reason=str(error))
-        name = _checked(owner) if owner else PLACEHOLDER
+        name = check_owner(owner) if owner else PLACEHOLDER
         events.say(f"Kaggle is not asked, and what is there is unknown. {error}")
     return Account(name, project, program, ledger, events, scrub, public=public, again=again)
 
 
 def _temporary(project: Path) -> Path:
     return project / "build" / "push" / "tmp"
-
-
-def _checked(owner: str) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", owner) or owner == PLACEHOLDER:
-        raise UsageError(f"--owner: got {owner!r}, expected the name in the address of your Kaggle profile")
-    return owner
 
 
 def _who(program: Program, environment: Mapping[str, str]) -> str:
