@@ -45,11 +45,11 @@ KILLED = "os.kill(os.getpid(), signal.SIGKILL)"
 def kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Runs SCRIPT as a kernel; exit code, what was said, its verdict and the attempt of each row."""
 
-    def start(end: str, grow: str = "", rerun: bool = True) -> tuple[int, str, dict, list[int]]:
+    def start(end: str, grow: str = "", rerun: bool = True, limit: str = "1h") -> tuple[int, str, dict, list[int]]:
         for name in ("input", "working"):
             (tmp_path / name).mkdir(exist_ok=True)
         script = tmp_path / "script.py"
-        script.write_text(SCRIPT.replace("GROW", grow or "pass").replace("END", end))
+        script.write_text(SCRIPT.replace("GROW", grow or "pass").replace("END", end).replace('"1h"', repr(limit)))
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("RSNA_KIT_", "KAGGLE_"))}
         environment = kept | {f"RSNA_KIT_{name.upper()}": str(tmp_path / name) for name in ("input", "working")}
         done = subprocess.run(
@@ -105,6 +105,12 @@ def test_the_clock_is_the_sessions_and_not_the_attempts(kernel) -> None:
     left = [float(line.split()[1]) for line in said.splitlines() if line.startswith("LEFT")]
     assert len(left) == 2
     assert left[1] < left[0] - 1
+
+
+def test_a_time_limit_that_is_none_ends_in_a_verdict(kernel) -> None:
+    code, _, verdict, _ = kernel("session.clock", rerun=False, limit="soon")
+    assert (code, verdict["ok"]) == (1, False)
+    assert "time limit: got 'soon'" in verdict["reason"]
 
 
 def attempt(tmp_path: Path, text: str, limit_s: float = 1000.0, most: int = MOST_ATTEMPTS) -> tuple[Ended, list[str]]:

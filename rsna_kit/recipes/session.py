@@ -270,7 +270,11 @@ def run(
 def _run_apart(session: Session, script: str, progress: Path) -> int:
     """Run the script as a child; the scoring run keeps what is scored, whatever becomes of the child."""
     most = MOST_ATTEMPTS if session.rerun else 1
-    began, clock = time.monotonic(), session.clock
+    began = time.monotonic()
+    try:
+        clock = session.clock
+    except UsageError:
+        clock = Clock()  # the child says what is wrong with TIME_LIMIT
     ended = run_attempts(
         lambda number: run_script(script, number, progress, began, clock), progress, clock, most,
         lambda line: print(line, flush=True),
