@@ -50,8 +50,8 @@ def work(session: Session) -> dict:
     first_submission(None, out, config.infer, session.events)
     bundles = session.bundles()
     session.require_gpu()
-    back = session.attempt % 2 == 0
-    return infer(None, out, bundles, config.infer, session.events, session.clock, config.decode, backwards=back)
+    told, clock = session.events, session.clock
+    return infer(None, out, bundles, config.infer, told, clock, config.decode, attempt=session.attempt)
 
 
 NEEDS = ["cv2", "dicomsdl", "imagecodecs", "keras", "pydicom"]

@@ -3,7 +3,8 @@
 A run that would not end in time gives up accuracy before it gives up images. Who is slow decides what: where it is the
 models, they give up work (TTA, then members); where it is decoding, lossless JPEG 2000 is halved once more, which makes
 it three times faster. The consumer's waiting tells which. It does not tell a slow disk from slow decoding: a halving
-after which images come no faster is taken back. So is one when there is time enough again, after a stall.
+after which images come no faster is taken back, and not tried again for a while. So is one when there is time enough
+again, after a stall.
 
 Images differ: some take several times as long as others, and those of a patient are alike. A pace seen for n images is
 uncertain by some 4 / sqrt(n) (three standard errors, where decoding times vary by 0.7 of their mean), and a shortage
@@ -56,6 +57,7 @@ class Pace:
         self._clock, self._total, self._reserve_s, self._say = clock, total, reserve_s, say
         self._lighten: Callable[[], str | None] | None = lighten
         self._finer_s: float | None = None  # seconds an image took before a halving that is not judged yet
+        self._vain, self._not_before = 0, 0  # halvings that did not help; images before the next is tried
         self.begin(0, 0.0)
 
     def begin(self, done: int, waited_s: float) -> None:
@@ -74,7 +76,7 @@ class Pace:
             return self.coarser
         if self._finer_s is not None:
             if images >= _JUDGED_IMAGES:
-                self._judge(seconds / images)
+                self._judge(seconds / images, done)
                 self.begin(done, waited_s)
             return self.coarser
         needed = (self._total - done) * seconds / images
@@ -95,12 +97,13 @@ class Pace:
             self.begin(done, waited_s)
         return self.coarser
 
-    def _judge(self, image_s: float) -> None:
-        """Take a halving back that did not help, and give up no other."""
+    def _judge(self, image_s: float, done: int) -> None:
+        """Take a halving back that did not help; it is tried again later, because something else may have disturbed."""
         assert self._finer_s is not None
         if image_s * _HELPED > self._finer_s:
             self._decode_finer("images came no faster for it, so decoding is not what is slow")
-            self._most = self.coarser
+            self._not_before = done + _WINDOW_IMAGES * 2**self._vain
+            self._vain += 1
         self._finer_s = None
 
     def _decode_finer(self, why: str) -> None:
@@ -110,12 +113,15 @@ class Pace:
 
     def _give_up(self, waiting: float, image_s: float, done: int) -> str | None:
         """What is given up, in words: first where the greater part of the time goes, then where it still helps."""
-        decoding, models = (lambda: self._decode_coarser(waiting, image_s)), (lambda: self._do_less(1 - waiting, done))
+        decoding, models = (
+            (lambda: self._decode_coarser(waiting, image_s, done)),
+            (lambda: self._do_less(1 - waiting, done)),
+        )
         first, second = (decoding, models) if waiting > 0.5 else (models, decoding)
         return first() or second()
 
-    def _decode_coarser(self, share: float, image_s: float) -> str | None:
-        if share <= _WORTH or self.coarser == self._most:
+    def _decode_coarser(self, share: float, image_s: float, done: int) -> str | None:
+        if share <= _WORTH or self.coarser == self._most or done < self._not_before:
             return None
         self.coarser += 1
         self.coarsest, self._finer_s = max(self.coarsest, self.coarser), image_s

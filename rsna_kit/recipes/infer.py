@@ -32,12 +32,14 @@ if TYPE_CHECKING:
     from rsna_kit.models.members import Members
 
 SAVE_EVERY_S = 60.0  # how often the scores so far are written
+SAVE_SOON_S = 20.0  # the same at first, and where an attempt before died
+_GOLDEN = 0.618  # attempts begin at multiples of it, which never come together
 WRITE_RESERVE_S = 20.0  # what is kept of the time limit for the writing
 
 
 def infer(
     where: Path | None, out: Path, bundle_paths: Sequence[Path], settings: InferConfig, events: Events, clock: Clock,
-    decode: DecodeConfig | None = None, exact: bool = False, backwards: bool = False,
+    decode: DecodeConfig | None = None, exact: bool = False, attempt: int = 1,
 ) -> dict[str, Any]:  # fmt: skip
     """Score the test DICOMs of a competition.
 
@@ -58,7 +60,8 @@ def infer(
             scored. With `exact`, decoding is never made coarser.
         decode: the decode section of the configuration.
         exact: decode every pixel, whatever the bundles were trained on.
-        backwards: begin with the last image, as a run does that resumes one which an image may have killed.
+        attempt: 2 and more where an image may have killed those before: the images come in another order, and what is
+            scored is saved more often.
 
     Returns:
         Counts and paths, ready for JSON; `ok` is False when more than `max_failure_share` of the images failed.
@@ -103,7 +106,7 @@ def infer(
     }
     ledger = ScoreLedger(out, identity, ensemble.columns)
     left = test[[not ledger.done(image_id) for image_id in test["image_id"]]]
-    left = left[::-1] if backwards else left
+    left = _ordered(left, attempt)
     before: dict[str, Any] = {"coarser": 0, "given_up": []} | ledger.given_up
     done = len(test) - len(left)
     if done:
@@ -121,7 +124,9 @@ def infer(
         ledger.given_up = {"coarser": coarser, "given_up": [*before["given_up"], *now]}
         return _write_results(out, test, sample, ledger, ensemble.parts, settings.prior, chosen.threshold, calibration)
 
-    saved = begun = clock.elapsed_s()
+    save_every_s = SAVE_EVERY_S if attempt == 1 else min(SAVE_EVERY_S, SAVE_SOON_S)
+    begun = clock.elapsed_s()
+    saved = begun - save_every_s + min(save_every_s, SAVE_SOON_S)
     with outcomes:
         with events.progress(len(left), "infer") as progress:
             while batch := list(islice(outcomes, settings.batch_size)):
@@ -134,7 +139,7 @@ def infer(
                 if stop.remaining_s() < clock.elapsed_s() - begun:  # the next batch takes as long
                     break
                 begun = clock.elapsed_s()
-                if clock.elapsed_s() - saved > SAVE_EVERY_S:
+                if clock.elapsed_s() - saved > save_every_s:
                     saved = clock.elapsed_s()
                     write()
         # Before the stream is closed, which waits for the files that are being decoded.
@@ -164,6 +169,13 @@ def infer(
         "tta": tta,
         "minutes": round(clock.elapsed_s() / 60, 2),
     }
+
+
+def _ordered(left: pd.DataFrame, attempt: int) -> pd.DataFrame:
+    """The images of an attempt: every second one backwards, and from the third on from somewhere in between."""
+    at = int(len(left) * (attempt * _GOLDEN % 1)) if attempt > 2 else 0
+    turned = pd.concat([left.iloc[at:], left.iloc[:at]])
+    return turned if attempt % 2 else turned[::-1]
 
 
 def first_submission(where: Path | None, out: Path, settings: InferConfig, events: Events) -> None:
@@ -250,20 +262,20 @@ def _write_results(
     out: Path, test: pd.DataFrame, sample: pd.DataFrame, ledger: ScoreLedger, parts: Sequence[Part], prior: float,
     threshold: float, calibration: Calibration | None,
 ) -> pd.DataFrame:  # fmt: skip
-    """Save the ledger, scores.csv (with probabilities, where there is a calibration) and submission.csv (0 or 1).
+    """Save the ledger, submission.csv (0 or 1) and scores.csv (with probabilities, where there is a calibration).
 
     A breast without a scored image has the prior as its score and probability, and is called negative whatever the
     threshold.
     """
-    ledger.save(test["image_id"])
+    ledger.save(test["image_id"])  # and at once what is made of it: nothing may come between the two
     breasts = weighted_breasts(ledger.table(test["image_id"]), test, parts)
     breasts = breasts.set_index("prediction_id").reindex(sample["prediction_id"]).reset_index()
     breasts = breasts.fillna({"score": prior, "images": 0}).astype({"images": "int64"})
+    called = breasts.assign(cancer=apply_threshold(breasts, threshold)["cancer"].where(breasts["images"] > 0, 0))
+    write_submission(called, sample, out / "submission.csv")
     if calibration is not None:
         known = calibration.apply(breasts["score"])
         breasts.insert(2, "probability", np.where(breasts["images"] > 0, known, prior))
     with replacing(out / "scores.csv") as temporary:
         breasts.to_csv(temporary, index=False)
-    breasts["cancer"] = apply_threshold(breasts, threshold)["cancer"].where(breasts["images"] > 0, 0)
-    write_submission(breasts, sample, out / "submission.csv")
-    return breasts
+    return called

@@ -10,10 +10,12 @@ from __future__ import annotations
 import importlib.util
 import os
 import platform
+import signal
 import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +23,8 @@ import rsna_kit
 from rsna_kit.competition.paths import Source, attached_sources, find_inputs, input_root
 from rsna_kit.config import Config, ModelConfig, with_overrides
 from rsna_kit.presets import preset
-from rsna_kit.recipes.attempts import ATTEMPT, BEGAN, MOST_ATTEMPTS, run_attempts, run_script
-from rsna_kit.recipes.verdict import redacted, write_verdict
+from rsna_kit.recipes.attempts import ATTEMPT, BEGAN, MOST_ATTEMPTS, count_rows, run_attempts, run_script
+from rsna_kit.recipes.verdict import VERDICT, redacted, write_verdict
 from rsna_kit.runtime.clock import Clock, parse_duration
 from rsna_kit.runtime.contents import CONTENTS, check_contents
 from rsna_kit.runtime.errors import MissingDependencyError, RsnaKitError, UsageError
@@ -264,26 +266,42 @@ def run(
         reason = redacted(str(error) if deliberate else f"{type(error).__name__}: {error}")
         print(f"Error: {reason}" if deliberate else redacted(traceback.format_exc()), file=sys.stderr, flush=True)
     session.close(counts, ok, reason)
+    if ATTEMPT in os.environ:  # a thread that does not end, or a crash in a library's own end, must not undo the run
+        sys.stdout.flush()
+        os._exit(code)
     return code
 
 
 def _run_apart(session: Session, script: str, progress: Path) -> int:
-    """Run the script as a child; the scoring run keeps what is scored, whatever becomes of the child."""
-    most = MOST_ATTEMPTS if session.rerun else 1
+    """Run the script as a child; the scoring run keeps what is scored, whatever becomes of the child, or of this."""
+    reason, verdict = "", session.working / VERDICT
+    try:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # whoever ends this ends the child, too
+        reason = _attempts(session, script, progress, verdict)
+    except BaseException as error:
+        reason = f"{type(error).__name__}: {error}"
+    with suppress(Exception):
+        if reason and not verdict.is_file():  # else the child has ended in one of its own
+            print(f"Error: {reason}", file=sys.stderr, flush=True)
+            session.close({}, False, reason)
+    stands = session.rerun and count_rows(progress) > 0  # and nobody can start the scoring run again
+    return 0 if stands or not reason else 1
+
+
+def _attempts(session: Session, script: str, progress: Path, verdict: Path) -> str:
+    """What ended the last attempt badly, or an empty string."""
     began = time.monotonic()
     try:
         clock = session.clock
     except UsageError:
         clock = Clock()  # the child says what is wrong with TIME_LIMIT
-    ended = run_attempts(
-        lambda number: run_script(script, number, progress, began, clock), progress, clock, most,
-        lambda line: print(line, flush=True),
-    )  # fmt: skip
-    stands = session.rerun and ended.saved > 0  # images are scored, and nobody can start the scoring run again
-    if ended.code not in (0, 1):  # with 0 and 1 it has ended in a verdict of its own
-        print(f"Error: {ended.reason}", file=sys.stderr, flush=True)
-        session.close({"attempts": ended.attempts}, False, ended.reason)
-    return 0 if stands or ended.code == 0 else 1
+
+    def attempt(number: int) -> tuple[int, str]:
+        verdict.unlink(missing_ok=True)  # of an earlier attempt
+        return run_script(script, number, progress, began, clock)
+
+    most = MOST_ATTEMPTS if session.rerun else 1
+    return run_attempts(attempt, progress, clock, most, lambda line: print(line, flush=True)).reason
 
 
 def _bundles_in(folder: Path) -> list[Path]:

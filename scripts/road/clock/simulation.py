@@ -95,7 +95,7 @@ def simulate(scenario: Scenario, out: Path, files: int = FILES, limit_s: float =
                 try:
                     left = Clock(clock.remaining_s())
                     rsna_kit.recipes.infer.infer(out / "competition", work, [out], settings, events, left, decode,
-                                                 backwards=number % 2 == 0)  # fmt: skip
+                                                 attempt=number)  # fmt: skip
                 except Exception as raised:
                     return 1, f"{type(raised).__name__}: {raised}"
                 return 0, ""
