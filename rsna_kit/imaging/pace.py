@@ -113,12 +113,9 @@ class Pace:
 
     def _give_up(self, waiting: float, image_s: float, done: int) -> str | None:
         """What is given up, in words: first where the greater part of the time goes, then where it still helps."""
-        decoding, models = (
-            (lambda: self._decode_coarser(waiting, image_s, done)),
-            (lambda: self._do_less(1 - waiting, done)),
-        )
-        first, second = (decoding, models) if waiting > 0.5 else (models, decoding)
-        return first() or second()
+        if waiting > 0.5:
+            return self._decode_coarser(waiting, image_s, done) or self._do_less(1 - waiting, done)
+        return self._do_less(1 - waiting, done) or self._decode_coarser(waiting, image_s, done)
 
     def _decode_coarser(self, share: float, image_s: float, done: int) -> str | None:
         if share <= _WORTH or self.coarser == self._most or done < self._not_before:

@@ -27,6 +27,10 @@ def write_verdict(working: Path, verdict: Mapping[str, Any]) -> None:
         verdict: ok, kernel, reason, counts, minutes and facts; what JSON does not know is made a text, NaN null.
     """
     files = sorted(path for path in working.rglob("*") if path.is_file() and not path.is_symlink())
+    with suppress(OSError):
+        size = sum(path.stat().st_size for path in files)
+        if size > 1e9:
+            print(f"outputs    sha256 of {len(files)} files, {size / 1e9:.1f} GB", flush=True)
     digests: dict[str, str] = {}
     for path in files:
         with suppress(OSError):  # gone meanwhile, or unreadable

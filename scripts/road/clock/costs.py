@@ -1,4 +1,4 @@
-"""What the hidden run's work takes, and what may happen to it: the numbers behind `clock_simulation`.
+"""What the hidden run's work takes, and what may happen to it: the numbers behind `simulation`.
 
 * CPU seconds of a file by its kind, coded sizes and the mix of kinds: measured, benchmarks/prepare.py at 1536x768.
 * A further halving of JPEG 2000 takes 0.27 of the time: measured on files of the competition (24 to 27 %).

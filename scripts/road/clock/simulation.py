@@ -3,7 +3,7 @@
 Real: `recipes.infer` with its clock, the pace and what it gives up, the queue of images with its threads and its
 patience, the survey of heads, the ensemble that sheds TTA and members, the ledger, the files on disk, and who starts a
 run again that died. Replaced: time itself, and the work that takes it: reading, decoding, rendering, a forward pass.
-What they take is in `clock_costs`.
+What they take is in `costs`.
 """
 
 from __future__ import annotations
