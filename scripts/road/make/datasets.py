@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from road.make.library import PACKAGE, SOURCES, State, read_state, write_library
+from road.make.package import PACKAGE, SOURCES, State, read_state, write_library
 from road.make.place import check_place, exchange
 from road.metadata import check_owner
 from road.secrecy import check_folder
@@ -39,12 +39,14 @@ KINDS: Mapping[str, tuple[str, ...]] = {
                 r"(?:hidden/)?(?:train|test)_images/\d+/\d+\.dcm"),
 }  # fmt: skip
 
-# Datasets that are made of a folder which a person names, and where that comes from.
+# Datasets that are made of a folder which a person names: one such folder, and where what is in it comes from.
+FROM: Mapping[str, str] = {"rsna-weights": "runs/model/bundles", "imagenet-starts": "~/.keras/models"}
 MADE_OF: Mapping[str, str] = {
-    "rsna-weights": "the bundles of a training, such as runs/model/bundles. They come from `rsna-kit train …`, or from "
-                    "Kaggle with `scripts/push fetch train`.",
-    "imagenet-starts": "weights of keras.applications, such as ~/.keras/models. Where there is a network, this fills "
-                       'it: python -c "import keras; keras.applications.ConvNeXtTiny(include_top=False)"',
+    "rsna-weights": f"the bundles of a training, such as {FROM['rsna-weights']}. They come from `rsna-kit train …`, or "
+                    "from Kaggle with `scripts/push fetch train`.",
+    "imagenet-starts": f"weights of keras.applications, such as {FROM['imagenet-starts']}. Where there is a network, "
+                       'this fills it: python -c "import keras; '
+                       'keras.applications.ConvNeXtTiny(include_top=False)"',
 }  # fmt: skip
 
 # What of the checkout decides a dataset's bytes, beside its own folder.

@@ -7,13 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+from road.make.datasets import FROM
 from road.push import uploads
 from road.push.account import Account
 from road.push.names import built_folder
 from rsna_kit.runtime.errors import RsnaKitError
 
 LIBRARY = "rsna-kit"
-_FROM = {"rsna-weights": "runs/model/bundles", "imagenet-starts": "~/.keras/models"}  # filled with what a person has
 
 
 def bring(account: Account, name: str, skip: frozenset[str] = frozenset()) -> int | None:
@@ -35,7 +35,7 @@ def bring(account: Account, name: str, skip: frozenset[str] = frozenset()) -> in
 
 def build_command(name: str) -> str:
     """What a person types to build a dataset."""
-    return f"scripts/build {name}" + (f" --from {_FROM[name]}" if name in _FROM else "")
+    return f"scripts/build {name}" + (f" --from {FROM[name]}" if name in FROM else "")
 
 
 def build(account: Account, name: str, *arguments: str | Path) -> Path:
@@ -44,7 +44,7 @@ def build(account: Account, name: str, *arguments: str | Path) -> Path:
     Raises:
         RsnaKitError: it needs to be told where from, or failed; its own message is on standard error.
     """
-    if name in _FROM and not arguments:
+    if name in FROM and not arguments:
         raise RsnaKitError(f"{name} is not built. What to do: {build_command(name)}, then run this again")
     folder = account.project / "build" / "datasets" / name
     command = [sys.executable, account.project / "scripts" / "build", name, "--out", folder, *arguments]

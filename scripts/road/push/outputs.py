@@ -21,10 +21,10 @@ from road.push.advice import KaggleError
 from road.push.judge import check
 from road.push.staging import Run
 from road.push.uploads import list_files
+from rsna_kit.recipes.verdict import VERDICT
 from rsna_kit.runtime.errors import UsageError
 from rsna_kit.runtime.files import sha256_file
 
-VERDICT = "verdict.json"  # written by the kernels: what came of the run, and the sha256 of every output
 # No absolute path, no way up, no backslash, nothing invisible. The program searches each name for it.
 _PLAIN_NAME = r"^(?!/)(?!(?:.*/)?\.{1,2}(?:/|$))(?!.*//)(?!.*[\\\x00-\x1f])"
 _MOST_NOTED = 100  # files whose checksums stand in the ledger one by one
