@@ -16,12 +16,12 @@ from typing import Any
 
 from kaggle_double import VERSIONS, Double, environment, installed, program, served, write_keys
 from kaggle_site import SLUG, USER, Site
-from road.metadata import filled, read_metadata
-from road.push.account import LEDGER, Account, open_account
-from road.push.ledger import Ledger
 
 from rsna_kit.runtime.errors import RsnaKitError
 from rsna_kit.runtime.events import Events
+from rsna_lab.kaggle.metadata import filled, read_metadata
+from rsna_lab.kaggle.push.account import LEDGER, Account, open_account
+from rsna_lab.kaggle.push.ledger import Ledger
 
 ROOT = Path(__file__).parent.parent
 POLL = 0.05

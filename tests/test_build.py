@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from road.make.datasets import KINDS, Wanted, build
-from road.make.place import exchange
-from road.secrecy import check_folder, find_secret
 
 from rsna_kit.runtime.contents import CONTENTS, check_contents
 from rsna_kit.runtime.errors import RsnaKitError, UsageError
+from rsna_lab.kaggle.build.datasets import KINDS, Wanted, build
+from rsna_lab.kaggle.build.place import exchange
+from rsna_lab.kaggle.secrecy import check_folder, find_secret
 
 ROOT = Path(__file__).parent.parent
 
@@ -419,7 +419,7 @@ def test_what_is_no_secret_passes(text: str) -> None:
 
 
 def test_a_secret_across_the_seam_of_two_pieces_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from road import secrecy
+    from rsna_lab.kaggle import secrecy
 
     monkeypatch.setattr(secrecy, "_CHUNK", 1000)
     monkeypatch.setattr(secrecy, "_OVERLAP", 200)

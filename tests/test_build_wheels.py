@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 from packaging.utils import canonicalize_name, parse_wheel_filename
-from road.make import wheelhouse
-from road.make.datasets import Wanted, build
-from road.make.image import Image, find_conflicts, read_image
-from road.make.wheelhouse import PYTHONS, check_wheels, pinned, read_sums, updated_sums, write_sums
-from road.wheels import fits
 
 from rsna_kit.runtime.errors import RsnaKitError
 from rsna_kit.runtime.files import sha256_file
+from rsna_lab.kaggle.build import wheelhouse
+from rsna_lab.kaggle.build.datasets import Wanted, build
+from rsna_lab.kaggle.build.image import Image, find_conflicts, read_image
+from rsna_lab.kaggle.build.wheelhouse import PYTHONS, check_wheels, pinned, read_sums, updated_sums, write_sums
+from rsna_lab.kaggle.wheels import fits
 
 ROOT = Path(__file__).parent.parent
 HOME = ROOT / "datasets/rsna-wheels"

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from road.options import fill_settings, read_settings
 
 from rsna_kit.competition.submission import check_submission
 from rsna_kit.competition.tables import read_sample
 from rsna_kit.runtime.errors import UsageError
 from rsna_kit.runtime.files import sha256_file
+from rsna_lab.kaggle.options import fill_settings, read_settings
 
 ROOT = Path(__file__).parent.parent
 KERNELS = sorted(path.parent for path in (ROOT / "kernels").glob("*/kernel-metadata.json"))

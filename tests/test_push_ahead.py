@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 from kaggle_site import SLUG, USER
 from push_world import DOOR, ROOT, World, write_dataset, write_kernel
-from road.push import ahead, models, values, wishes
-from road.push.journey import Journey
 
 from rsna_kit.runtime.errors import UsageError
+from rsna_lab.kaggle.push import ahead, models, values, wishes
+from rsna_lab.kaggle.push.journey import Journey
 
 WEIGHTS_OF_TRAIN = "SETTINGS = {'PRESET': 'default', 'SET': '', 'WEIGHTS': ''}"
 BUNDLES = "import os\nos.mkdir('bundles')\nopen('bundles/weights', 'w').write('0.25')"

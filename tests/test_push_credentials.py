@@ -13,14 +13,14 @@ import pytest
 from kaggle_double import Double, environment, installed, program, served, write_keys
 from kaggle_site import KEY, SLUG, TOKEN, USER, Session
 from push_world import World, make_site, write_kernel
-from road.credentials import CredentialError
-from road.push.account import Account, open_account
-from road.push.advice import KaggleError
-from road.push.program import Program, find_program
 from waiting import wait_until
 
 from rsna_kit.runtime.errors import MissingDependencyError
 from rsna_kit.runtime.events import Events
+from rsna_lab.kaggle.credentials import CredentialError
+from rsna_lab.kaggle.push.account import Account, open_account
+from rsna_lab.kaggle.push.advice import KaggleError
+from rsna_lab.kaggle.push.program import Program, find_program
 
 EXPIRED = "KGAT_ffffffffffffffffffffffffffffffff"
 

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 from kaggle_site import KEY, TOKEN, USER
-from road.credentials import CredentialError, Scrubber, check_permissions
-from road.push import judge
-from road.push.advice import KaggleError, advice_for
-from road.push.judge import Answer
-from road.push.ledger import Ledger, table
-from road.push.outputs import error_page, is_plain
+
+from rsna_lab.kaggle.credentials import CredentialError, Scrubber, check_permissions
+from rsna_lab.kaggle.push import judge
+from rsna_lab.kaggle.push.advice import KaggleError, advice_for
+from rsna_lab.kaggle.push.judge import Answer
+from rsna_lab.kaggle.push.ledger import Ledger, table
+from rsna_lab.kaggle.push.outputs import error_page, is_plain
 
 
 def answer(out: str, err: str = "", code: int = 0) -> Answer:

@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 from kaggle_site import IMAGE, SLUG, USER, Refused, Session
 from push_world import World, Worlds, write_kernel
-from road.push import judge, staging
-from road.push.advice import KaggleError
 from waiting import wait_until
+
+from rsna_lab.kaggle.push import judge, staging
+from rsna_lab.kaggle.push.advice import KaggleError
 
 NAME = f"{USER}/rsna-kit-extra"
 

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from kaggle_double import VERSIONS, installed
 from push_world import ROOT, write_dataset, write_kernel
-from road.metadata import MetadataError, dataset_problems, filled, kernel_problems, read_metadata, slugify
+
+from rsna_lab.kaggle.metadata import MetadataError, dataset_problems, filled, kernel_problems, read_metadata, slugify
 
 SHAPE = {"enable_gpu": True, "machine_shape": "NvidiaTeslaT4"}
 

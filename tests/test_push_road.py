@@ -225,7 +225,7 @@ def test_a_reader_who_leaves_gets_no_traceback(words: list[str], code: int, tmp_
 
 def in_a_jail(session: Session) -> int:
     """Run a kernel as the rehearsal does: read-only inputs, no network, nothing of this machine but its programs."""
-    from road.rehearse.sandbox import Cell, open_jail
+    from rsna_lab.kaggle.rehearse.sandbox import Cell, open_jail
 
     place = session.working.parent
     script, scratch = place / "script.py", place / "scratch"
@@ -253,7 +253,7 @@ def test_the_projects_own_kernels_go_the_whole_road_offline(world: World, phanto
         else 1
     ):
         pytest.skip("bubblewrap does not work here")
-    from road.rehearse.hidden import score
+    from rsna_lab.kaggle.rehearse.hidden import score
 
     public, hidden = tmp_path / "public", tmp_path / "hidden"
     shutil.copytree(phantom, public, ignore=shutil.ignore_patterns("hidden", "truth.csv", "phantom*"))

@@ -9,8 +9,9 @@ from dataclasses import replace
 import pytest
 from kaggle_site import USER, Refused
 from push_world import World
-from road.push import judge, uploads
-from road.push.advice import KaggleError
+
+from rsna_lab.kaggle.push import judge, uploads
+from rsna_lab.kaggle.push.advice import KaggleError
 
 NAME = f"{USER}/rsna-extra"
 

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from road.rehearse.sandbox import Cell, open_jail
 from waiting import wait_until
+
+from rsna_lab.kaggle.rehearse.sandbox import Cell, open_jail
 
 ROOT = Path(__file__).parent.parent
 SLUG = "rsna-breast-cancer-detection"

@@ -10,9 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from road.clock.costs import HOUR, KINDS, SCENARIOS, Scenario
-from road.clock.simulation import Result, simulate
-from road.clock.virtual_time import Condition, DeadlockError, Line, Resource, Strand, World
+
+from rsna_lab.kaggle.clock.costs import HOUR, KINDS, SCENARIOS, Scenario
+from rsna_lab.kaggle.clock.simulation import Result, simulate
+from rsna_lab.kaggle.clock.virtual_time import Condition, DeadlockError, Line, Resource, Strand, World
 
 ROOT = Path(__file__).parent.parent
 FILES, LIMIT_S = 640, 0.17 * HOUR  # a fiftieth of both: the same pace

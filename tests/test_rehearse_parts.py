@@ -11,12 +11,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from road.rehearse.claim import empty, mark, mark_of
-from road.rehearse.hidden import make_hidden
-from road.rehearse.leaks import Censor
-from road.rehearse.verdict import COMPLETE, NOT_FOUND, SCORING, of_secrets, of_submission
-from road.rehearse.watching import Limits, descendants, folder_size, watch
-from road.wheels import fits, wheel_problems
 
 from rsna_kit.competition.submission import check_submission
 from rsna_kit.competition.tables import read_sample, read_test
@@ -25,6 +19,12 @@ from rsna_kit.imaging.render import read_image
 from rsna_kit.runtime.errors import ImageError, SubmissionError, UsageError
 from rsna_kit.runtime.events import Events
 from rsna_kit.scoring.breasts import read_predictions
+from rsna_lab.kaggle.rehearse.claim import empty, mark, mark_of
+from rsna_lab.kaggle.rehearse.hidden import make_hidden
+from rsna_lab.kaggle.rehearse.leaks import Censor
+from rsna_lab.kaggle.rehearse.verdict import COMPLETE, NOT_FOUND, SCORING, of_secrets, of_submission
+from rsna_lab.kaggle.rehearse.watching import Limits, descendants, folder_size, watch
+from rsna_lab.kaggle.wheels import fits, wheel_problems
 
 SAMPLE = "prediction_id,cancer\n1_L,0.02\n1_R,0.02\n2_L,0.02\n"
 # A submission, and what the scoring says of it; "" where it takes it.
@@ -299,7 +299,7 @@ def test_links_count_as_themselves(tmp_path: Path) -> None:
 
 
 def test_a_foreign_syntax_keeps_the_file_as_long_as_it_was(phantom: Path) -> None:
-    from road.rehearse.hidden import _foreign
+    from rsna_lab.kaggle.rehearse.hidden import _foreign
 
     for path in sorted(phantom.glob("train_images/*/*.dcm"))[:8]:
         content = path.read_bytes()

@@ -1,0 +1,297 @@
+"""A command and its limits → how it ended. Time, memory and disk are watched from outside, without any rights.
+
+Memory is the resident size of all the command's processes, looked at twice a second: a limit on address space would
+forbid the huge maps that CUDA and TensorFlow reserve and never fill. Pages that processes share count once, as soon as
+it matters. The disk limit is the size of the files in the working folder, looked at as often as that is cheap and once
+more at the end. Both see what was there when they looked: a peak between two looks can pass.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from rsna_kit.runtime.clock import format_duration
+from rsna_lab.kaggle.rehearse.leaks import Censor
+
+_LOOK_EVERY_S = 0.5
+_TELL_EVERY_S = 30.0
+_TAIL_LINES = 60
+_PAGE = os.sysconf("SC_PAGE_SIZE")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a run may use."""
+
+    seconds: float
+    memory_bytes: float
+    working_bytes: float
+    cores: int
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a run ended.
+
+    Attributes:
+        code: exit code, minus the signal's number where one ended it; None when it was stopped.
+        stopped: the limit that stopped it, "time", "memory" or "disk", else "".
+        seconds: how long it ran.
+        memory_bytes: largest resident size that was seen.
+        files, working_bytes: what it left in the working folder.
+        tail: the last lines of its log.
+        said: what it printed of the secrets that it was watched for; the log has *** there.
+    """
+
+    code: int | None
+    stopped: str
+    seconds: float
+    memory_bytes: int
+    files: int
+    working_bytes: int
+    tail: list[str]
+    said: Sequence[str] = ()
+
+
+def watch(
+    command: Sequence[str], environment: Mapping[str, str], working: Path, limits: Limits, log: Path,
+    secrets: Mapping[str, str] | None = None,
+) -> Ended:  # fmt: skip
+    """Run a command to its end, or until it breaks a limit. What it says goes to stderr and to `log`.
+
+    Args:
+        command, environment: of the process.
+        working: its folder, whose size is watched.
+        limits: what it may use.
+        log: file for what it says.
+        secrets: value → what it is called; neither stderr nor `log` shows one.
+
+    Raises:
+        KeyboardInterrupt: after the command and all its processes are ended.
+    """
+    _adopt_orphans()
+    others, cores = _children(os.getpid()), os.sched_getaffinity(0)
+    began = time.monotonic()
+    os.sched_setaffinity(0, sorted(cores)[: limits.cores])  # a child inherits it
+    try:
+        process = subprocess.Popen(
+            command, env=dict(environment), cwd=working, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT, start_new_session=True,
+        )  # fmt: skip
+    finally:
+        os.sched_setaffinity(0, cores)
+    assert process.stdout is not None
+    with open(log, "wb") as kept:
+        watcher = _Watcher(process, working, limits, began, _Log(process.stdout, kept, Censor(secrets or {})))
+        try:
+            stopped = watcher.wait()
+        finally:
+            seconds = time.monotonic() - began
+            _end(process, others)
+            watcher.log.drain()
+            process.stdout.close()
+    files, size = folder_size(working)
+    if not stopped and size > limits.working_bytes:
+        stopped = "disk"
+    code = None if stopped else process.returncode
+    said = watcher.log.censor.found
+    return Ended(code, stopped, seconds, watcher.memory, files, size, watcher.log.tail(), said)
+
+
+class _Log:
+    """Passes on what a process says and remembers the end of it."""
+
+    def __init__(self, source: IO[bytes], kept: IO[bytes], censor: Censor) -> None:
+        self._source, self._kept, self.censor = source, kept, censor
+        self._lines: deque[bytes] = deque(maxlen=_TAIL_LINES)
+        self._open = b""
+        os.set_blocking(source.fileno(), False)
+
+    def read(self) -> bool:
+        """Pass on what there is; False when nothing will come any more."""
+        try:
+            piece = os.read(self._source.fileno(), 1 << 16)
+        except BlockingIOError:
+            return True
+        if not piece:
+            return False
+        self._pass_on(self.censor(piece))
+        return True
+
+    def _pass_on(self, piece: bytes) -> None:
+        self._kept.write(piece)
+        self._kept.flush()
+        sys.stderr.write(piece.decode("utf-8", "replace"))
+        sys.stderr.flush()
+        *whole, self._open = (self._open + piece).split(b"\n")
+        self._open = self._open[-(1 << 16) :]
+        self._lines.extend(whole)
+
+    def drain(self) -> None:
+        """Whatever a process that has ended left in the pipe."""
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._source, selectors.EVENT_READ)
+            while selector.select(0) and self.read():
+                pass
+        self._pass_on(self.censor.rest())
+
+    def tail(self) -> list[str]:
+        """The last lines; of a line that was written over (a progress bar), what stands there in the end."""
+        lines = [*self._lines, self._open] if self._open else list(self._lines)
+        return [line.decode("utf-8", "replace").rstrip().rpartition("\r")[2] for line in lines]
+
+
+class _Watcher:
+    """Looks at a process until it ends or breaks a limit."""
+
+    def __init__(
+        self, process: subprocess.Popen[bytes], working: Path, limits: Limits, began: float, log: _Log
+    ) -> None:
+        self._process, self._working, self._limits, self._began = process, working, limits, began
+        self.log, self.memory = log, 0
+        self._told, self._size_at, self._size = began, 0.0, (0, 0)
+
+    def wait(self) -> str:
+        """The limit that was broken, "" when the process ended by itself."""
+        looked = 0.0
+        assert self._process.stdout is not None
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._process.stdout, selectors.EVENT_READ)
+            talking = True
+            while True:
+                now = time.monotonic()
+                if self._process.poll() is not None:
+                    return ""
+                left = self._limits.seconds - (now - self._began)
+                if left <= 0:
+                    return "time"
+                if now - looked >= _LOOK_EVERY_S:
+                    looked = now
+                    if broken := self._look(now):
+                        return broken
+                pause = min(left, _LOOK_EVERY_S / 5)
+                if not talking:
+                    time.sleep(pause)
+                elif selector.select(pause) and not self.log.read():
+                    talking = False
+
+    def _look(self, now: float) -> str:
+        processes = descendants(self._process.pid)
+        resident = sum(map(_resident, processes))
+        if resident > self._limits.memory_bytes:
+            resident = sum(map(_own_share, processes))
+        self.memory = max(self.memory, resident)
+        if resident > self._limits.memory_bytes:
+            return "memory"
+        if now >= self._size_at:
+            self._size = folder_size(self._working)
+            self._size_at = now + max(2.0, 20 * (time.monotonic() - now))
+            if self._size[1] > self._limits.working_bytes:
+                return "disk"
+        if now - self._told >= _TELL_EVERY_S:
+            self._told = now
+            self._tell(resident, now)
+        return ""
+
+    def _tell(self, resident: int, now: float) -> None:
+        limit = format_duration(self._limits.seconds)
+        last = next((line for line in reversed(self.log.tail()) if line), "nothing said yet")
+        print(
+            f"[rehearse] {format_duration(now - self._began)} of {limit}, {resident / 1e9:.1f} GB of memory, "
+            f"{self._size[0]} files of {self._size[1] / 1e6:.1f} MB in /kaggle/working; last line: {last[:100]}",
+            file=sys.stderr, flush=True,
+        )  # fmt: skip
+
+
+def descendants(pid: int) -> list[int]:
+    """A process and all its children's children that are alive."""
+    children = _families()
+    found, left = list[int](), [pid]
+    while left:
+        found.append(left.pop())
+        left += children.get(found[-1], [])
+    return found
+
+
+def folder_size(folder: Path) -> tuple[int, int]:
+    """Files below a folder and their bytes; links are not followed, and what vanishes meanwhile is nothing."""
+    files = size = 0
+    for place, _, names in os.walk(folder):
+        for name in names:
+            try:
+                size += os.lstat(os.path.join(place, name)).st_size
+            except OSError:
+                continue
+            files += 1
+    return files, size
+
+
+def _families() -> dict[int, list[int]]:
+    """Process → its children."""
+    children: dict[int, list[int]] = {}
+    for entry in os.listdir("/proc"):
+        if entry.isdigit() and (parent := _parent(int(entry))) is not None:
+            children.setdefault(parent, []).append(int(entry))
+    return children
+
+
+def _children(pid: int) -> set[int]:
+    return set(_families().get(pid, ()))
+
+
+def _parent(pid: int) -> int | None:
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return int(file.read().rpartition(b")")[2].split()[1])
+    except (OSError, IndexError):
+        return None
+
+
+def _resident(pid: int) -> int:
+    try:
+        with open(f"/proc/{pid}/statm", "rb") as file:
+            return int(file.read().split()[1]) * _PAGE
+    except (OSError, IndexError):
+        return 0
+
+
+def _own_share(pid: int) -> int:
+    """Resident bytes with every shared page divided among those that share it."""
+    try:
+        with open(f"/proc/{pid}/smaps_rollup", "rb") as file:
+            return next(int(line.split()[1]) * 1024 for line in file if line.startswith(b"Pss:"))
+    except (OSError, StopIteration):
+        return _resident(pid)
+
+
+def _adopt_orphans() -> None:
+    """A child whose parent has ended becomes ours, so that it is seen and ended with the others."""
+    ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER
+
+
+def _end(process: subprocess.Popen[bytes], others: set[int]) -> None:
+    """End a process, what it started, and what those have left behind. `others`: our children from before."""
+    for _ in range(250):
+        ours = _children(os.getpid()) - others
+        if not ours and process.poll() is not None:
+            return
+        for pid in [pid for child in ours for pid in descendants(child)]:
+            with suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
+        for pid in ours - {process.pid}:
+            with suppress(ChildProcessError):
+                os.waitpid(pid, os.WNOHANG)
+        process.poll()
+        time.sleep(0.02)

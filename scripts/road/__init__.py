@@ -1,1 +1,0 @@
-"""The road from this checkout to a scored submission: what scripts/push, scripts/build and scripts/rehearse share."""
