@@ -34,11 +34,11 @@ from rsna_kit.config import Config, with_overrides
 from rsna_kit.data.augment import NAMES
 from rsna_kit.data.batches import Pictures, make_training_set, training_stream
 from rsna_kit.data.shards import Prepared, open_prepared
-from rsna_kit.phantom.writer import write_competition
 from rsna_kit.recipes.prepare import prepare
 from rsna_kit.runtime.events import Events
 from rsna_kit.runtime.files import write_json
 from rsna_kit.training.mixing import build_mixer
+from rsna_lab.phantom.writer import write_competition
 
 RECIPES = ("none", "flip", "light", "heavy", "winner")
 MIXES = ("mixup", "cutmix")

@@ -32,15 +32,15 @@ from rsna_kit.dicom.decode import decode
 from rsna_kit.dicom.frame import EncodedFrame, read_frame
 from rsna_kit.dicom.pyramid import Pyramid
 from rsna_kit.imaging import render
-from rsna_kit.phantom import writer
-from rsna_kit.phantom.acquisition import acquire
-from rsna_kit.phantom.anatomy import build_breasts
-from rsna_kit.phantom.dicom_file import JPEG2000, DicomFacts, write_dicom
-from rsna_kit.phantom.machines import BY_ID
-from rsna_kit.phantom.population import plan_patients
 from rsna_kit.runtime.errors import ImageError
 from rsna_kit.runtime.events import Events
 from rsna_kit.runtime.files import write_json
+from rsna_lab.phantom import writer
+from rsna_lab.phantom.acquisition import acquire
+from rsna_lab.phantom.anatomy import build_breasts
+from rsna_lab.phantom.dicom_file import JPEG2000, DicomFacts, write_dicom
+from rsna_lab.phantom.machines import BY_ID
+from rsna_lab.phantom.population import plan_patients
 
 TARGETS = ((1024, 512), (1456, 728), (1536, 768), (2048, 1024))
 WOMEN = 4  # of each matrix

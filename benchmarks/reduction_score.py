@@ -35,13 +35,6 @@ from reduction import in_processes, read
 from rsna_kit.config import Config, ImageConfig, with_overrides
 from rsna_kit.dicom.frame import read_frame
 from rsna_kit.imaging import render, stream
-from rsna_kit.phantom.acquisition import acquire
-from rsna_kit.phantom.anatomy import build_breasts
-from rsna_kit.phantom.dicom_file import JPEG2000, DicomFacts, write_dicom
-from rsna_kit.phantom.machines import BY_ID, MACHINES
-from rsna_kit.phantom.population import PatientPlan, plan_patients
-from rsna_kit.phantom.tables import image_rows, write_test, write_train, write_truth
-from rsna_kit.phantom.wrap import read_labels, read_picture
 from rsna_kit.presets import preset
 from rsna_kit.recipes.infer import infer
 from rsna_kit.recipes.prepare import prepare
@@ -53,6 +46,13 @@ from rsna_kit.runtime.hardware import cpu_count
 from rsna_kit.scoring import metrics
 from rsna_kit.scoring.metrics import Metric
 from rsna_kit.scoring.uncertainty import bootstrap, paired
+from rsna_lab.phantom.acquisition import acquire
+from rsna_lab.phantom.anatomy import build_breasts
+from rsna_lab.phantom.dicom_file import JPEG2000, DicomFacts, write_dicom
+from rsna_lab.phantom.machines import BY_ID, MACHINES
+from rsna_lab.phantom.population import PatientPlan, plan_patients
+from rsna_lab.phantom.tables import image_rows, write_test, write_train, write_truth
+from rsna_lab.phantom.wrap import read_labels, read_picture
 
 PATIENTS, TEST_PATIENTS, PREVALENCE, SEED = 150, 170, 0.4, 90  # 0.4 of breasts with cancer, as reader studies enrich
 SHRINK, RESAMPLES = 2, 2000

@@ -16,13 +16,13 @@ from pathlib import Path
 
 import numpy as np
 
-from rsna_kit.phantom import writer
-from rsna_kit.phantom.acquisition import acquire
-from rsna_kit.phantom.anatomy import build_breasts
-from rsna_kit.phantom.dicom_file import JPEG2000, JPEG_LOSSLESS, write_dicom
-from rsna_kit.phantom.machines import BY_ID, MACHINES, Machine
-from rsna_kit.phantom.population import plan_patients
 from rsna_kit.runtime.events import Events
+from rsna_lab.phantom import writer
+from rsna_lab.phantom.acquisition import acquire
+from rsna_lab.phantom.anatomy import build_breasts
+from rsna_lab.phantom.dicom_file import JPEG2000, JPEG_LOSSLESS, write_dicom
+from rsna_lab.phantom.machines import BY_ID, MACHINES, Machine
+from rsna_lab.phantom.population import plan_patients
 
 VIEWS = ("MLO", "CC")
 SYNTAXES = {".70": JPEG_LOSSLESS, ".90": JPEG2000}

@@ -1,4 +1,4 @@
-"""`python -m rsna_kit` is the command `rsna-kit`."""
+"""`python -m rsna_kit` is the command line of the library alone: its six verbs."""
 
 import sys
 

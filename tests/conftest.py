@@ -37,7 +37,7 @@ def quiet() -> Events:
 @pytest.fixture(scope="session")
 def phantom(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A phantom competition of ten patients. Shared: copy it before changing it."""
-    from rsna_kit.phantom.writer import write_competition
+    from rsna_lab.phantom.writer import write_competition
 
     out = tmp_path_factory.mktemp("phantom") / "competition"
     write_competition(out, 10, seed=5, events=Events(stream=io.StringIO()))

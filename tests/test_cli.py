@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from rsna_kit.cli import build_parser, main
+from rsna_lab.cli import build_parser, main
 
 ROOT = Path(__file__).parent.parent
 VERBS = [
@@ -87,7 +87,7 @@ def test_results_are_json_on_stdout_and_talk_is_on_stderr(tmp_path: Path) -> Non
 def test_a_report_is_the_scores_and_their_page(tmp_path: Path) -> None:
     rows = "".join(f"{n}_L,{n / 40},{int(n > 30)}\n" for n in range(40))
     (tmp_path / "oof.csv").write_text("prediction_id,score,cancer\n" + rows)
-    command = [sys.executable, "-m", "rsna_kit", "report", tmp_path, "--out", tmp_path / "report"]
+    command = [sys.executable, "-m", "rsna_lab", "report", tmp_path, "--out", tmp_path / "report"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     result = json.loads(done.stdout)
     assert result["report"] == str(tmp_path / "report" / "report.html")

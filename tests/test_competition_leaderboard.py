@@ -12,17 +12,17 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from rsna_kit.cli import main
-from rsna_kit.competition.leaderboard import PUBLISHED, split_leaderboard
 from rsna_kit.competition.paths import find_competition
 from rsna_kit.competition.submission import expected_ids, prior_submission, write_submission
 from rsna_kit.competition.tables import TRAIN_COLUMNS, read_sample, read_test, read_train
-from rsna_kit.phantom.machines import MACHINES
-from rsna_kit.phantom.population import plan_patients
-from rsna_kit.phantom.tables import image_rows
-from rsna_kit.recipes.leaderboard import leaderboard
 from rsna_kit.runtime.errors import TableError, UsageError
 from rsna_kit.runtime.events import Events
+from rsna_lab.analysis.leaderboard import PUBLISHED, split_leaderboard
+from rsna_lab.cli import main
+from rsna_lab.phantom.machines import MACHINES
+from rsna_lab.phantom.population import plan_patients
+from rsna_lab.phantom.tables import image_rows
+from rsna_lab.recipes.leaderboard import leaderboard
 
 
 def as_text(table: pd.DataFrame) -> pd.DataFrame:
@@ -117,7 +117,7 @@ def test_the_counts_of_the_published_split_are_known(
 ) -> None:
     result = leaderboard(phantom, tmp_path / "first", Events())
     counts = tuple(result[name] for name in ("train_rows", "test_rows", "test_breasts"))
-    monkeypatch.setattr("rsna_kit.recipes.leaderboard.PUBLISHED", counts)
+    monkeypatch.setattr("rsna_lab.recipes.leaderboard.PUBLISHED", counts)
     assert leaderboard(phantom, tmp_path / "second", Events())["published_counts"] is True
     assert "scores compare with those of published agents" in capsys.readouterr().err
 

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from realdata import realdata
 
-from rsna_kit.data.duplicates import SAME, SIMILAR, TURNS, agreement, candidates, find_duplicates, sketch, turned
 from rsna_kit.runtime.events import Events
+from rsna_lab.analysis.duplicates import SAME, SIMILAR, TURNS, agreement, candidates, find_duplicates, sketch, turned
 
 ROWS, COLUMNS = 384, 192
 
@@ -117,7 +117,7 @@ def test_candidates_are_those_that_loops_find(count: int, seed: int, cells: int)
             if best[0] >= SIMILAR and groups[first] != groups[second]:
                 expected[first, second] = best
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("rsna_kit.data.duplicates._CELLS", cells)
+        patch.setattr("rsna_lab.analysis.duplicates._CELLS", cells)
         pairs = candidates(sketches, groups, Events(stream=io.StringIO()))
     found = {(row.first, row.second): (row.similarity, row.turn) for row in pairs.itertuples()}
     assert found.keys() == expected.keys()
@@ -130,7 +130,7 @@ def test_candidates_are_those_that_loops_find(count: int, seed: int, cells: int)
 def test_only_the_most_similar_are_looked_at_when_there_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
     said = io.StringIO()
     films = {f"film{number}": breast(1) for number in range(6)}
-    monkeypatch.setattr("rsna_kit.data.duplicates.MOST_CANDIDATES", 4)
+    monkeypatch.setattr("rsna_lab.analysis.duplicates.MOST_CANDIDATES", 4)
     pairs = find_duplicates(lambda name: films[name], list(films), list(films), Events(stream=said))
     assert len(pairs) == 4
     assert "15 pairs have similar sketches: the 4 most similar are looked at" in said.getvalue()

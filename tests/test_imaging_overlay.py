@@ -10,7 +10,8 @@ import pytest
 from rsna_kit.config import ImageConfig
 from rsna_kit.dicom.frame import EncodedFrame
 from rsna_kit.imaging.breast import Box
-from rsna_kit.imaging.overlay import (
+from rsna_kit.imaging.render import Rendered, render
+from rsna_lab.analysis.overlay import (
     draw_map,
     draw_outline,
     draw_peak,
@@ -19,7 +20,6 @@ from rsna_kit.imaging.overlay import (
     to_image,
     to_picture,
 )
-from rsna_kit.imaging.render import Rendered, render
 
 FRAME = EncodedFrame(
     image_id="77", path=None, transfer_syntax="1.2.840.10008.1.2.1", codestream=b"", rows=0, columns=0,

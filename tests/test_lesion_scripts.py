@@ -166,8 +166,8 @@ def test_patients_who_would_change_folds_are_refused() -> None:
 def study(tmp_path_factory: pytest.TempPathFactory, tiny: Config) -> Path:
     """Eight mammograms with a bright lesion each, their masks, the competition they make, and its prepared folder."""
     pytest.importorskip("tensorflow")
-    from rsna_kit.phantom.wrap import wrap_pictures
     from rsna_kit.recipes.prepare import prepare
+    from rsna_lab.phantom.wrap import wrap_pictures
 
     root = tmp_path_factory.mktemp("study")
     quiet = Events(stream=io.StringIO())

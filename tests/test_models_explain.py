@@ -13,8 +13,9 @@ import pytest
 from toy_networks import SIZE, toy_mammogram, toy_network
 
 from rsna_kit.config import Config, CvaeConfig, ImageConfig, ModelConfig
-from rsna_kit.models import explain
-from rsna_kit.models.explain import (
+from rsna_kit.runtime.errors import UsageError
+from rsna_lab.analysis import explain
+from rsna_lab.analysis.explain import (
     ErrorMap,
     GradCam,
     Occlusion,
@@ -24,7 +25,6 @@ from rsna_kit.models.explain import (
     local_mean,
     peak,
 )
-from rsna_kit.runtime.errors import UsageError
 
 keras = pytest.importorskip("keras")
 pytest.importorskip("tensorflow")
@@ -127,7 +127,7 @@ def test_jax_draws_the_same_map(tmp_path: Path) -> None:
     expected = GradCam(toy_network((3.0, -0.5)), ModelConfig(head="linear", pool="avg"))(toy_mammogram())
     code = (
         "import sys, keras, numpy as np; from toy_networks import toy_mammogram, toy_network\n"
-        "from rsna_kit.config import ModelConfig; from rsna_kit.models.explain import GradCam\n"
+        "from rsna_kit.config import ModelConfig; from rsna_lab.analysis.explain import GradCam\n"
         "maps = GradCam(toy_network((3.0, -0.5)), ModelConfig(head='linear', pool='avg'))(toy_mammogram())\n"
         "assert keras.backend.backend() == 'jax'; np.save(sys.argv[1], maps)"
     )

@@ -14,14 +14,14 @@ import pandas as pd
 import pydicom
 import pytest
 
-from rsna_kit.phantom.acquisition import acquire
-from rsna_kit.phantom.anatomy import build_breasts
-from rsna_kit.phantom.dicom_file import JPEG2000, JPEG_LOSSLESS, DicomFacts, write_dicom
-from rsna_kit.phantom.machines import BY_ID, HIDDEN_MACHINE, MACHINES, Machine
-from rsna_kit.phantom.population import PatientPlan, plan_patients
-from rsna_kit.phantom.writer import write_competition
 from rsna_kit.runtime.errors import RsnaKitError, UsageError
 from rsna_kit.runtime.events import Events
+from rsna_lab.phantom.acquisition import acquire
+from rsna_lab.phantom.anatomy import build_breasts
+from rsna_lab.phantom.dicom_file import JPEG2000, JPEG_LOSSLESS, DicomFacts, write_dicom
+from rsna_lab.phantom.machines import BY_ID, HIDDEN_MACHINE, MACHINES, Machine
+from rsna_lab.phantom.population import PatientPlan, plan_patients
+from rsna_lab.phantom.writer import write_competition
 
 KEPT = [
     "SOPInstanceUID", "ContentDate", "PatientID", "StudyInstanceUID", "SeriesInstanceUID", "InstanceNumber",

@@ -9,12 +9,12 @@ import cv2
 import numpy as np
 import pytest
 
-from rsna_kit.phantom import lesions, texture
-from rsna_kit.phantom.acquisition import acquire
-from rsna_kit.phantom.anatomy import Breast, Finding, build_breasts, project
-from rsna_kit.phantom.machines import BY_ID, MACHINES
-from rsna_kit.phantom.population import PatientPlan, plan_patients
-from rsna_kit.phantom.projection import MU_FAT, MU_GLAND, Frame, cast_shadow
+from rsna_lab.phantom import lesions, texture
+from rsna_lab.phantom.acquisition import acquire
+from rsna_lab.phantom.anatomy import Breast, Finding, build_breasts, project
+from rsna_lab.phantom.machines import BY_ID, MACHINES
+from rsna_lab.phantom.population import PatientPlan, plan_patients
+from rsna_lab.phantom.projection import MU_FAT, MU_GLAND, Frame, cast_shadow
 
 FRAME = Frame(rows=520, columns=400, pitch=0.45, nipple_row=290.0)
 

@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from rsna_kit.cli import main
 from rsna_kit.config import Config, InferConfig
 from rsna_kit.models.bundle import open_bundle
 from rsna_kit.models.members import open_list
@@ -25,6 +24,7 @@ from rsna_kit.scoring.breasts import read_predictions
 from rsna_kit.scoring.calibration import Calibration, calibrate
 from rsna_kit.scoring.metrics import f1_at, roc_auc_score
 from rsna_kit.scoring.threshold import choose_threshold
+from rsna_lab.cli import main
 
 pytestmark = pytest.mark.tf
 

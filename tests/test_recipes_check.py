@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from dicom_files import EXPLICIT, J2K, LOSSLESS, RLE, SV1, make_dicom
 
-from rsna_kit.cli import main
 from rsna_kit.config import ImageConfig
 from rsna_kit.dicom import decode
 from rsna_kit.imaging import timing
@@ -21,6 +20,7 @@ from rsna_kit.recipes import check as recipe
 from rsna_kit.recipes.check import check, find_dicoms
 from rsna_kit.runtime.errors import TableError, UsageError
 from rsna_kit.runtime.events import Events
+from rsna_lab.cli import main
 
 SMALL = ImageConfig(height=64, width=32)
 MPEG = "1.2.840.10008.1.2.4.100"

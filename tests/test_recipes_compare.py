@@ -12,11 +12,11 @@ import pandas as pd
 import pytest
 from test_scoring_comparison import breasts
 
-from rsna_kit.cli import main
-from rsna_kit.recipes.compare import COLUMNS, append_results, compare, shown
 from rsna_kit.runtime.errors import TableError, UsageError
 from rsna_kit.runtime.events import Events
 from rsna_kit.scoring.uncertainty import Interval
+from rsna_lab.cli import main
+from rsna_lab.recipes.compare import COLUMNS, append_results, compare, shown
 
 ROOT = Path(__file__).parent.parent
 

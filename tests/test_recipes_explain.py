@@ -10,12 +10,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from rsna_kit.cli import build_parser
 from rsna_kit.competition.tables import read_train
 from rsna_kit.config import DecodeConfig, InferConfig
-from rsna_kit.recipes.explain import explain
 from rsna_kit.runtime.errors import UsageError
 from rsna_kit.runtime.events import Events
+from rsna_lab.cli import build_parser
+from rsna_lab.recipes.explain import explain
 
 pytest.importorskip("tensorflow")
 pytestmark = pytest.mark.tf
@@ -88,7 +88,7 @@ def test_pictures_that_are_asked_for_come_in_that_order(
 def test_a_right_breast_is_shown_as_it_was_taken() -> None:
     from rsna_kit.imaging.breast import Box
     from rsna_kit.imaging.render import Rendered
-    from rsna_kit.recipes.explain import _figure
+    from rsna_lab.recipes.explain import _figure
 
     picture, heat = np.zeros((8, 6), np.uint8), np.zeros((8, 6), np.float32)
     picture[:, :2], heat[:, 0] = 100, 1

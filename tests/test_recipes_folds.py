@@ -13,14 +13,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from rsna_kit.cli import main
 from rsna_kit.competition.paths import find_competition
 from rsna_kit.competition.tables import read_train
 from rsna_kit.config import Config, TrainConfig
-from rsna_kit.recipes.folds import folds
 from rsna_kit.recipes.prepare import prepare
 from rsna_kit.runtime.errors import TableError
 from rsna_kit.runtime.events import Events
+from rsna_lab.cli import main
+from rsna_lab.recipes.folds import folds
 
 pytestmark = pytest.mark.tf  # shards are written by TensorFlow
 

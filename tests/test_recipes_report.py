@@ -19,11 +19,11 @@ from rsna_kit.competition.folds import assign_folds
 from rsna_kit.config import Config, to_dict
 from rsna_kit.data.shards import open_prepared
 from rsna_kit.recipes.prepare import prepare
-from rsna_kit.recipes.report import PAGE, report, report_training
 from rsna_kit.runtime.clock import Clock
 from rsna_kit.runtime.errors import ShardError, TableError, UsageError
 from rsna_kit.runtime.events import Events
 from rsna_kit.runtime.files import read_json, write_json
+from rsna_lab.recipes.report import PAGE, report
 
 pytest.importorskip("tensorflow")
 pytestmark = pytest.mark.tf
@@ -269,13 +269,6 @@ def test_pictures_of_another_size_have_no_maps(run: Path, prepared: Path, tiny: 
     assert "Map over" not in (tmp_path / "out" / PAGE).read_text(encoding="utf-8")
 
 
-def test_a_training_without_time_for_its_page_says_how_to_make_it(run: Path, prepared: Path) -> None:
-    talk = io.StringIO()
-    assert report_training(run, prepared, Events(stream=talk), Clock(limit_s=5)) is None
-    assert f"rsna-kit report {run} --prepared {prepared} --out {run}" in talk.getvalue()
-    assert not (run / PAGE).exists()
-
-
 def test_without_time_for_maps_the_page_has_none(run: Path, prepared: Path) -> None:
     talk = io.StringIO()
     report([run], run, Events(stream=talk), prepared=prepared, clock=Clock(limit_s=25))
@@ -288,16 +281,6 @@ def test_without_any_time_the_page_has_no_pictures(run: Path, prepared: Path) ->
     page = (run / PAGE).read_text(encoding="utf-8")
     assert "data:image" not in page.split("All cases</h2>")[1]
     assert len(cards(page)) == 20
-
-
-def test_no_error_of_a_page_costs_a_training(run: Path, prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*arguments: object) -> None:
-        raise ZeroDivisionError("drawn wrong")
-
-    monkeypatch.setattr("rsna_kit.recipes.report.write_report", broken)
-    talk = io.StringIO()
-    assert report_training(run, prepared, Events(stream=talk), Clock()) is None
-    assert "the training is whole without it (ZeroDivisionError: drawn wrong)" in talk.getvalue()
 
 
 def test_a_damaged_picture_costs_itself_only(run: Path, prepared: Path, tmp_path: Path) -> None:

@@ -52,12 +52,6 @@ def trained(prepared: Path, config: Config, tmp_path_factory: pytest.TempPathFac
     return out
 
 
-@pytest.fixture(autouse=True)
-def no_pages(monkeypatch: pytest.MonkeyPatch) -> None:
-    """But that of `trained`: tests/test_recipes_report.py looks at pages, and they take seconds."""
-    monkeypatch.setattr("rsna_kit.recipes.train.report_training", lambda *arguments: None)
-
-
 @pytest.fixture
 def model(trained: Path, tmp_path: Path) -> Path:
     shutil.copytree(trained, tmp_path / "model")
@@ -103,14 +97,6 @@ def test_every_bundle_carries_the_calibration_of_the_out_of_fold_scores(
     assert read_json(model / "threshold.json")["calibration"] == wanted
     for fold in range(2):
         assert open_bundle(model / "bundles" / f"fold{fold}").calibration == wanted
-
-
-def test_a_training_ends_with_the_page_of_its_scores(trained: Path) -> None:
-    page = (trained / "report.html").read_text(encoding="utf-8")
-    breasts = pd.read_csv(trained / "oof.csv")["prediction_id"].str.lower().unique()
-    assert all(f'data-id="{breast}"' in page for breast in breasts)
-    assert "Map over the mammogram" in page
-    assert read_json(trained / "scores.json")["threshold"] == read_json(trained / "threshold.json")["value"]
 
 
 def test_a_finished_run_trains_nothing(model: Path, prepared: Path, config: Config, quiet: Events) -> None:

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rsna_kit.report.browser import OUTCOMES, Card, View, browser, worth_showing
-from rsna_kit.report.page import page
+from rsna_lab.report.browser import OUTCOMES, Card, View, browser, worth_showing
+from rsna_lab.report.page import page
 
 HOSTILE = ['<script>alert("x")</script>', '"><img src=x onerror=alert(1)>', "' onmouseover='x", "</style>&amp;", "]]>"]
 

@@ -15,13 +15,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from rsna_kit.report.browser import Card, View, browser
-from rsna_kit.report.forest import subgroup_section
-from rsna_kit.report.page import Section
-from rsna_kit.report.sections import curves, headline, operating_point, provenance, write_report
-from rsna_kit.scoring.subgroups import subgroups
 from rsna_kit.scoring.summary import summarise
 from rsna_kit.scoring.threshold import choose_threshold
+from rsna_lab.analysis.subgroups import subgroups
+from rsna_lab.report.browser import Card, View, browser
+from rsna_lab.report.forest import subgroup_section
+from rsna_lab.report.page import Section
+from rsna_lab.report.sections import curves, headline, operating_point, provenance, write_report
 
 ROOT = Path(__file__).parent.parent
 spec = importlib.util.spec_from_file_location("chromium", ROOT / "scripts" / "chromium.py")

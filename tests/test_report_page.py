@@ -10,12 +10,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from rsna_kit.report.forest import subgroup_section
-from rsna_kit.report.page import Section, page, table
-from rsna_kit.report.style import STYLE
-from rsna_kit.report.tables import fold_section, pool_section, threshold_section
-from rsna_kit.scoring.subgroups import subgroups
 from rsna_kit.scoring.uncertainty import Interval
+from rsna_lab.analysis.subgroups import subgroups
+from rsna_lab.report.forest import subgroup_section
+from rsna_lab.report.page import Section, page, table
+from rsna_lab.report.style import STYLE
+from rsna_lab.report.tables import fold_section, pool_section, threshold_section
 
 TEXT = ("ink", "soft", "link")
 GRAPHICS = ("one", "two")

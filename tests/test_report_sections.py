@@ -14,11 +14,16 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from rsna_kit.report.cases import Case, cases
-from rsna_kit.report.charts import Axis, Chart
-from rsna_kit.report.drawings import drawings, reliability_drawing
-from rsna_kit.report.history import training_section
-from rsna_kit.report.sections import (
+from rsna_kit.runtime.errors import TableError
+from rsna_kit.scoring.calibration import expected_calibration_error, reliability
+from rsna_kit.scoring.metrics import confusion_at, mean_log_loss, pf1_score, roc_auc_score
+from rsna_kit.scoring.summary import notable, summarise
+from rsna_kit.scoring.threshold import Threshold, apply_threshold, choose_threshold
+from rsna_lab.report.cases import Case, cases
+from rsna_lab.report.charts import Axis, Chart
+from rsna_lab.report.drawings import drawings, reliability_drawing
+from rsna_lab.report.history import training_section
+from rsna_lab.report.sections import (
     curves,
     headline,
     operating_point,
@@ -27,11 +32,6 @@ from rsna_kit.report.sections import (
     reliability_section,
     write_report,
 )
-from rsna_kit.runtime.errors import TableError
-from rsna_kit.scoring.calibration import expected_calibration_error, reliability
-from rsna_kit.scoring.metrics import confusion_at, mean_log_loss, pf1_score, roc_auc_score
-from rsna_kit.scoring.summary import notable, summarise
-from rsna_kit.scoring.threshold import Threshold, apply_threshold, choose_threshold
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
 
@@ -274,7 +274,7 @@ from pathlib import Path
 for name in ("cv2", "scipy", "sklearn", "matplotlib", "pydicom", "imagecodecs", "tensorflow", "keras", "tqdm"):
     sys.modules[name] = None
 from rsna_kit.scoring.breasts import read_predictions
-from rsna_kit.report.sections import curves, headline, operating_point, write_report
+from rsna_lab.report.sections import curves, headline, operating_point, write_report
 from rsna_kit.scoring.summary import summarise
 from rsna_kit.scoring.threshold import choose_threshold
 table = read_predictions(Path(sys.argv[1]) / "oof.csv")

@@ -8,10 +8,10 @@ import pytest
 
 from rsna_kit.runtime.errors import TableError, UsageError
 from rsna_kit.scoring import metrics
-from rsna_kit.scoring.comparison import METRICS, RESAMPLES, common, difference, with_calls, worth
 from rsna_kit.scoring.metrics import f1_at
 from rsna_kit.scoring.threshold import choose_threshold
 from rsna_kit.scoring.uncertainty import bootstrap, paired
+from rsna_lab.analysis.comparison import METRICS, RESAMPLES, common, difference, with_calls, worth
 
 
 def breasts(seed: int, strength: float = 1.5, patients: int = 120) -> pd.DataFrame:

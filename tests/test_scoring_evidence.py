@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from rsna_kit.runtime.errors import UsageError
-from rsna_kit.scoring.evidence import cancers_needed, sentence
 from rsna_kit.scoring.metrics import average_precision, roc_auc
 from rsna_kit.scoring.uncertainty import Interval, paired
+from rsna_lab.analysis.evidence import cancers_needed, sentence
 
 MAY = "not evidence, other patients may reverse it."
 

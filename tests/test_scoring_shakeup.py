@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from rsna_kit.runtime.errors import TableError, UsageError
 from rsna_kit.scoring.metrics import f1_at
-from rsna_kit.scoring.shakeup import HIDDEN_PATIENTS, PUBLIC_SHARE, Boards, simulate, simulate_calls
+from rsna_lab.analysis.shakeup import HIDDEN_PATIENTS, PUBLIC_SHARE, Boards, simulate, simulate_calls
 
 
 def screening(patients: int, cancers: int, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -10,8 +10,8 @@ import pytest
 
 from rsna_kit.runtime.errors import TableError
 from rsna_kit.scoring.metrics import at, average_precision, roc_auc
-from rsna_kit.scoring.subgroups import OTHERS, UNKNOWN, breast_facts, subgroups
 from rsna_kit.scoring.uncertainty import bootstrap
+from rsna_lab.analysis.subgroups import OTHERS, UNKNOWN, breast_facts, subgroups
 
 
 def breasts(patients: int = 200, seed: int = 0) -> pd.DataFrame:

@@ -16,10 +16,10 @@ import pandas as pd
 import pydicom
 import pytest
 
-from rsna_kit.phantom.dicom_file import JPEG2000, JPEG_LOSSLESS
-from rsna_kit.phantom.wrap import read_labels, wrap_pictures
 from rsna_kit.runtime.errors import RsnaKitError, TableError
 from rsna_kit.runtime.events import Events
+from rsna_lab.phantom.dicom_file import JPEG2000, JPEG_LOSSLESS
+from rsna_lab.phantom.wrap import read_labels, wrap_pictures
 
 ROOT = Path(__file__).parent.parent
 LABELS = """image_id,split,patient_id,laterality,view,cancer,breast_density,age

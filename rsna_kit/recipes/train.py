@@ -14,7 +14,6 @@ import pandas as pd
 from rsna_kit.competition.folds import assign_folds
 from rsna_kit.competition.leaks import check_folds, digest_patients, known_patients
 from rsna_kit.config import Config, ModelConfig, to_dict
-from rsna_kit.recipes.report import PAGE, report_training
 from rsna_kit.runtime.clock import Clock, format_duration
 from rsna_kit.runtime.errors import BundleError, MissingDependencyError, RsnaKitError, UsageError
 from rsna_kit.runtime.events import Events
@@ -36,9 +35,8 @@ def train(
     Args:
         prepared_dir: folder written by `prepare` with the same image section.
         out: folder for `bundles/fold<k>/`, `fold<k>/` (history, curves, validation scores), `oof.csv`,
-            `threshold.json`, `scores.json` and a page of it all, `report.html`. A fold that is done there with the same
-            data, configuration and starting weights is kept; one that was killed or stopped goes on from its
-            checkpoint.
+            `threshold.json` and `config.json`. A fold that is done there with the same data, configuration and starting
+            weights is kept; one that was killed or stopped goes on from its checkpoint.
         config: all sections.
         clock: its limit is shared out evenly over the folds that are left.
         folds: only these folds; the threshold is chosen on the folds that are done.
@@ -135,13 +133,10 @@ def train(
         set_threshold(out / "bundles" / f"fold{fold}", threshold.value, how, calibration)
     write_json(out / "threshold.json", {**how, "calibration": calibration})
     write_json(out / "config.json", to_dict(config))
-    if left or not (out / PAGE).is_file():
-        report_training(out, prepared_dir, events, clock)
     return {
         "ok": not stopped and not skipped,
         "bundles": str(out / "bundles"),
         "oof": str(out / "oof.csv"),
-        "report": str(out / PAGE) if (out / PAGE).is_file() else None,
         "folds": done,
         "stopped_by_clock": stopped,
         "skipped": skipped,

@@ -218,7 +218,7 @@ def _fill_wheels(root: Path, folder: Path, wanted: Wanted, state: State, say: Ca
 
 
 def _fill_phantom(root: Path, folder: Path, wanted: Wanted, state: State, say: Callable[[str], None]) -> set[str]:
-    from rsna_kit.phantom.writer import write_competition
+    from rsna_lab.phantom.writer import write_competition
     from rsna_kit.runtime.events import Events
 
     made = folder.with_name(f"{folder.name}.phantom")

@@ -68,12 +68,11 @@ def _write_wheel(root: Path, out: Path, project: Mapping[str, Any], epoch: int) 
     version = _version(root)
     stem = f"{project['name'].replace('-', '_')}-{version}"
     content = {path.relative_to(out).as_posix(): path.read_bytes() for path in sorted((out / PACKAGE).rglob("*.*"))}
-    scripts = "".join(f"{name} = {target}\n" for name, target in project["scripts"].items())
     info = f"{stem}.dist-info"
     content |= {
         f"{info}/METADATA": "\n".join([*_metadata(root, project, version), ""]).encode(),
         f"{info}/WHEEL": b"Wheel-Version: 1.0\nGenerator: scripts/build\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
-        f"{info}/entry_points.txt": f"[console_scripts]\n{scripts}".encode(),
+        f"{info}/entry_points.txt": b"[console_scripts]\nrsna-kit = rsna_kit.cli:main\n",
         f"{info}/licenses/LICENSE": (root / "LICENSE").read_bytes(),
     }
     record = [f"{name},sha256={_record_hash(data)},{len(data)}\n" for name, data in content.items()]

@@ -178,7 +178,7 @@ def _draw(competition: Path, patients: int, rng: np.random.Generator) -> tuple[p
 
 
 def _write_phantom(out: Path, patients: int, seed: int, events: Events) -> None:
-    from rsna_kit.phantom.writer import write_competition
+    from rsna_lab.phantom.writer import write_competition
 
     shutil.rmtree(out, ignore_errors=True)
     write_competition(out, 1, seed, test_patients=patients, workers=1, events=events)

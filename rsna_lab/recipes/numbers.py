@@ -9,15 +9,15 @@ import numpy as np
 import pandas as pd
 
 from rsna_kit.recipes.score import Scored
-from rsna_kit.report.forest import subgroup_section
-from rsna_kit.report.page import Section
-from rsna_kit.report.sections import curves, headline, operating_point, reliability_section
-from rsna_kit.report.tables import fold_section, pool_section, threshold_section
 from rsna_kit.runtime.errors import RsnaKitError
 from rsna_kit.scoring.breasts import compare_pools
 from rsna_kit.scoring.calibration import KEPT, cross_fitted, expected_calibration_error, reliability
 from rsna_kit.scoring.rules import RULES, halves, nested, prevalence_table, site_thresholds
-from rsna_kit.scoring.subgroups import UNKNOWN, subgroups
+from rsna_lab.analysis.subgroups import UNKNOWN, subgroups
+from rsna_lab.report.forest import subgroup_section
+from rsna_lab.report.page import Section
+from rsna_lab.report.sections import curves, headline, operating_point, reliability_section
+from rsna_lab.report.tables import fold_section, pool_section, threshold_section
 
 _RESAMPLES = 400  # of poolings; and of sites and halves a quarter and an eighth of it: seconds at 24,000 breasts
 
@@ -29,7 +29,7 @@ def numbers(
 
     Args:
         scored: the file.
-        facts: of `rsna_kit.scoring.subgroups.breast_facts`, by prediction_id.
+        facts: of `rsna_lab.analysis.subgroups.breast_facts`, by prediction_id.
         epochs: fold → the epoch that it kept.
         say: told what could not be computed, and why.
     """

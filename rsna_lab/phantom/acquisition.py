@@ -11,11 +11,11 @@ import math
 import cv2
 import numpy as np
 
-from rsna_kit.phantom.anatomy import OBLIQUE_VIEWS, Breast
-from rsna_kit.phantom.dicom_file import DicomFacts
-from rsna_kit.phantom.machines import Machine
-from rsna_kit.phantom.population import ImagePlan, PatientPlan
-from rsna_kit.phantom.projection import Frame, Shadow, cast_shadow
+from rsna_lab.phantom.anatomy import OBLIQUE_VIEWS, Breast
+from rsna_lab.phantom.dicom_file import DicomFacts
+from rsna_lab.phantom.machines import Machine
+from rsna_lab.phantom.population import ImagePlan, PatientPlan
+from rsna_lab.phantom.projection import Frame, Shadow, cast_shadow
 
 REDUCTION = 4  # the default phantom has a quarter of the rows and columns
 _TISSUE_TOP = 3200  # stored value of no attenuation on the MONOCHROME1 machine with 16 bits

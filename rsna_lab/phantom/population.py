@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rsna_kit.phantom.machines import VISIBLE_TEST_MACHINE, Machine
+from rsna_lab.phantom.machines import VISIBLE_TEST_MACHINE, Machine
 
 # Images of a patient: 69 % have the four standard ones; mean 4.6.
 _IMAGES = (4, 5, 6, 7, 8, 9, 10, 12, 14)

@@ -26,11 +26,11 @@ import pandas as pd
 
 from rsna_kit.competition.rows import Rows, read_rows
 from rsna_kit.competition.submission import prediction_id
-from rsna_kit.phantom.dicom_file import JPEG2000, JPEG_LOSSLESS, DicomFacts, write_dicom
-from rsna_kit.phantom.tables import write_test, write_train, write_truth
 from rsna_kit.runtime.errors import RsnaKitError, TableError, did_you_mean
 from rsna_kit.runtime.events import Events
 from rsna_kit.runtime.files import write_json
+from rsna_lab.phantom.dicom_file import JPEG2000, JPEG_LOSSLESS, DicomFacts, write_dicom
+from rsna_lab.phantom.tables import write_test, write_train, write_truth
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".pgm")
 _NEEDED = ("image_id", "patient_id", "laterality", "cancer")

@@ -15,7 +15,8 @@ from rsna_kit.runtime.errors import TableError, UsageError
 from rsna_kit.runtime.events import Events
 from rsna_kit.runtime.files import replacing
 from rsna_kit.runtime.hardware import commit
-from rsna_kit.scoring.comparison import (
+from rsna_kit.scoring.uncertainty import Interval
+from rsna_lab.analysis.comparison import (
     EFFECT,
     RESAMPLES,
     USUAL,
@@ -26,9 +27,8 @@ from rsna_kit.scoring.comparison import (
     with_calls,
     worth,
 )  # fmt: skip
-from rsna_kit.scoring.evidence import sentence
-from rsna_kit.scoring.shakeup import PREVALENCE, simulate_calls
-from rsna_kit.scoring.uncertainty import Interval
+from rsna_lab.analysis.evidence import sentence
+from rsna_lab.analysis.shakeup import PREVALENCE, simulate_calls
 
 COLUMNS = ("date", "commit", "what", "data", "metric", "value", "low", "high", "hardware", "minutes", "command")
 _HEADS = {"roc_auc": "ROC-AUC", "pr_auc": "PR-AUC", "pf1_binary": "pF1, called", "pf1": "pF1, uncalled",
@@ -51,7 +51,7 @@ def compare(
         models: two or more files or folders, as `rsna_kit.recipes.score.read_breasts` takes them.
         events: gets a Markdown table and the sentences.
         truth: labels of the files that have no column `cancer`.
-        measured: names of `rsna_kit.scoring.comparison.METRICS`.
+        measured: names of `rsna_lab.analysis.comparison.METRICS`.
         results: CSV file to which rows in the columns of docs/results.csv are appended; begun where it is absent.
         shake_up: draw public and private boards of the competition's size for all models together.
         data, command: what the rows in `results` call the data, and what was typed.

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from html import escape
 from itertools import groupby
 
-from rsna_kit.report.style import STYLE
+from rsna_lab.report.style import STYLE
 
 
 @dataclass(frozen=True)

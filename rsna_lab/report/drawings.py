@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from rsna_kit.report.charts import HEIGHT, Axis, Chart, picture
 from rsna_kit.scoring.metrics import Counts, Ranking
+from rsna_lab.report.charts import HEIGHT, Axis, Chart, picture
 
 _BINS = 40
 RELIABILITY = (

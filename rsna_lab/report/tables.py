@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from rsna_kit.report.page import Section, table
+from rsna_lab.report.page import Section, table
 
 _FOLD = {"roc_auc": "ROC-AUC", "pr_auc": "PR-AUC", "f1": "F1 at the threshold"}
 _RULES = {
@@ -30,7 +30,7 @@ def fold_section(rows: pd.DataFrame, whole: Mapping[str, float | None], epochs: 
     """Each fold's numbers.
 
     Args:
-        rows: of `rsna_kit.scoring.subgroups.subgroups` with the one fact `fold`.
+        rows: of `rsna_lab.analysis.subgroups.subgroups` with the one fact `fold`.
         whole: metric → its value on all breasts.
         epochs: fold → the epoch whose weights were kept.
     """

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from rsna_kit.report.page import Section, framed
+from rsna_lab.report.page import Section, framed
 
 _SHOWN = {"roc_auc": "ROC-AUC", "sensitivity": "Sensitivity", "specificity": "Specificity", "f1": "F1"}
 _WIDTH, _HEIGHT, _EDGE = 112, 18, 6  # of an interval's drawing; the marks keep off its edges
@@ -21,7 +21,7 @@ def subgroup_section(rows: pd.DataFrame, whole: Mapping[str, float | None]) -> S
     """The table.
 
     Args:
-        rows: as `rsna_kit.scoring.subgroups.subgroups` makes them.
+        rows: as `rsna_lab.analysis.subgroups.subgroups` makes them.
         whole: metric → its value on all breasts, a dashed line in every cell.
     """
     title = "Subgroups"

@@ -13,7 +13,7 @@ import math
 import cv2
 import numpy as np
 
-from rsna_kit.phantom.anatomy import Breast, Finding
+from rsna_lab.phantom.anatomy import Breast, Finding
 
 _MU_FAT, _MU_GLAND = 0.0456, 0.0802
 _MU_CANCER = 0.0844

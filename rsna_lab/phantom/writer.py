@@ -26,16 +26,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from rsna_kit.phantom.acquisition import acquire
-from rsna_kit.phantom.anatomy import build_breasts
-from rsna_kit.phantom.dicom_file import write_dicom
-from rsna_kit.phantom.machines import BY_ID, HIDDEN_MACHINE, MACHINES
-from rsna_kit.phantom.population import PatientPlan, plan_patients, plan_visible_test
-from rsna_kit.phantom.tables import image_rows, write_test, write_train, write_truth
 from rsna_kit.runtime.errors import RsnaKitError, UsageError
 from rsna_kit.runtime.events import Events
 from rsna_kit.runtime.files import read_json, write_json
 from rsna_kit.runtime.hardware import cpu_count
+from rsna_lab.phantom.acquisition import acquire
+from rsna_lab.phantom.anatomy import build_breasts
+from rsna_lab.phantom.dicom_file import write_dicom
+from rsna_lab.phantom.machines import BY_ID, HIDDEN_MACHINE, MACHINES
+from rsna_lab.phantom.population import PatientPlan, plan_patients, plan_visible_test
+from rsna_lab.phantom.tables import image_rows, write_test, write_train, write_truth
 
 VERSION = 1  # raised whenever the same arguments give other bytes
 PREVALENCE = 0.15  # share of breasts with cancer; the real train.csv has 492 of 23,826 = 0.0207

@@ -8,8 +8,8 @@ from html import escape
 
 import numpy as np
 
-from rsna_kit.report.embed import image
-from rsna_kit.report.page import Section
+from rsna_lab.report.embed import image
+from rsna_lab.report.page import Section
 
 _LONGEST, _QUALITY = 420, 75  # of a picture; forty-eight of them, twelve breasts of two views with maps, take 1 MB
 

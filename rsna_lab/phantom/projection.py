@@ -18,8 +18,8 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from rsna_kit.phantom import lesions, texture
-from rsna_kit.phantom.anatomy import OBLIQUE_VIEWS, VIEW_ANGLES, Breast, project
+from rsna_lab.phantom import lesions, texture
+from rsna_lab.phantom.anatomy import OBLIQUE_VIEWS, VIEW_ANGLES, Breast, project
 
 MU_FAT = 0.0456  # per mm at 20 keV
 MU_GLAND = 0.0802

@@ -18,12 +18,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from rsna_kit.report.drawings import RELIABILITY, Drawing, drawings, reliability_drawing
-from rsna_kit.report.embed import embedded
-from rsna_kit.report.page import Section, page, table
 from rsna_kit.runtime.files import replacing
 from rsna_kit.scoring.metrics import Ranking
 from rsna_kit.scoring.summary import SHARES
+from rsna_lab.report.drawings import RELIABILITY, Drawing, drawings, reliability_drawing
+from rsna_lab.report.embed import embedded
+from rsna_lab.report.page import Section, page, table
 
 # Chen et al., Radiology, August 2025: 1,537 algorithms of the competition on 5,415 women (10,830 breasts).
 YARDSTICK = {

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from rsna_kit.imaging.render import Rendered
     from rsna_kit.imaging.stream import ImageStream
     from rsna_kit.models.ensemble import Ensemble
-    from rsna_kit.models.explain import Explainer
     from rsna_kit.models.members import Member
+    from rsna_lab.analysis.explain import Explainer
 
 TOP = 20
 _PAGE_HEIGHT = 560  # rows of a picture on the page; the files are as large as what the model sees
@@ -81,9 +81,9 @@ def explain(
         BundleError: no bundle, or bundles of different image sections.
     """
     from rsna_kit.models.ensemble import Ensemble
-    from rsna_kit.models.explain import build_explainer, combine
     from rsna_kit.models.members import common_image
     from rsna_kit.recipes.images import open_stream
+    from rsna_lab.analysis.explain import build_explainer, combine
 
     decode = decode or DecodeConfig()
     if decode.backend != "threads":
@@ -169,8 +169,8 @@ def _score(
 
 def _facts(row: pd.Series, one: _Scored, heat: np.ndarray, image: ImageConfig) -> dict[str, Any]:
     """A row of explain.csv, ready for JSON."""
-    from rsna_kit.imaging.overlay import point_in_picture
-    from rsna_kit.models.explain import peak
+    from rsna_lab.analysis.explain import peak
+    from rsna_lab.analysis.overlay import point_in_picture
 
     facts = {name: str(row[name]) for name in ("image_id", "patient_id", "prediction_id", "laterality", "view")}
     point, box = peak(heat, one.rendered.image), one.rendered.box
@@ -190,8 +190,8 @@ def _caption(facts: dict[str, Any]) -> str:
 
 def _figure(rendered: Rendered, heat: np.ndarray) -> np.ndarray:
     """uint8 (h, 2w + gap, 3): the mammogram, and the map over it; right breasts are turned back to face left."""
-    from rsna_kit.imaging.overlay import draw_map, draw_peak
-    from rsna_kit.models.explain import peak
+    from rsna_lab.analysis.explain import peak
+    from rsna_lab.analysis.overlay import draw_map, draw_peak
 
     picture = rendered.image
     point = peak(heat, picture)
@@ -245,7 +245,7 @@ def _write_page(
     path: Path, figures: Sequence[tuple[bytes, str]], competition: Competition, split: str, members: Sequence[Member],
     explainers: Sequence[Explainer],
 ) -> None:  # fmt: skip
-    from rsna_kit.report.sections import Section, pictures, provenance, write_report
+    from rsna_lab.report.sections import Section, pictures, provenance, write_report
 
     folders = ", ".join(str(member.bundle.path) for member in members)
     facts = {"rsna_kit": __version__, "competition": str(competition.root), "split": split,

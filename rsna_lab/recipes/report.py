@@ -15,26 +15,25 @@ import pandas as pd
 
 from rsna_kit import __version__
 from rsna_kit.config import ImageConfig
-from rsna_kit.recipes.album import Album, competition_albums, draw_maps, prepared_album, two_views, views
-from rsna_kit.recipes.numbers import numbers
 from rsna_kit.recipes.score import Scored, as_json, score_files
-from rsna_kit.report.browser import Card, View, browser, worth_showing
-from rsna_kit.report.cases import Case, cases
-from rsna_kit.report.history import training_section
-from rsna_kit.report.page import Section
-from rsna_kit.report.sections import provenance, write_report
 from rsna_kit.runtime.clock import Clock
 from rsna_kit.runtime.errors import RsnaKitError, UsageError
 from rsna_kit.runtime.events import Events
 from rsna_kit.runtime.files import read_json, sha256_file, write_json
 from rsna_kit.runtime.hardware import commit, versions
-from rsna_kit.scoring.subgroups import UNKNOWN, breast_facts
 from rsna_kit.scoring.summary import notable
+from rsna_lab.analysis.subgroups import UNKNOWN, breast_facts
+from rsna_lab.recipes.album import Album, competition_albums, draw_maps, prepared_album, two_views, views
+from rsna_lab.recipes.numbers import numbers
+from rsna_lab.report.browser import Card, View, browser, worth_showing
+from rsna_lab.report.cases import Case, cases
+from rsna_lab.report.history import training_section
+from rsna_lab.report.page import Section
+from rsna_lab.report.sections import provenance, write_report
 
 PAGE = "report.html"
 _CASE_IMAGE = ImageConfig(height=512, width=256)
 _BYTES, _CARDS = 4_700_000, 3_500_000  # of all sections, and of the cards among them: a page stays under 5 MB
-_RESERVE_S = 60.0  # a training that is nearer to its end than this makes no page
 _READING = "Every breast has its chest wall on the left, as the model sees it."
 _MAPS = (
     "Right of the mammogram the same with its map ({method}): purple is weak, yellow the picture's strongest, a ring "
@@ -103,21 +102,6 @@ def report(
     size = (out / PAGE).stat().st_size
     events.say(f"page: {out / PAGE} ({size / 1e6:.1f} MB)", kind="report", path=str(out / PAGE), bytes=size)
     return as_json(scored) | {"report": str(out / PAGE)}
-
-
-def report_training(out: Path, prepared: Path, events: Events, clock: Clock) -> str | None:
-    """The page of a training's own out-of-fold scores; None, and a line that says why, when there is none.
-
-    Nothing that goes wrong with a page may cost a training, so every error is told and passed over.
-    """
-    if clock.remaining_s() < _RESERVE_S:
-        events.say(f"no time left for the page: rsna-kit report {out} --prepared {prepared} --out {out}")
-        return None
-    try:
-        return str(report([out], out, events, prepared=prepared, clock=clock)["report"])
-    except Exception as error:
-        events.say(f"no page, the training is whole without it ({type(error).__name__}: {error})", kind="report_failed")
-        return None
 
 
 def _join(

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from rsna_kit.report.charts import Axis, Chart
-from rsna_kit.report.drawings import round_up
-from rsna_kit.report.page import Section
+from rsna_lab.report.charts import Axis, Chart
+from rsna_lab.report.drawings import round_up
+from rsna_lab.report.page import Section
 
 _APART = 20  # losses that differ by more than this factor, as a CVAE's do, are drawn each on its own scale
 _NAMES = {"val_roc_auc": "ROC-AUC", "val_pr_auc": "PR-AUC", "val_pf1": "pF1"}

@@ -14,8 +14,8 @@ from html import escape
 import numpy as np
 import pandas as pd
 
-from rsna_kit.report.embed import image
-from rsna_kit.report.page import Section
+from rsna_lab.report.embed import image
+from rsna_lab.report.page import Section
 
 _LONGEST, _QUALITY = 256, 60  # of a view: some 1 to 4 kB
 _HIGHEST = 50  # at least so many of the highest scores without cancer are wanted

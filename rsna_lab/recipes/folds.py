@@ -16,7 +16,7 @@ from rsna_kit.config import TrainConfig
 from rsna_kit.runtime.errors import TableError
 from rsna_kit.runtime.events import Events
 from rsna_kit.runtime.files import replacing
-from rsna_kit.scoring.subgroups import breast_facts
+from rsna_lab.analysis.subgroups import breast_facts
 
 if TYPE_CHECKING:
     from rsna_kit.data.shards import Prepared
@@ -146,8 +146,8 @@ def _tell(totals: pd.DataFrame, balance: pd.DataFrame, events: Events) -> None:
 
 def _pairs(prepared: Prepared, table: pd.DataFrame, events: Events) -> pd.DataFrame:
     """Similar pictures of different patients, with their patients and folds."""
-    from rsna_kit.data.duplicates import find_duplicates
     from rsna_kit.data.shards import read_picture
+    from rsna_lab.analysis.duplicates import find_duplicates
 
     ids, patients = table["image_id"].tolist(), table["patient_id"].tolist()
     pairs = find_duplicates(lambda image_id: read_picture(prepared, image_id), ids, patients, events)
@@ -189,8 +189,8 @@ def _draw(prepared: Prepared, pairs: pd.DataFrame, path: Path) -> None:
 def _tiles(prepared: Prepared, pairs: pd.DataFrame) -> Iterator[np.ndarray]:
     import cv2
 
-    from rsna_kit.data.duplicates import turned
     from rsna_kit.data.shards import read_picture
+    from rsna_lab.analysis.duplicates import turned
 
     for pair in pairs.to_dict("records"):
         two = [read_picture(prepared, pair["first"]), turned(read_picture(prepared, pair["second"]), pair["turn"])]

@@ -1,6 +1,6 @@
 """Curves and histograms → inline SVG: crisp at any size, drawn in the page's own colours, readable without colour.
 
-Colours come from CSS classes of `rsna_kit.report.page`, so dark mode and print need no second drawing; a second
+Colours come from CSS classes of `rsna_lab.report.page`, so dark mode and print need no second drawing; a second
 series also differs by its dashes. Every chart has a title and a sentence for screen readers.
 """
 

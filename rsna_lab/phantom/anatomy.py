@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rsna_kit.phantom.population import PatientPlan
+from rsna_lab.phantom.population import PatientPlan
 
 # Angle of the image's vertical direction between `up` (0) and `out` (90), degrees.
 VIEW_ANGLES = {"CC": 90.0, "MLO": 45.0, "ML": 0.0, "LM": 0.0, "LMO": 45.0, "AT": 60.0}

@@ -14,9 +14,9 @@ import pandas as pd
 
 from rsna_kit.runtime.errors import TableError, UsageError, did_you_mean
 from rsna_kit.scoring import metrics, rules
-from rsna_kit.scoring.evidence import cancers_needed
 from rsna_kit.scoring.metrics import Metric
 from rsna_kit.scoring.uncertainty import Interval, bootstrap, paired
+from rsna_lab.analysis.evidence import cancers_needed
 
 _CALLED = "pf1_binary"  # F1 of the calls; all other metrics look at the scores
 METRICS: Mapping[str, Metric] = {

@@ -6,13 +6,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from rsna_kit.competition.leaderboard import PUBLISHED, split_leaderboard
 from rsna_kit.competition.paths import find_competition
 from rsna_kit.competition.rows import read_rows
 from rsna_kit.competition.tables import read_train
 from rsna_kit.runtime.errors import UsageError
 from rsna_kit.runtime.events import Events
 from rsna_kit.runtime.files import replacing, write_json
+from rsna_lab.analysis.leaderboard import PUBLISHED, split_leaderboard
 
 _MARK = "leaderboard.json"  # written first: a folder that has it may be written anew
 

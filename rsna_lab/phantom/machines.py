@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rsna_kit.phantom.dicom_file import JPEG2000, JPEG_LOSSLESS
+from rsna_lab.phantom.dicom_file import JPEG2000, JPEG_LOSSLESS
 
 
 @dataclass(frozen=True)

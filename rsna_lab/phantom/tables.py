@@ -9,8 +9,8 @@ import pandas as pd
 
 from rsna_kit.competition.submission import prediction_id
 from rsna_kit.competition.tables import TEST_COLUMNS, TRAIN_COLUMNS
-from rsna_kit.phantom.population import PatientPlan
 from rsna_kit.runtime.files import replacing
+from rsna_lab.phantom.population import PatientPlan
 
 TRUTH_COLUMNS = ("prediction_id", "patient_id", "laterality", "cancer", "site_id", "machine_id")
 SAMPLE_SCORE = 0.0211676964  # the constant of the real sample submission: share of positive images in train.csv
