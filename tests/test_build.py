@@ -131,6 +131,8 @@ def test_the_wheel_says_what_setuptools_would_say_and_pip_takes_it(checkout: Pat
     if done.returncode != 0:
         pytest.skip(f"setuptools cannot build here: {done.stderr[-300:]}")
     mine, other = (_metadata(path) for path in (ours, next((tmp_path / "theirs").glob("*.whl"))))
+    assert mine.pop("entry") == ["[console_scripts]", "rsna-kit", "=", "rsna_kit.cli:main"]  # without the workbench
+    assert other.pop("entry") == ["[console_scripts]", "rsna-kit", "=", "rsna_lab.cli:main"]
     assert mine == other
     installed = tmp_path / "installed"
     subprocess.run([*pip, "install", "--quiet", "--no-deps", "--no-index", "--target", installed, ours], check=True)

@@ -443,7 +443,7 @@ def test_another_error_of_the_device_stays_what_it_is(
 
 
 def test_steps_leave_nothing_behind(trainer: Trainer, table: pd.DataFrame, tmp_path: Path) -> None:
-    """Neither graphs nor arrays grow with the number of steps; benchmarks/training_memory.py watches the process."""
+    """Neither graphs nor arrays grow with the number of steps."""
     import tensorflow as tf
 
     trainer.train_fold(table, 0, tmp_path / "first", Clock())

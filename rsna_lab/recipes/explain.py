@@ -35,7 +35,7 @@ _GAP = 4  # black columns between the mammogram and its map
 _MEANING = (
     "Left the mammogram as the model sees it, right the same with the map over it: purple is weak, yellow is the "
     "picture's strongest, a ring is the peak. A map shows where the score comes from. It does not show that there is a "
-    "lesion, nor that the score is right; scripts/pointing-game measures how often the peak falls in a known lesion."
+    "lesion, nor that the score is right; docs/results.md says how often the peak falls in a known lesion."
 )
 
 
