@@ -10,6 +10,8 @@ from rsna_kit.runtime.errors import UsageError, did_you_mean
 PRESETS: Mapping[str, Config] = {
     # The command line's default: a size that a T4 trains, and the network whose ImageNet weights come with the kit.
     "default": Config(),
+    # The kernels' default: pictures of which a Kaggle session's output holds 54,706.
+    "kaggle": Config(image=ImageConfig(height=1024, width=512), data=DataConfig(save="none")),
     # The seed project's notebooks: EfficientNet-B4, cancers weighted by 5, a third of the healthy images an epoch.
     "seed": Config(
         image=ImageConfig(height=1456, width=728),

@@ -19,8 +19,9 @@ from rsna_kit.competition.tables import read_train
 from rsna_kit.config import Config, DecodeConfig
 from rsna_kit.data.shards import open_prepared, read_picture
 from rsna_kit.imaging.render import read_image
+from rsna_kit.presets import preset
 from rsna_kit.recipes.prepare import prepare
-from rsna_kit.runtime.errors import TableError
+from rsna_kit.runtime.errors import TableError, UsageError
 from rsna_kit.runtime.events import Events
 from rsna_kit.runtime.files import sha256_file
 
@@ -70,6 +71,17 @@ def test_a_broken_file_costs_one_image(phantom: Path, tmp_path: Path, tiny: Conf
     assert len(open_prepared(tmp_path / "prepared").table) == len(table) - 3
     empty.write_bytes(content)
     assert prepare(competition, tmp_path / "prepared", tiny, quiet)["failed"] == 2  # a mended file is tried again
+
+
+def test_pictures_that_do_not_fit_are_refused_with_the_size_that_does(
+    phantom: Path, tmp_path: Path, tiny: Config, quiet: Events
+) -> None:
+    """The winner's 2048x1024 for 54,706 pictures take 47 GB, a session's output holds 20."""
+    count = len(read_train(phantom / "train.csv"))
+    winner = replace(tiny, image=preset("winner").image, data=replace(tiny.data, save="none"))
+    with pytest.raises(UsageError, match=r"of 2048x1024 take about .*1280x640 would fit: image.height=1280 "):
+        prepare(phantom, tmp_path, winner, quiet, room=20e9 * count / 54_706)
+    assert not list(tmp_path.glob("*.tfrecord"))
 
 
 def test_a_missing_column_is_refused_before_any_work(

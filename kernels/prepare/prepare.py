@@ -1,7 +1,7 @@
 """Kaggle kernel: the training DICOMs become images and TFRecord shards for the kernel rsna-kit-train.
 
 Inputs: the competition, the dataset rsna-kit, and rsna-wheels where the image lacks a package.
-The output folder holds 20 GB: 54,706 PNG pictures fit at 1024x512, not at 1536x768.
+The output folder holds 20 GB: a PRESET whose pictures do not fit is refused, with the size that does.
 """
 
 import json
@@ -11,7 +11,7 @@ from pathlib import Path
 
 KERNEL = "prepare"
 SETTINGS = {  # kernels/README.md says what each means; scripts/push fills them
-    "PRESET": "default",
+    "PRESET": "kaggle",
     "SET": "",
 }
 
@@ -35,15 +35,14 @@ def attach_library() -> None:
 
 attach_library()
 
-from rsna_kit.recipes.session import Session, run
+from rsna_kit.recipes.session import OUTPUT_BYTES, Session, run
 
 
 def work(session: Session) -> dict:
     """What this kernel is for. Imports stand here, because one that fails is to end in a verdict, too."""
     from rsna_kit.recipes.prepare import prepare
 
-    config = session.config("image.height=1024 image.width=512 data.save=none")
-    return prepare(None, session.working / "prepared", config, session.events)
+    return prepare(None, session.working / "prepared", session.config(), session.events, room=OUTPUT_BYTES)
 
 
 sys.exit(run(KERNEL, SETTINGS, ["cv2", "dicomsdl", "imagecodecs", "pydicom", "tensorflow"], work))

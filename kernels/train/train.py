@@ -16,7 +16,7 @@ from pathlib import Path
 
 KERNEL = "train"
 SETTINGS = {  # kernels/README.md says what each means; scripts/push fills them
-    "PRESET": "default",
+    "PRESET": "kaggle",
     "SET": "",
     "FOLDS": "",
     "WEIGHTS": "",

@@ -34,6 +34,7 @@ from rsna_kit.runtime.hardware import commit, cpu_count, gpus, kaggle_image, mem
 from rsna_kit.runtime.offline import install_missing
 
 _ORDER = {"model": "the Kaggle Model", "kernel": "the output of the kernel", "dataset": "the dataset"}
+OUTPUT_BYTES = 20e9  # what /kaggle/working may hold at the end of a session
 _WHEELS = "rsna-wheels"
 _IN_WHEELS = {"dicomsdl", "imagecodecs"}
 
@@ -64,9 +65,9 @@ class Session:
         """What is left of TIME_LIMIT, counted from the session's start."""
         return Clock(parse_duration(self.settings["TIME_LIMIT"]) - self._began.elapsed_s())
 
-    def config(self, base: str = "") -> Config:
-        """The configuration: PRESET, then what the kernel itself changes, then SET."""
-        return with_overrides(preset(self.settings.get("PRESET", "default")), [*base.split(), *self.words("SET")])
+    def config(self) -> Config:
+        """The configuration: PRESET, then SET."""
+        return with_overrides(preset(self.settings.get("PRESET", "default")), self.words("SET"))
 
     def words(self, name: str) -> list[str]:
         """A setting that is a list, separated by blanks."""
