@@ -17,8 +17,20 @@ from typing import Any
 
 from rsna_kit import __version__, config
 from rsna_kit.arguments import Parser, add_config, read_clock, read_config
-from rsna_kit.runtime.errors import RsnaKitError
+from rsna_kit.runtime.errors import MissingDependencyError, RsnaKitError
 from rsna_kit.runtime.events import Events
+from rsna_kit.runtime.lazy import check_surroundings
+
+# Modules without which a verb cannot do anything, looked at before it begins.
+_NEEDS = {
+    "check": ("pydicom", "cv2"),
+    "phantom": ("pydicom", "imagecodecs"),
+    "prepare": ("pydicom", "cv2", "tensorflow"),
+    "folds": ("cv2",),
+    "train": ("cv2", "keras"),
+    "infer": ("pydicom", "cv2", "keras"),
+    "explain": ("pydicom", "cv2", "keras"),
+}
 
 
 def _check(options: argparse.Namespace) -> dict[str, Any]:
@@ -137,7 +149,7 @@ def build_parser() -> argparse.ArgumentParser:
     def verb(name: str, run: Any, summary: str, example: str, more: str = "") -> argparse.ArgumentParser:
         told = f"{summary}\n\n{more}" if more else summary
         child = verbs.add_parser(name, help=summary, description=told, epilog=f"example:\n  rsna-kit {example}")
-        child.set_defaults(run=run)
+        child.set_defaults(run=run, needs=_NEEDS.get(name, ()))
         return child
 
     check = verb("check", _check, "Show what this machine can decode; with a folder, what its files are and will take.",
@@ -276,15 +288,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options = build_parser().parse_args(arguments)
         options.command = shlex.join(["rsna-kit", *(sys.argv[1:] if arguments is None else arguments)])
+        for module, why in check_surroundings(options.needs).items():
+            absent = why == "not installed"
+            mend = "Install it: pip install 'rsna-kit[train]'" if absent else "Mend or remove what is installed there"
+            raise MissingDependencyError(f"{module}: {why}. {mend}")
         result = options.run(options)
+        print(json.dumps(result, indent=2, default=str), flush=True)
     except RsnaKitError as error:
         print(f"Error: {error}", file=sys.stderr)
         return error.exit_code
     except OSError as error:  # disk full, no permission, a file where a folder should be: the message names the path
-        print(f"Error: {error}", file=sys.stderr)
+        print(f"Error: {error}. What is on disk is whole.", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("Interrupted. What is on disk is whole; the same command resumes.", file=sys.stderr)
         return 130
-    print(json.dumps(result, indent=2, default=str))
     return 0 if result.get("ok", True) else 1

@@ -24,7 +24,7 @@ from rsna_kit.report.history import training_section
 from rsna_kit.report.page import Section
 from rsna_kit.report.sections import provenance, write_report
 from rsna_kit.runtime.clock import Clock
-from rsna_kit.runtime.errors import RsnaKitError, UsageError
+from rsna_kit.runtime.errors import RsnaKitError, UsageError, one_line
 from rsna_kit.runtime.events import Events
 from rsna_kit.runtime.files import read_json, sha256_file, write_json
 from rsna_kit.runtime.hardware import commit, versions
@@ -116,7 +116,8 @@ def report_training(out: Path, prepared: Path, events: Events, clock: Clock) -> 
     try:
         return str(report([out], out, events, prepared=prepared, clock=clock)["report"])
     except Exception as error:
-        events.say(f"no page, the training is whole without it ({type(error).__name__}: {error})", kind="report_failed")
+        said = f"{type(error).__name__}: {one_line(error)}"
+        events.say(f"no page, the training is whole without it ({said})", kind="report_failed")
         return None
 
 
@@ -220,7 +221,7 @@ def _cases(file: _File, album: Album, clock: Clock, events: Events) -> Section:
             maps, method = draw_maps(file.scorer, pictures, of_image, album.image, clock, events)
             note += " " + _MAPS.format(method=method)
         except RsnaKitError as error:
-            events.say(f"no maps: {error}")
+            events.say(f"no maps: {one_line(error)}")
     shown: dict[str, list[Case]] = {}
     for name, rows in groups.items():
         shown[name] = []
