@@ -219,3 +219,24 @@ def test_a_kernel_says_which_settings_the_libraries_got(
     monkeypatch.setattr(sessions, "gpus", lambda: [])
     sessions.run("prepare", {"SET": ""}, [], lambda session: {})
     assert "TF_XLA_FLAGS='--auto_jit=2'" in capfd.readouterr().out
+
+
+@pytest.mark.tf
+def test_many_networks_that_are_traced_once_each_bring_no_advice_on_tracing() -> None:
+    code = """
+import logging, sys, keras, numpy as np
+from rsna_kit.runtime import lazy
+lazy.check_surroundings([])
+for number in range(7):
+    if number == 5:
+        print("without the filter", file=sys.stderr, flush=True)
+        logging.getLogger("tensorflow").removeFilter(lazy._is_no_advice_on_tracing)
+    network = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+    for _ in range(2):
+        network.predict_on_batch(np.zeros((1, 4)))
+    assert network.predict_function.experimental_get_tracing_count() == 1
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    before, _, behind = done.stderr.partition("without the filter")
+    assert "retracing" not in before
+    assert "retracing" in behind

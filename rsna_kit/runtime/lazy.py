@@ -6,6 +6,7 @@ import functools
 import importlib
 import importlib.util
 import json
+import logging
 import os
 import re
 import sys
@@ -78,7 +79,8 @@ def surroundings() -> dict[str, str]:
 def check_surroundings(modules: Iterable[str]) -> dict[str, str]:
     """See before any work whether what the environment brings lets `modules` be used.
 
-    Standard output is told to escape what its encoding cannot hold, such as a file's name that is not UTF-8.
+    Standard output is told to escape what its encoding cannot hold, such as a file's name that is not UTF-8, and
+    TensorFlow to keep its advice on tracing to itself.
 
     Returns:
         module → why it cannot be used, empty when all of them can.
@@ -87,12 +89,19 @@ def check_surroundings(modules: Iterable[str]) -> dict[str, str]:
         UsageError: a setting of Keras or TensorFlow under which this library does not work; names it and the values
             that do.
     """
+    # TensorFlow counts the traces of all networks together, because Keras' functions have one source: from the fifth
+    # network on, each traced once, it warns of retracing.
+    logging.getLogger("tensorflow").addFilter(_is_no_advice_on_tracing)
     if reconfigure := getattr(sys.stdout, "reconfigure", None):
         reconfigure(errors="backslashreplace")
     modules = list(modules)
     if "keras" in modules:
         _check_keras()
     return {module: why for module in modules if (why := absence(module))}
+
+
+def _is_no_advice_on_tracing(record: logging.LogRecord) -> bool:
+    return "triggered tf.function retracing" not in str(record.msg)
 
 
 def _check_keras() -> None:
