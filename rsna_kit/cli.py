@@ -17,8 +17,9 @@ from typing import Any
 
 from rsna_kit import __version__, config
 from rsna_kit.arguments import Parser, add_config, read_clock, read_config
-from rsna_kit.runtime.errors import RsnaKitError
+from rsna_kit.runtime.errors import MissingDependencyError, RsnaKitError
 from rsna_kit.runtime.events import Events
+from rsna_kit.runtime.lazy import check_surroundings
 
 Run = Callable[[argparse.Namespace], dict[str, Any]]
 
@@ -68,13 +69,15 @@ def _score(options: argparse.Namespace) -> dict[str, Any]:
     return score(options.predictions, Events(), out=options.out, truth=options.truth, threshold=options.threshold)
 
 
-def add_verb(verbs: Any, name: str, run: Run, summary: str, example: str, more: str = "") -> argparse.ArgumentParser:
-    """One verb with its help; `example` and `more` stand below the summary."""
+def add_verb(
+    verbs: Any, name: str, run: Run, summary: str, example: str, more: str = "", needs: Sequence[str] = ()
+) -> argparse.ArgumentParser:
+    """One verb with its help, `example` and `more` below; modules in `needs` are looked at before it runs."""
     told = f"{summary}\n\n{more}" if more else summary
     child: argparse.ArgumentParser = verbs.add_parser(
         name, help=summary, description=told, epilog=f"example:\n  rsna-kit {example}"
     )
-    child.set_defaults(run=run)
+    child.set_defaults(run=run, needs=needs)
     return child
 
 
@@ -90,7 +93,7 @@ def add_predictions(parser: argparse.ArgumentParser) -> None:
 
 def _add_check(verbs: Any) -> None:
     summary = "Show what this machine can decode; with a folder, what its files are and will take."
-    check = add_verb(verbs, "check", _check, summary, "check runs/demo/competition")
+    check = add_verb(verbs, "check", _check, summary, "check runs/demo/competition", needs=("pydicom", "cv2"))
     folder = "competition folder (with train.csv or test.csv), or a folder of DICOM files"
     check.add_argument("folder", type=Path, nargs="?", help=folder)
     add_config(check, ["image"], "image.height=1024")
@@ -98,7 +101,8 @@ def _add_check(verbs: Any) -> None:
 
 def _add_prepare(verbs: Any) -> None:
     summary = "Turn training DICOMs into images and TFRecord shards; resumes."
-    prepare = add_verb(verbs, "prepare", _prepare, summary, "prepare runs/phantom runs/prepared --preset smoke")
+    example, needs = "prepare runs/phantom runs/prepared --preset smoke", ("pydicom", "cv2", "tensorflow")
+    prepare = add_verb(verbs, "prepare", _prepare, summary, example, needs=needs)
     prepare.add_argument("competition", type=Path, help="competition folder with train.csv and train_images/")
     prepare.add_argument("out", type=Path, help="prepared folder to write")
     prepare.add_argument("--limit", type=int, help="only the first N patients, for a quick look")
@@ -109,7 +113,8 @@ def _add_prepare(verbs: Any) -> None:
 
 def _add_train(verbs: Any) -> None:
     summary = "Train one network per fold and leave a bundle for each; resumes."
-    train = add_verb(verbs, "train", _train, summary, "train runs/prepared runs/model --preset smoke")
+    example = "train runs/prepared runs/model --preset smoke"
+    train = add_verb(verbs, "train", _train, summary, example, needs=("cv2", "keras"))
     train.add_argument("prepared", type=Path, help="folder written by prepare")
     train.add_argument("out", type=Path, help="folder for bundles, out-of-fold scores and curves")
     train.add_argument("--fold", type=int, action="append", help="train only this fold; may be repeated")
@@ -122,7 +127,7 @@ def _add_train(verbs: Any) -> None:
 def _add_infer(verbs: Any) -> None:
     summary = "Score test DICOMs with one or more bundles into submission.csv; resumes."
     example = "infer runs/phantom/hidden runs/submission --bundle runs/model/bundles"
-    infer = add_verb(verbs, "infer", _infer, summary, example)
+    infer = add_verb(verbs, "infer", _infer, summary, example, needs=("pydicom", "cv2", "keras"))
     infer.add_argument("competition", type=Path, help="folder with test.csv, sample_submission.csv and test_images/")
     infer.add_argument("out", type=Path, help="folder for submission.csv and scores.csv")
     bundle = "a bundle or a folder of them, may be repeated; or a folder written by blend"
@@ -180,15 +185,19 @@ def main(arguments: Sequence[str] | None = None, build: Callable[[], argparse.Ar
     try:
         options = build().parse_args(arguments)
         options.command = shlex.join(["rsna-kit", *(sys.argv[1:] if arguments is None else arguments)])
+        for module, why in check_surroundings(options.needs).items():
+            absent = why == "not installed"
+            mend = "Install it: pip install 'rsna-kit[train]'" if absent else "Mend or remove what is installed there"
+            raise MissingDependencyError(f"{module}: {why}. {mend}")
         result = options.run(options)
+        print(json.dumps(result, indent=2, default=str), flush=True)
     except RsnaKitError as error:
         print(f"Error: {error}", file=sys.stderr)
         return error.exit_code
     except OSError as error:  # disk full, no permission, a file where a folder should be: the message names the path
-        print(f"Error: {error}", file=sys.stderr)
+        print(f"Error: {error}. What is on disk is whole.", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("Interrupted. What is on disk is whole; the same command resumes.", file=sys.stderr)
         return 130
-    print(json.dumps(result, indent=2, default=str))
     return 0 if result.get("ok", True) else 1

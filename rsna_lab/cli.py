@@ -63,7 +63,8 @@ def _compare(options: argparse.Namespace) -> dict[str, Any]:
 
 def _add_phantom(verbs: Any) -> None:
     summary = "Write a synthetic competition with the real one's layout and quirks."
-    phantom = cli.add_verb(verbs, "phantom", _phantom, summary, "phantom runs/phantom --patients 40 --seed 1")
+    example, needs = "phantom runs/phantom --patients 40 --seed 1", ("pydicom", "imagecodecs")
+    phantom = cli.add_verb(verbs, "phantom", _phantom, summary, example, needs=needs)
     phantom.add_argument("out", type=Path, help="folder to write")
     patients = "training patients; the hidden test adds two fifths of that"
     phantom.add_argument("--patients", type=int, required=True, help=patients)
@@ -79,7 +80,7 @@ def _add_folds(verbs: Any) -> None:
         "Every picture is compared with every other one: tens of minutes for the competition's."
     )
     example = "folds runs/prepared --set train.folds=4 --out runs/folds"
-    folds = cli.add_verb(verbs, "folds", _folds, summary, example, more)
+    folds = cli.add_verb(verbs, "folds", _folds, summary, example, more, needs=("cv2",))
     folds.add_argument("prepared", type=Path, help="folder written by prepare")
     dealt = "CSV with image_id and fold, e.g. a run's oof.csv, instead of dealing"
     folds.add_argument("--folds", type=Path, metavar="FILE", help=dealt)
@@ -92,7 +93,7 @@ def _add_folds(verbs: Any) -> None:
 def _add_explain(verbs: Any) -> None:
     summary = "Draw where the scores come from: Grad-CAM, occlusion or error maps."
     example = "explain runs/phantom/hidden runs/maps --bundle runs/model/bundles --top 12"
-    explain = cli.add_verb(verbs, "explain", _explain, summary, example)
+    explain = cli.add_verb(verbs, "explain", _explain, summary, example, needs=("pydicom", "cv2", "keras"))
     explain.add_argument("competition", type=Path, help="folder with test.csv or train.csv and their images")
     explain.add_argument("out", type=Path, help="folder for pictures, maps, explain.csv and index.html")
     bundle = "a bundle, or a folder of bundles; may be repeated"

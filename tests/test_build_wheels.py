@@ -211,5 +211,6 @@ def test_the_image_says_when_and_where_it_was_read() -> None:
     content = json.loads((HOME / "image.json").read_text())
     assert content["read"].startswith("20")
     assert content["from"]
-    now, then = (read_image(HOME / "image.json", python).packages["numpy"] for python in PYTHONS)
-    assert (now, then) == ("2.0.2", "2.1.3")
+    now, then = (read_image(HOME / "image.json", python).packages for python in PYTHONS)
+    assert (now["numpy"], then["numpy"]) == ("2.0.2", "2.1.3")
+    assert (now["opencv-python-headless"], then["opencv-python-headless"]) == ("4.13.0.92", "5.0.0.93")

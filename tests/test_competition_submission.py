@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from rsna_kit.competition.submission import (
     write_submission,
 )
 from rsna_kit.runtime.errors import SubmissionError, TableError
+from rsna_kit.runtime.files import read_csv
 
 SAMPLE = pd.DataFrame({"prediction_id": ["10008_L", "10008_R", "9_L"], "cancer": 0.0211676964})
 GOOD = pd.DataFrame({"prediction_id": ["9_L", "10008_L", "10008_R"], "cancer": [1, 0, 0]})
@@ -50,7 +52,7 @@ def test_a_prior_outside_the_unit_interval_is_refused(prior: float) -> None:
 def test_scores_survive_the_file_to_the_last_bit(tmp_path_factory: pytest.TempPathFactory, scores: list[float]) -> None:
     path = tmp_path_factory.mktemp("out") / "submission.csv"
     write_submission(SAMPLE.assign(cancer=scores), SAMPLE, path)
-    assert pd.read_csv(path, float_precision="round_trip")["cancer"].tolist() == scores
+    assert read_csv(path, ["prediction_id"])["cancer"].tolist() == scores
 
 
 def test_true_and_false_are_written_as_numbers(tmp_path: Path) -> None:
@@ -98,10 +100,10 @@ def test_a_write_that_dies_leaves_the_old_file(tmp_path: Path, monkeypatch: pyte
     before = path.read_bytes()
 
     def full(*args: object) -> None:
-        raise OSError("No space left on device")
+        raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "replace", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OSError, match=r"No space left on device: .*submission\.csv"):
         write_submission(GOOD, SAMPLE, path)
     assert path.read_bytes() == before
     assert os.listdir(tmp_path) == ["submission.csv"]

@@ -125,6 +125,7 @@ def test_targets_that_teach_nothing_are_left_out() -> None:
     assert values[0, 1] == 0  # the caller's array is as it was
 
 
+@pytest.mark.tf
 @pytest.mark.parametrize("kind", ["image", "breast"])
 def test_targets_are_never_an_input(tmp_path: Path, kind: str) -> None:
     """Other further columns: the same pictures in the same order, and only the targets differ."""

@@ -28,7 +28,7 @@ from rsna_kit.recipes.infer import infer
 from rsna_kit.runtime.clock import Clock
 from rsna_kit.runtime.errors import BundleError, MissingDependencyError, TableError, UsageError
 from rsna_kit.runtime.events import Events
-from rsna_kit.runtime.files import read_json, sha256_file, write_json
+from rsna_kit.runtime.files import read_csv, read_json, sha256_file, write_json
 
 pytestmark = pytest.mark.tf
 
@@ -79,7 +79,7 @@ def test_a_calibration_adds_probabilities_and_changes_nothing_else(
     results, tables = {}, {}
     for name, given in (("plain", bundle), ("fitted", calibrated)):
         results[name] = infer(hidden, tmp_path / name, [given], tiny.infer, quiet, Clock())
-        tables[name] = pd.read_csv(tmp_path / name / "scores.csv", float_precision="round_trip")
+        tables[name] = read_csv(tmp_path / name / "scores.csv", [])
     assert [results[name]["calibration"] for name in ("plain", "fitted")] == [None, "beta"]
     assert list(tables["fitted"].columns) == ["prediction_id", "score", "probability", "images"]
     pd.testing.assert_frame_equal(tables["fitted"].drop(columns="probability"), tables["plain"])

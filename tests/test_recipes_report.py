@@ -22,7 +22,7 @@ from rsna_kit.recipes.prepare import prepare
 from rsna_kit.runtime.clock import Clock
 from rsna_kit.runtime.errors import ShardError, TableError, UsageError
 from rsna_kit.runtime.events import Events
-from rsna_kit.runtime.files import read_json, write_json
+from rsna_kit.runtime.files import read_csv, read_json, write_json
 from rsna_lab.recipes.report import PAGE, report
 
 pytest.importorskip("tensorflow")
@@ -90,7 +90,7 @@ def test_the_page_of_a_run_has_everything(whole: tuple[str, str]) -> None:
 
 
 def test_every_breast_has_its_card_with_its_views_and_facts(whole: tuple[str, str], prepared: Path, made: Path) -> None:
-    table, oof = open_prepared(prepared).table, pd.read_csv(made / "oof.csv", float_precision="round_trip")
+    table, oof = open_prepared(prepared).table, read_csv(made / "oof.csv", [])
     assert sorted(cards(whole[0])) == sorted(table["prediction_id"].str.lower().unique())
     for breast, images in table.groupby("prediction_id"):
         card = whole[0].split(f'<li data-id="{breast.lower()}"')[1].split("</li>")[0]

@@ -30,7 +30,7 @@ import pandas as pd
 
 from rsna_kit.config import ImageConfig, image_fingerprint
 from rsna_kit.runtime.errors import ShardError
-from rsna_kit.runtime.files import read_json, replacing, sha256_file, write_json
+from rsna_kit.runtime.files import read_json, sha256_file, write_bytes, write_csv, write_json
 from rsna_kit.runtime.lazy import require
 
 FORMAT_VERSION = 1
@@ -79,13 +79,19 @@ def write_shard(path: Path, rows: Iterable[tuple[str, float, bytes]]) -> list[In
     """
     tensorflow = require("tensorflow", "train")
     entries, end = [], 0
-    with replacing(path) as temporary, tensorflow.io.TFRecordWriter(str(temporary)) as writer:
-        for image_id, label, picture in rows:
-            example = _example(tensorflow, image_id, label, picture)
-            offset = end + _RECORD_HEAD + example.index(picture)
-            entries.append(IndexEntry(image_id, path.name, offset, len(picture), float(label)))
-            writer.write(example)
-            end += _RECORD_HEAD + len(example) + _RECORD_TAIL
+    memory = f"ram://{path.name}"  # TensorFlow knows no path that is not UTF-8, and no short word for a full disk
+    try:
+        with tensorflow.io.TFRecordWriter(memory) as writer:
+            for image_id, label, picture in rows:
+                example = _example(tensorflow, image_id, label, picture)
+                offset = end + _RECORD_HEAD + example.index(picture)
+                entries.append(IndexEntry(image_id, path.name, offset, len(picture), float(label)))
+                writer.write(example)
+                end += _RECORD_HEAD + len(example) + _RECORD_TAIL
+        with tensorflow.io.gfile.GFile(memory, "rb") as written:
+            write_bytes(path, written.read())
+    finally:
+        tensorflow.io.gfile.remove(memory)
     return entries
 
 
@@ -185,8 +191,8 @@ class ShardWriter:
                 f"{self._root}: {len(known)} images in shards, expected the {len(self._table)} of the table"
             )
         table = self._table[self._table["image_id"].isin(set(pictured))]
-        _write_csv(self._root / "table.csv", table)
-        _write_csv(self._root / "failures.csv", pd.DataFrame(failures, columns=["image_id", "stage", "reason"]))
+        write_csv(self._root / "table.csv", table)
+        write_csv(self._root / "failures.csv", pd.DataFrame(failures, columns=["image_id", "stage", "reason"]))
         names = [_name(number, kind) for number in sorted(self._sidecars) for kind in ("tfrecord", "json")]
         manifest = {
             "format_version": FORMAT_VERSION,
@@ -211,11 +217,6 @@ class ShardWriter:
 
 def _name(number: int, kind: str) -> str:
     return f"shard-{number:05d}.{kind}"
-
-
-def _write_csv(path: Path, frame: pd.DataFrame) -> None:
-    with replacing(path) as temporary:
-        frame.to_csv(temporary, index=False)
 
 
 def open_prepared(root: Path, expect: ImageConfig | None = None, verify: bool = True) -> Prepared:

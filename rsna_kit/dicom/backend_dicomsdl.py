@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
-
 import numpy as np
 
 from rsna_kit.dicom.frame import EncodedFrame, stream_facts
 from rsna_kit.dicom.part10 import write_part10
+from rsna_kit.runtime.lazy import absence
 
 UIDS = (
     "1.2.840.10008.1.2.4.50",
@@ -22,8 +21,8 @@ UIDS = (
 
 
 def is_available() -> bool:
-    """Whether dicomsdl is installed."""
-    return importlib.util.find_spec("dicomsdl") is not None
+    """Whether dicomsdl is installed and can be imported."""
+    return not absence("dicomsdl")
 
 
 def decode(frame: EncodedFrame) -> np.ndarray:

@@ -7,11 +7,10 @@ process because fuzzing them has not crashed them; its `ljpeg_decode` is left ou
 
 from __future__ import annotations
 
-import importlib.util
-
 import numpy as np
 
 from rsna_kit.dicom.frame import EncodedFrame
+from rsna_kit.runtime.lazy import absence
 
 _DECODERS = {
     "1.2.840.10008.1.2.4.50": "jpeg8_decode",  # JPEG baseline, 8 bit, lossy
@@ -27,8 +26,8 @@ UIDS = tuple(_DECODERS)
 
 
 def is_available() -> bool:
-    """Whether imagecodecs is installed."""
-    return importlib.util.find_spec("imagecodecs") is not None
+    """Whether imagecodecs is installed and can be imported."""
+    return not absence("imagecodecs")
 
 
 def decode(frame: EncodedFrame) -> np.ndarray:

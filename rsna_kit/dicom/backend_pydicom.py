@@ -12,6 +12,7 @@ import numpy as np
 
 from rsna_kit.dicom.frame import EncodedFrame
 from rsna_kit.dicom.part10 import write_part10
+from rsna_kit.runtime import lazy
 
 UIDS = (
     "1.2.840.10008.1.2.4.50",
@@ -38,6 +39,8 @@ def absence(uid: str) -> str:
     Returns:
         "" when one is installed, and for RLE, which needs none.
     """
+    if too_old := lazy.absence("pydicom"):
+        return too_old
     from pydicom.pixels import get_decoder
 
     decoder = get_decoder(uid)

@@ -27,7 +27,7 @@ from rsna_kit.dicom.codestream import StreamFacts
 from rsna_kit.dicom.frame import JPEG_LOSSLESS_UIDS, EncodedFrame, stream_facts
 from rsna_kit.dicom.header import NATIVE_UIDS
 from rsna_kit.dicom.trust import TRUST_ALL, Trust
-from rsna_kit.runtime.errors import DecodeError
+from rsna_kit.runtime.errors import DecodeError, one_line
 
 LADDER: tuple[ModuleType, ...] = (backend_native, backend_imagecodecs, backend_dicomsdl, backend_pydicom)
 _CRASHING = (backend_dicomsdl, backend_pydicom)
@@ -178,11 +178,6 @@ def _absence(module: ModuleType, uid: str) -> str:
 
 def _name(module: ModuleType) -> str:
     return module.__name__.rpartition("backend_")[2]
-
-
-def one_line(error: Exception) -> str:
-    """One line of an error, its type when it says nothing."""
-    return " ".join(str(error).split())[:400] or type(error).__name__
 
 
 def check_stream(frame: EncodedFrame) -> StreamFacts | None:

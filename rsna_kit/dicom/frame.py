@@ -26,7 +26,7 @@ from rsna_kit.dicom.header import (
     parse_header,
     read_elements,
 )
-from rsna_kit.runtime.errors import DecodeError, HeaderError
+from rsna_kit.runtime.errors import DecodeError, HeaderError, one_line
 
 JPEG2000_UIDS = ("1.2.840.10008.1.2.4.90", "1.2.840.10008.1.2.4.91")
 JPEG_LOSSLESS_UIDS = ("1.2.840.10008.1.2.4.57", "1.2.840.10008.1.2.4.70")
@@ -159,7 +159,7 @@ def _parse(file: io.BytesIO | _Looks, path: Path, image_id: str | None) -> tuple
     except HeaderError:
         raise
     except Exception as error:  # pydicom converts some raw elements on access, and raises anything at all
-        raise HeaderError(f"{name}: the DICOM header is damaged ({error}). Copy the file again") from error
+        raise HeaderError(f"{name}: the DICOM header is damaged ({one_line(error)}). Copy the file again") from error
     return EncodedFrame(image_id=image_id, path=path, codestream=b"", **facts), elements
 
 

@@ -19,7 +19,7 @@ from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
 from pydicom.filereader import read_dataset
 
-from rsna_kit.runtime.errors import HeaderError
+from rsna_kit.runtime.errors import HeaderError, one_line
 
 IMPLICIT_LITTLE_ENDIAN = "1.2.840.10008.1.2"
 EXPLICIT_LITTLE_ENDIAN = "1.2.840.10008.1.2.1"
@@ -117,7 +117,8 @@ def read_elements(file: BinaryIO, name: str) -> Elements:
         raise
     except Exception as error:  # pydicom raises anything at all on damaged structure
         raise HeaderError(
-            f"{name}: the DICOM header is damaged or cut short ({type(error).__name__}: {error}). Copy the file again"
+            f"{name}: the DICOM header is damaged or cut short ({type(error).__name__}: {one_line(error)}). "
+            "Copy the file again"
         ) from error
     return found
 

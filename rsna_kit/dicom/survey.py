@@ -16,7 +16,7 @@ from typing import NamedTuple
 from rsna_kit.dicom.codestream import Wavelet
 from rsna_kit.dicom.frame import Head, read_head
 from rsna_kit.dicom.trust import Group, group_of
-from rsna_kit.runtime.errors import DecodeError, ImageError
+from rsna_kit.runtime.errors import DecodeError, ImageError, one_line
 from rsna_kit.runtime.threads import in_daemons
 
 _READERS = 16  # threads: they wait for a disk, parsing takes 0.3 ms of one core a file
@@ -130,7 +130,8 @@ def _survey_one(file: tuple[str, Path]) -> Surveyed | Failure:
     except ImageError as error:
         return Failure(image_id, path, error.stage, str(error))
     except Exception as error:  # a bug met by one file must not cost the other 32,000
-        return Failure(image_id, path, ImageError.stage, f"{path}: unexpected {type(error).__name__}: {error}")
+        said = f"{path}: unexpected {type(error).__name__}: {one_line(error)}"
+        return Failure(image_id, path, ImageError.stage, said)
     if head.problem is not None:
         return Failure(image_id, path, DecodeError.stage, head.problem)
     return Surveyed(image_id, path, head.size, _kind(head))

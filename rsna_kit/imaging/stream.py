@@ -28,7 +28,7 @@ from rsna_kit.dicom.trust import TRUST_ALL, Trust
 from rsna_kit.imaging.outcome import Device, Outcome, Task
 from rsna_kit.imaging.render import read_image, render_pyramid
 from rsna_kit.runtime.clock import Clock
-from rsna_kit.runtime.errors import DecodeError, ImageError
+from rsna_kit.runtime.errors import DecodeError, ImageError, one_line
 from rsna_kit.runtime.hardware import cpu_count
 
 PATIENCE_S = 150.0  # two decoders that hang in processes of their own, each asked twice for 30 s
@@ -213,7 +213,7 @@ class ImageStream(Iterator[Outcome]):
         except ImageError as error:
             return Outcome(task.image_id, error=error, worker=task.worker)
         except Exception as error:  # a bug met by one file must not cost the other 32,000
-            text = f"image {task.image_id} ({task.path}): unexpected {type(error).__name__}: {error}"
+            text = f"image {task.image_id} ({task.path}): unexpected {type(error).__name__}: {one_line(error)}"
             return Outcome(task.image_id, error=ImageError(text), worker=task.worker)
 
     def _feed(self, device: Device) -> None:
@@ -244,7 +244,7 @@ class ImageStream(Iterator[Outcome]):
         except Exception as error:  # whatever a device's library raises
             with self._changed:
                 self._running.pop(thread, None)
-                self._leave(thread, held, f"{type(error).__name__}: {error}")
+                self._leave(thread, held, f"{type(error).__name__}: {one_line(error)}")
 
     def _gather(self, device: Device, held: list[Task]) -> bool:
         """Fill `held` with the next files that a device takes, handing the others to the threads; False at the end."""

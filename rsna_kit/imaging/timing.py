@@ -18,7 +18,7 @@ from rsna_kit.config import ImageConfig
 from rsna_kit.dicom.survey import Failure, Survey, Surveyed, spread
 from rsna_kit.dicom.trust import Group
 from rsna_kit.imaging.render import read_image
-from rsna_kit.runtime.errors import ImageError
+from rsna_kit.runtime.errors import ImageError, one_line
 
 _TIMED_PER_SIZE = 3
 _MOST_TIMED = 48  # a folder of digitised films has as many sizes as files
@@ -147,7 +147,7 @@ def _read(file: Surveyed, image: ImageConfig) -> float | Failure:
     except ImageError as error:
         return Failure(file.image_id, file.path, error.stage, str(error))
     except Exception as error:  # a bug met by one file must not hide what the others have
-        reason = f"{file.path}: unexpected {type(error).__name__}: {error}"
+        reason = f"{file.path}: unexpected {type(error).__name__}: {one_line(error)}"
         return Failure(file.image_id, file.path, ImageError.stage, reason)
     return _cpu_seconds() - before
 

@@ -24,7 +24,7 @@ from rsna_kit.config import Config, from_dict, image_fingerprint, to_dict
 from rsna_kit.models.h5_file import count_arrays, open_weights
 from rsna_kit.models.network import build_network, dtype_policy
 from rsna_kit.models.weights import save_weights
-from rsna_kit.runtime.errors import BundleError, UsageError
+from rsna_kit.runtime.errors import BundleError, UsageError, one_line
 from rsna_kit.runtime.files import read_json, replacing, sha256_file, write_json
 from rsna_kit.runtime.hardware import commit, versions
 
@@ -194,8 +194,7 @@ def load_model(bundle: Bundle, precision: str = "float32") -> Any:
     try:
         model.load_weights(str(path))
     except (ValueError, KeyError, OSError, TypeError, RuntimeError) as error:
-        reason = " ".join(str(error).partition("List of objects")[0].split())  # the rest prints every array
-        raise BundleError(f"{path}: does not fit {name}: {reason} Copy the whole bundle again.") from error
+        raise BundleError(f"{path}: does not fit {name}: {one_line(error)} Copy the whole bundle again.") from error
     for weight in model.weights:
         if not np.isfinite(np.asarray(weight)).all():
             raise BundleError(

@@ -16,7 +16,7 @@ import numpy as np
 from rsna_kit.models.bundle import load_model
 from rsna_kit.models.members import Member
 from rsna_kit.models.runtimes import TOLERANCE, Run, check_runtime, compile_for
-from rsna_kit.runtime.errors import BundleError
+from rsna_kit.runtime.errors import BundleError, one_line
 
 
 class Part(NamedTuple):
@@ -142,7 +142,7 @@ class Ensemble:
             try:
                 return _Scorer(member, compile_for(self._runtime, network, self._batch_size), network, part)
             except Exception as error:  # whatever a converter raises: Keras scores all the same
-                why = f"{type(error).__name__}: {error}"
+                why = f"{type(error).__name__}: {one_line(error)}"
                 self._say(f"{member.bundle.path}: {self._runtime} cannot take it, Keras scores ({why})")
         return _Scorer(member, compile_for("keras", network, self._batch_size), None, part)
 

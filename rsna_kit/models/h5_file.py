@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from rsna_kit.runtime.errors import BundleError
+from rsna_kit.runtime.errors import BundleError, one_line
 from rsna_kit.runtime.lazy import require
 
 _HDF5 = b"\x89HDF\r\n\x1a\n"
@@ -66,7 +66,8 @@ def open_weights(path: Path) -> Iterator[Any]:
     except BundleError:
         raise
     except (OSError, KeyError, ValueError, RuntimeError, TypeError) as error:
-        raise BundleError(f"{path}: truncated or damaged HDF5 ({error}). Copy or download it again.") from error
+        said = f"{path}: truncated or damaged HDF5 ({one_line(error)})"
+        raise BundleError(f"{said}. Copy or download it again.") from error
 
 
 def is_legacy(opened: Any) -> bool:

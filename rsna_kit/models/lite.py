@@ -44,7 +44,7 @@ def build_lite(name: str, scaled: Any, tap: int, drop_path: float) -> Any:
     """
     try:
         from keras_cv.models import EfficientNetLiteBackbone
-    except ImportError:
+    except Exception:  # absent, or broken in whatever way
         return lite_from_layers(name, scaled, tap, drop_path)
     width, depth = COEFFICIENTS[name]
     made = EfficientNetLiteBackbone(

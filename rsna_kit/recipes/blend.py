@@ -15,7 +15,7 @@ from rsna_kit.competition.leaks import check_folds
 from rsna_kit.config import InferConfig
 from rsna_kit.runtime.errors import BundleError, TableError, UsageError
 from rsna_kit.runtime.events import Events
-from rsna_kit.runtime.files import replacing, write_json
+from rsna_kit.runtime.files import read_csv, write_bytes, write_csv, write_json
 from rsna_kit.scoring.blend import (
     OBJECTIVES,
     choose_weights,
@@ -102,8 +102,7 @@ def blend(
     calibration = calibrate(labels, breasts["score"], breasts["fold"], events.say)
 
     by_bundle = _copy(out, bundles, dict(zip(names, weights.tolist(), strict=True)))
-    with replacing(out / "oof.csv") as temporary:
-        breasts.to_csv(temporary, index=False)
+    write_csv(out / "oof.csv", breasts)
     result = {
         "models": {name: str(folder) for name, folder in names.items()},
         "weights": dict(zip(names, weights.tolist(), strict=True)),
@@ -159,9 +158,8 @@ def _names(models: Sequence[Path]) -> dict[str, Path]:
 
 def _read_oof(folder: Path) -> pd.DataFrame:
     path = folder / "oof.csv"
-    texts = dict.fromkeys(("image_id", "prediction_id", "patient_id"), str)
     try:
-        table = pd.read_csv(path, dtype=texts, float_precision="round_trip")
+        table: pd.DataFrame = read_csv(path, ("image_id", "prediction_id", "patient_id"))
     except FileNotFoundError as error:
         raise TableError(f"{path}: no such file. Give folders written by train, which has to have ended") from error
     except ValueError as error:
@@ -220,6 +218,7 @@ def _copy(out: Path, bundles: Mapping[str, Mapping[int, Bundle]], weights: Mappi
         for fold, bundle in folds.items():
             if weights[name] > 0:
                 copy = f"bundles/{name}-fold{fold}"
-                shutil.copytree(bundle.path, out / copy, ignore=shutil.ignore_patterns("*.tmp-*"))
+                for file in (*bundle.metadata["sha256"], "metadata.json"):
+                    write_bytes(out / copy / file, (bundle.path / file).read_bytes())
                 by_bundle[copy] = weights[name] / len(folds)
     return by_bundle

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from rsna_kit.config import DecodeConfig, ImageConfig
 from rsna_kit.runtime.clock import Clock
-from rsna_kit.runtime.errors import DecodeError, MissingDependencyError, UsageError
+from rsna_kit.runtime.errors import DecodeError, MissingDependencyError, UsageError, one_line
 from rsna_kit.runtime.events import Events
 
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ def _prove(found: Survey, settings: DecodeConfig, devices: Sequence[Device], eve
     try:
         proof = prove(examples, extra, settings.proof_files, settings.workers, limit_s=limit_s)
     except Exception as error:  # a bug here must not cost a run that would go well without it
-        events.say(f"the proof failed ({type(error).__name__}: {error}); not used: {', '.join(extra)}")
+        events.say(f"the proof failed ({type(error).__name__}: {one_line(error)}); not used: {', '.join(extra)}")
         return Trust(extra=frozenset(extra))
     for line in proof.lines:
         events.say(f"  {line}", kind="proof_line")

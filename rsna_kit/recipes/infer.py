@@ -20,7 +20,7 @@ from rsna_kit.config import DecodeConfig, InferConfig
 from rsna_kit.runtime.clock import Clock, format_duration
 from rsna_kit.runtime.errors import BundleError, TableError, UsageError
 from rsna_kit.runtime.events import Events
-from rsna_kit.runtime.files import replacing, sha256_file
+from rsna_kit.runtime.files import sha256_file, write_csv
 from rsna_kit.scoring.blend import weighted_breasts
 from rsna_kit.scoring.calibration import Calibration
 from rsna_kit.scoring.ledger import ScoreLedger
@@ -276,6 +276,5 @@ def _write_results(
     if calibration is not None:
         known = calibration.apply(breasts["score"])
         breasts.insert(2, "probability", np.where(breasts["images"] > 0, known, prior))
-    with replacing(out / "scores.csv") as temporary:
-        breasts.to_csv(temporary, index=False)
+    write_csv(out / "scores.csv", breasts)
     return called

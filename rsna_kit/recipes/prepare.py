@@ -15,7 +15,7 @@ from rsna_kit.competition.tables import read_train
 from rsna_kit.config import Config
 from rsna_kit.runtime.errors import UsageError
 from rsna_kit.runtime.events import Events, Progress
-from rsna_kit.runtime.files import replacing
+from rsna_kit.runtime.files import write_bytes
 
 if TYPE_CHECKING:
     from rsna_kit.data.shards import ShardWriter
@@ -126,8 +126,7 @@ def _pictures(
         png = encode_picture(outcome.rendered.image, "png")
         path = _picture_path(out, row, save)
         if path is not None:
-            with replacing(path) as temporary:
-                temporary.write_bytes(png if save == "png" else encode_picture(outcome.rendered.image, "jpeg"))
+            write_bytes(path, png if save == "png" else encode_picture(outcome.rendered.image, "jpeg"))
         yield outcome.image_id, float(row.cancer), png  # type: ignore[arg-type]
 
 

@@ -2,12 +2,11 @@
 
 A kernel is one short script: it makes this library importable and hands its own part to `run`. What is looked at here
 comes before any work, so that a session in which something is missing ends in its first minute. Nothing of the
-environment is printed but our own settings.
+environment is printed but our own settings and those of the libraries.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import platform
 import signal
@@ -27,10 +26,11 @@ from rsna_kit.recipes.attempts import ATTEMPT, BEGAN, MOST_ATTEMPTS, count_rows,
 from rsna_kit.recipes.verdict import VERDICT, redacted, write_verdict
 from rsna_kit.runtime.clock import Clock, parse_duration
 from rsna_kit.runtime.contents import CONTENTS, check_contents
-from rsna_kit.runtime.errors import MissingDependencyError, RsnaKitError, UsageError
+from rsna_kit.runtime.errors import MissingDependencyError, RsnaKitError, UsageError, one_line
 from rsna_kit.runtime.events import Events
 from rsna_kit.runtime.files import read_json
 from rsna_kit.runtime.hardware import commit, cpu_count, gpus, kaggle_image, memory_gib, versions
+from rsna_kit.runtime.lazy import check_surroundings, surroundings
 from rsna_kit.runtime.offline import install_missing
 
 _ORDER = {"model": "the Kaggle Model", "kernel": "the output of the kernel", "dataset": "the dataset"}
@@ -101,12 +101,13 @@ class Session:
             if source.kind == "dataset" and source.reference.rpartition("/")[2] == _WHEELS:
                 self._install(source)
         self._say("packages   " + " ".join(f"{name}={version}" for name, version in versions().items()))
-        missing = [name for name in needs if importlib.util.find_spec(name) is None]
+        said = " ".join(f"{name}={value!r}" for name, value in surroundings().items())
+        self._say(f"environ    {redacted(said) or 'nothing that concerns us'}")
+        missing = check_surroundings(needs)
         if missing:
             advice = f"Attach the dataset {_WHEELS}" if _IN_WHEELS.issuperset(missing) else "Use Kaggle's Python image"
-            raise MissingDependencyError(
-                f"{', '.join(missing)}: not installed. {advice}. Attached is:\n{self.attached()}"
-            )
+            why = "; ".join(f"{name}: {reason}" for name, reason in missing.items())
+            raise MissingDependencyError(f"{why}. {advice}. Attached is:\n{self.attached()}")
 
     def attached(self) -> str:
         """What is attached, a line for each."""
@@ -263,8 +264,9 @@ def run(
             print(reason if ok else f"Error: {reason}", file=sys.stderr, flush=True)
     except BaseException as error:  # an interrupt, too: a verdict is all that is left of a run
         ok, code = False, 1
-        deliberate = isinstance(error, RsnaKitError)
-        reason = redacted(str(error) if deliberate else f"{type(error).__name__}: {error}")
+        deliberate = isinstance(error, RsnaKitError | OSError)  # a full disk, too, says all that there is to say
+        reason = str(error) if isinstance(error, RsnaKitError) else f"{type(error).__name__}: {one_line(error)}"
+        reason = redacted(reason)
         print(f"Error: {reason}" if deliberate else redacted(traceback.format_exc()), file=sys.stderr, flush=True)
     session.close(counts, ok, reason)
     if ATTEMPT in os.environ:  # a thread that does not end, or a crash in a library's own end, must not undo the run
@@ -280,7 +282,7 @@ def _run_apart(session: Session, script: str, progress: Path) -> int:
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # whoever ends this ends the child, too
         reason = _attempts(session, script, progress, verdict)
     except BaseException as error:
-        reason = f"{type(error).__name__}: {error}"
+        reason = f"{type(error).__name__}: {one_line(error)}"
     with suppress(Exception):
         if reason and not verdict.is_file():  # else the child has ended in one of its own
             print(f"Error: {reason}", file=sys.stderr, flush=True)

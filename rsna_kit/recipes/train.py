@@ -17,7 +17,7 @@ from rsna_kit.config import Config, ModelConfig, to_dict
 from rsna_kit.runtime.clock import Clock, format_duration
 from rsna_kit.runtime.errors import BundleError, MissingDependencyError, RsnaKitError, UsageError
 from rsna_kit.runtime.events import Events
-from rsna_kit.runtime.files import replacing, write_json
+from rsna_kit.runtime.files import read_csv, write_csv, write_json
 from rsna_kit.scoring.breasts import to_breasts
 from rsna_kit.scoring.calibration import calibrate
 from rsna_kit.scoring.metrics import average_precision_score, pf1_score, roc_auc_score
@@ -99,8 +99,7 @@ def train(
         share = Clock(clock.remaining_s() / (len(left) - position))
         result = trainer.train_fold(table, fold, out / f"fold{fold}", share)
         kept = result.history[result.best_epoch - 1]
-        with replacing(out / f"fold{fold}" / "validation.csv") as temporary:
-            result.scores.to_csv(temporary, index=False)
+        write_csv(out / f"fold{fold}" / "validation.csv", result.scores)
         epoch_s = 60 * result.minutes / len(result.history)
         metrics = {name: value for name, value in kept.items() if name.startswith("val_")}
         cv = {"epoch": result.best_epoch, "stopped": result.stopped, **metrics}
@@ -122,8 +121,7 @@ def train(
         )
     scores = pd.concat([_validation_scores(out, fold) for fold in done])
     oof = table.loc[table["fold"].isin(done), _OOF_COLUMNS].merge(scores, on="image_id", validate="1:1")
-    with replacing(out / "oof.csv") as temporary:
-        oof.to_csv(temporary, index=False)
+    write_csv(out / "oof.csv", oof)
     breasts = to_breasts(oof, oof)
     threshold = choose_threshold(breasts["cancer"], breasts["score"])
     how = {"rule": "middle of the plateau of the out-of-fold F1 curve", "folds": done, **dataclasses.asdict(threshold)}
@@ -252,4 +250,5 @@ def _remove_foreign(out: Path, wanted: _Wanted, events: Events) -> None:
 
 
 def _validation_scores(out: Path, fold: int) -> pd.DataFrame:
-    return pd.read_csv(out / f"fold{fold}" / "validation.csv", dtype={"image_id": str}, float_precision="round_trip")
+    scores: pd.DataFrame = read_csv(out / f"fold{fold}" / "validation.csv", ["image_id"])
+    return scores

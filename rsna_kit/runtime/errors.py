@@ -77,6 +77,12 @@ class RenderError(ImageError):
     stage = "render"
 
 
+def one_line(error: BaseException) -> str:
+    """What a library's error says, on one line of at most 400 characters; its type when it says nothing."""
+    said = " ".join(str(error).split()) or type(error).__name__
+    return said if len(said) <= 400 else said[:399] + "…"
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """A sentence ` Did you mean 'x'?`, or an empty string when nothing known is close."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)

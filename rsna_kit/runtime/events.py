@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from rsna_kit.runtime.clock import format_duration
+from rsna_kit.runtime.files import naming
 
 LINE_EVERY_S = 10.0
 
@@ -42,7 +43,7 @@ class Events:
             return
         line = {"t": round(time.monotonic() - self._start, 3), "event": kind, **fields}
         self._path.parent.mkdir(parents=True, exist_ok=True)  # here, so that a refused command leaves no folder
-        with open(self._path, "a", encoding="utf-8") as file:
+        with naming(self._path), open(self._path, "a", encoding="utf-8") as file:
             file.write(json.dumps(line, default=str) + "\n")
 
     def say(self, message: str, kind: str = "note", **fields: Any) -> None:
@@ -69,7 +70,7 @@ class Progress:
         if self._events.stream.isatty():
             try:
                 from tqdm import tqdm
-            except ImportError:
+            except Exception:  # absent, or broken in whatever way: lines do
                 return self
             self._bar = tqdm(total=self.total, desc=self.label, unit=f" {self._unit}", file=self._events.stream)
         return self

@@ -7,6 +7,7 @@ import os
 import platform
 import shutil
 import subprocess
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -48,10 +49,10 @@ def kaggle_image(etc: Path = Path("/etc")) -> str | None:
     return f"built {built}, source {source}"
 
 
-def versions() -> dict[str, str]:
-    """Versions of the packages that decide results; a package that is absent is left out."""
+def versions(packages: Iterable[str] = _PACKAGES) -> dict[str, str]:
+    """Versions of packages, by default of all that decide results; one that is absent is left out."""
     found = {}
-    for name in _PACKAGES:
+    for name in packages:
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:

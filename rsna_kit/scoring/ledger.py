@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from rsna_kit.runtime.errors import BundleError
-from rsna_kit.runtime.files import read_json, replacing, write_json
+from rsna_kit.runtime.files import read_csv, read_json, write_csv, write_json
 
 FAILURE_COLUMNS = ["image_id", "stage", "reason"]
 
@@ -55,7 +55,7 @@ class ScoreLedger:
 
     def _load(self) -> None:
         if self._scores_path.is_file():
-            table = pd.read_csv(self._scores_path, dtype={"image_id": str}, float_precision="round_trip")
+            table = read_csv(self._scores_path, ["image_id"])
             rows = table[self.columns].itertuples(index=False, name=None)
             self.scores = dict(zip(table["image_id"], rows, strict=True))
         if self._given_up_path.is_file():
@@ -98,7 +98,5 @@ class ScoreLedger:
         order = list(order)
         write_json(self._given_up_path, self.given_up)
         failed = pd.DataFrame([self.failures[i] for i in order if i in self.failures], columns=FAILURE_COLUMNS)
-        with replacing(self._failures_path) as temporary:
-            failed.to_csv(temporary, index=False)
-        with replacing(self._scores_path) as temporary:
-            self.table(order).to_csv(temporary, index=False)
+        write_csv(self._failures_path, failed)
+        write_csv(self._scores_path, self.table(order))

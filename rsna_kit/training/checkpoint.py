@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import io
 import json
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -22,7 +23,7 @@ import pandas as pd
 
 from rsna_kit.config import Config, DecodeConfig, InferConfig, TrainConfig, to_dict
 from rsna_kit.runtime.errors import BundleError
-from rsna_kit.runtime.files import replacing
+from rsna_kit.runtime.files import write_bytes
 
 FORMAT_VERSION = 1
 _STATE = "state"
@@ -52,9 +53,10 @@ def save_checkpoint(path: Path, fingerprint: str, groups: Groups, fields: Mappin
     state = {"format_version": FORMAT_VERSION, "fingerprint": fingerprint, "sha256": _digest(groups)}
     text = json.dumps({**state, "groups": {name: len(group) for name, group in groups.items()}, "fields": dict(fields)})
     arrays = {f"{name}-{number}": array for name, group in groups.items() for number, array in enumerate(group)}
-    with replacing(path) as temporary:
-        np.savez(temporary, **{_STATE: np.frombuffer(text.encode(), np.uint8)}, **arrays)
-        return temporary.stat().st_size
+    memory = io.BytesIO()  # a ZIP file that meets a full disk complains twice more while it is taken down
+    np.savez(memory, **{_STATE: np.frombuffer(text.encode(), np.uint8)}, **arrays)
+    write_bytes(path, memory.getbuffer())
+    return len(memory.getbuffer())
 
 
 def load_checkpoint(path: Path, fingerprint: str, like: Groups) -> Checkpoint:

@@ -15,11 +15,13 @@ from rsna_kit.data.batches import TrainingSet
 from rsna_kit.runtime.clock import Clock
 from rsna_kit.runtime.errors import BundleError, RsnaKitError
 from rsna_kit.runtime.events import Events
+from rsna_kit.runtime.hardware import versions
 from rsna_kit.training.checkpoint import Groups, load_checkpoint, save_checkpoint
 from rsna_kit.training.guard import LossGuard, batch_ids
 
 WEIGHTS, HISTORY, CURVES, CHECKPOINT = "model.weights.h5", "history.json", "curves.png", "checkpoint.npz"
 EXTREMES = "reconstructions.png"
+_DECISIVE = ("numpy", "opencv-python-headless", "albumentations", "keras", "tensorflow", "tensorflow-cpu", "jax")
 _SAVED = ("epoch", "step", "history", "best_epoch", "validation_s")  # of the fields below, as they are
 
 
@@ -76,7 +78,11 @@ class Fold:
         began, path = time.monotonic(), self.out / CHECKPOINT
         fields = {name: getattr(self, name) for name in _SAVED}
         fields |= {"best": self.best, "first_losses": self.guard.first}
-        fields |= {"epoch_s": began - epoch_begun, "spent_s": self.spent_s + began - self.begun}
+        fields |= {
+            "packages": versions(_DECISIVE),
+            "epoch_s": began - epoch_begun,
+            "spent_s": self.spent_s + began - self.begun,
+        }
         groups = {**groups, "kept": self.kept, "outputs": [self.outputs]}
         size = save_checkpoint(path, self.fingerprint, groups, fields)
         self.saved = time.monotonic()
@@ -109,6 +115,13 @@ class Fold:
             setattr(self, name, found.fields[name])
         self.best, self.guard = tuple(found.fields["best"]), LossGuard(found.fields["first_losses"])
         self.kept, self.outputs = found.groups["kept"], found.groups["outputs"][0]
+        then, now = found.fields.get("packages", {}), versions(_DECISIVE)
+        if other := [f"{name} {then[name]} (now {now.get(name)})" for name in then if then[name] != now.get(name)]:
+            events.say(
+                f"fold {self.number}: goes on from a checkpoint made with {', '.join(other)}: the result is not "
+                "the one that either alone would give",
+                kind="other_versions",
+            )
         where = f"epoch {self.epoch}, step {self.step + 1} of {self.training.steps}"
         events.say(f"fold {self.number}: resumes at {where}", kind="resume", fold=self.number)
         return found.groups

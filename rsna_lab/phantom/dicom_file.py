@@ -16,7 +16,7 @@ References: DICOM PS3.3 C.7.6.3 (image pixel), C.11.2 (VOI LUT), PS3.5 A.4 (enca
 from __future__ import annotations
 
 import hashlib
-import os
+import io
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +25,8 @@ import numpy as np
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate
 from pydicom.uid import UID
+
+from rsna_kit.runtime.files import write_bytes
 
 JPEG_LOSSLESS = "1.2.840.10008.1.2.4.70"
 JPEG2000 = "1.2.840.10008.1.2.4.90"
@@ -89,13 +91,9 @@ def write_dicom(path: Path, pixels: np.ndarray, facts: DicomFacts) -> None:
     _check(pixels, facts)
     dataset = _elements(pixels, facts)
     dataset.file_meta = _file_meta(facts)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.stem}.tmp-{os.getpid()}{path.suffix}")
-    try:
-        dataset.save_as(temporary, enforce_file_format=True)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    memory = io.BytesIO()  # pydicom answers a full disk with its own traceback as the message
+    dataset.save_as(memory, enforce_file_format=True)
+    write_bytes(path, memory.getbuffer())
 
 
 def _check(pixels: np.ndarray, facts: DicomFacts) -> None:

@@ -9,7 +9,7 @@ import pandas as pd
 
 from rsna_kit.competition.submission import prediction_id
 from rsna_kit.competition.tables import TEST_COLUMNS, TRAIN_COLUMNS
-from rsna_kit.runtime.files import replacing
+from rsna_kit.runtime.files import write_csv
 from rsna_lab.phantom.population import PatientPlan
 
 TRUTH_COLUMNS = ("prediction_id", "patient_id", "laterality", "cancer", "site_id", "machine_id")
@@ -40,7 +40,7 @@ def image_rows(plans: Iterable[PatientPlan]) -> pd.DataFrame:
 def write_train(rows: pd.DataFrame, path: Path) -> None:
     """train.csv: numbers that can be missing are floats ("61.0"), as pandas wrote the real one."""
     frame = rows.loc[:, list(TRAIN_COLUMNS)].astype({"age": float, "BIRADS": float})
-    _write(frame, path)
+    write_csv(path, frame)
 
 
 def write_test(rows: pd.DataFrame, folder: Path) -> None:
@@ -49,15 +49,10 @@ def write_test(rows: pd.DataFrame, folder: Path) -> None:
     if test["age"].notna().all():
         test = test.astype({"age": int})  # as in the real visible test: "81", not "81.0"
     sample = pd.DataFrame({"prediction_id": test["prediction_id"].drop_duplicates(), "cancer": SAMPLE_SCORE})
-    _write(test, folder / "test.csv")
-    _write(sample, folder / "sample_submission.csv")
+    write_csv(folder / "test.csv", test)
+    write_csv(folder / "sample_submission.csv", sample)
 
 
 def write_truth(rows: pd.DataFrame, path: Path) -> None:
     """truth.csv of a hidden test: one row a breast, in the order of the sample submission."""
-    _write(rows.drop_duplicates("prediction_id").loc[:, list(TRUTH_COLUMNS)], path)
-
-
-def _write(frame: pd.DataFrame, path: Path) -> None:
-    with replacing(path) as temporary:
-        frame.to_csv(temporary, index=False, lineterminator="\n")
+    write_csv(path, rows.drop_duplicates("prediction_id").loc[:, list(TRUTH_COLUMNS)])

@@ -20,7 +20,7 @@ from rsna_kit.config import DecodeConfig, ImageConfig, InferConfig
 from rsna_kit.recipes.infer import open_members
 from rsna_kit.runtime.errors import UsageError, did_you_mean
 from rsna_kit.runtime.events import Events
-from rsna_kit.runtime.files import replacing
+from rsna_kit.runtime.files import write_bytes, write_csv
 
 if TYPE_CHECKING:
     from rsna_kit.imaging.render import Rendered
@@ -117,8 +117,8 @@ def explain(
             shown.append(facts)
             progress.advance()
 
-    _write_csv(out / "explain.csv", pd.DataFrame(shown))
-    _write_csv(out / "failures.csv", pd.DataFrame(failures, columns=["image_id", "stage", "reason"]))
+    write_csv(out / "explain.csv", pd.DataFrame(shown))
+    write_csv(out / "failures.csv", pd.DataFrame(failures, columns=["image_id", "stage", "reason"]))
     if failures:
         events.say(f"{len(failures)} of {len(table)} pictures could not be used: {out / 'failures.csv'}")
     _write_page(out / "index.html", figures, competition, split, members, explainers)
@@ -227,13 +227,7 @@ def _write_picture(path: Path, picture: np.ndarray, fmt: str) -> None:
     from rsna_kit.imaging.render import encode_picture
 
     picture = np.ascontiguousarray(picture[..., ::-1]) if picture.ndim == 3 else picture  # OpenCV writes blue first
-    with replacing(path) as temporary:
-        temporary.write_bytes(encode_picture(picture, fmt))
-
-
-def _write_csv(path: Path, table: pd.DataFrame) -> None:
-    with replacing(path) as temporary:
-        table.to_csv(temporary, index=False)
+    write_bytes(path, encode_picture(picture, fmt))
 
 
 def _methods(explainers: Sequence[Explainer]) -> str:

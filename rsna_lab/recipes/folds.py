@@ -15,7 +15,7 @@ from rsna_kit.competition.rows import read_rows
 from rsna_kit.config import TrainConfig
 from rsna_kit.runtime.errors import TableError
 from rsna_kit.runtime.events import Events
-from rsna_kit.runtime.files import replacing
+from rsna_kit.runtime.files import write_bytes, write_csv
 from rsna_lab.analysis.subgroups import breast_facts
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def folds(
         "shared_patients": {str(patient): into for patient, into in shared.items()},
     }
     if out is not None:
-        _write(table[["image_id", "patient_id", "fold"]], out / "folds.csv")
+        write_csv(out / "folds.csv", table[["image_id", "patient_id", "fold"]])
         result["out"] = str(out)
     if pictures:
         pairs = _pairs(prepared, table, events)
@@ -86,7 +86,7 @@ def folds(
             "looked_at": len(pairs), "same": len(same), "across_folds": len(across), "pairs": same.to_dict("records"),
         }  # fmt: skip
         if out is not None:
-            _write(pairs, out / "duplicates.csv")
+            write_csv(out / "duplicates.csv", pairs)
             _draw(prepared, pairs, out / "duplicates.png")
     return result
 
@@ -176,14 +176,13 @@ def _named(pair: Mapping[Any, Any], side: str) -> str:
 
 def _draw(prepared: Prepared, pairs: pd.DataFrame, path: Path) -> None:
     """The duplicates and the nearest pairs that are none, side by side; nothing where no pair is similar."""
-    import cv2
+    from rsna_kit.imaging.render import encode_picture
 
     shown = pd.concat([pairs[pairs["same"]].head(_MOST_DRAWN), pairs[~pairs["same"]].head(_NEAREST)])
     if shown.empty:
         path.unlink(missing_ok=True)
         return
-    with replacing(path) as temporary:
-        cv2.imwrite(str(temporary), np.vstack([np.hstack(two) for two in _in_twos(_tiles(prepared, shown))]))
+    write_bytes(path, encode_picture(np.vstack([np.hstack(two) for two in _in_twos(_tiles(prepared, shown))]), "png"))
 
 
 def _tiles(prepared: Prepared, pairs: pd.DataFrame) -> Iterator[np.ndarray]:
@@ -209,8 +208,3 @@ def _tiles(prepared: Prepared, pairs: pd.DataFrame) -> Iterator[np.ndarray]:
 def _in_twos(tiles: Iterator[np.ndarray]) -> Iterator[list[np.ndarray]]:
     for left in tiles:
         yield [left, next(tiles, np.full_like(left, 24))]
-
-
-def _write(frame: pd.DataFrame, path: Path) -> None:
-    with replacing(path) as temporary:
-        frame.to_csv(temporary, index=False)

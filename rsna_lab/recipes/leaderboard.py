@@ -11,7 +11,7 @@ from rsna_kit.competition.rows import read_rows
 from rsna_kit.competition.tables import read_train
 from rsna_kit.runtime.errors import UsageError
 from rsna_kit.runtime.events import Events
-from rsna_kit.runtime.files import replacing, write_json
+from rsna_kit.runtime.files import write_csv, write_json
 from rsna_lab.analysis.leaderboard import PUBLISHED, split_leaderboard
 
 _MARK = "leaderboard.json"  # written first: a folder that has it may be written anew
@@ -53,8 +53,7 @@ def leaderboard(where: Path | None, out: Path, events: Events) -> dict[str, Any]
         _link(competition.train_images, out / f"{split}_images", table["patient_id"].unique())
     names = {"train": board.train, "test": board.test, "truth": board.truth, "sample_submission": board.sample}
     for name, table in names.items():
-        with replacing(out / f"{name}.csv") as temporary:
-            table.to_csv(temporary, index=False, lineterminator="\n")
+        write_csv(out / f"{name}.csv", table)
     events.say(
         f"leaderboard: {train_rows} images to train on, {test_rows} images of {breasts} breasts to score, "
         f"{result['test_cancers']} with cancer -> {out}"

@@ -17,7 +17,7 @@ from rsna_kit import __version__
 from rsna_kit.config import ImageConfig
 from rsna_kit.recipes.score import Scored, as_json, score_files
 from rsna_kit.runtime.clock import Clock
-from rsna_kit.runtime.errors import RsnaKitError, UsageError
+from rsna_kit.runtime.errors import RsnaKitError, UsageError, one_line
 from rsna_kit.runtime.events import Events
 from rsna_kit.runtime.files import read_json, sha256_file, write_json
 from rsna_kit.runtime.hardware import commit, versions
@@ -204,7 +204,7 @@ def _cases(file: _File, album: Album, clock: Clock, events: Events) -> Section:
             maps, method = draw_maps(file.scorer, pictures, of_image, album.image, clock, events)
             note += " " + _MAPS.format(method=method)
         except RsnaKitError as error:
-            events.say(f"no maps: {error}")
+            events.say(f"no maps: {one_line(error)}")
     shown: dict[str, list[Case]] = {}
     for name, rows in groups.items():
         shown[name] = []

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from rsna_kit.runtime.files import replacing
+from rsna_kit.runtime.files import write_bytes
 from rsna_kit.scoring.metrics import Ranking
 from rsna_kit.scoring.summary import SHARES
 from rsna_lab.report.drawings import RELIABILITY, Drawing, drawings, reliability_drawing
@@ -51,8 +51,7 @@ _MORE = {
 
 def write_report(path: Path, title: str, sections: Sequence[Section], subtitle: str = "") -> None:
     """Write the page, whole or not at all. It needs no network."""
-    with replacing(path) as temporary:
-        temporary.write_text(page(title, subtitle, sections), encoding="utf-8")
+    write_bytes(path, page(title, subtitle, sections).encode(errors="backslashreplace"))
 
 
 # ---- sections ----
