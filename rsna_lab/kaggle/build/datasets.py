@@ -17,6 +17,7 @@ from typing import Any
 
 from rsna_lab.kaggle.build.package import PACKAGE, SOURCES, State, read_state, write_library
 from rsna_lab.kaggle.build.place import check_place, exchange
+from rsna_lab.kaggle.credentials import known_secrets
 from rsna_lab.kaggle.metadata import check_owner
 from rsna_lab.kaggle.secrecy import check_folder
 from rsna_kit.runtime.contents import write_contents
@@ -104,7 +105,7 @@ def build(root: Path, wanted: Wanted, out: Path, say: Callable[[str], None]) -> 
     try:
         _copy_plain(root / "datasets" / wanted.name, temporary)
         published = _FILL[wanted.name](root, temporary, wanted, state, say)
-        files = check_folder(temporary, (*_ALWAYS, *KINDS[wanted.name]), published)
+        files = check_folder(temporary, (*_ALWAYS, *KINDS[wanted.name]), known_secrets(os.environ), published)
         if wanted.owner:
             _name_owner(temporary, wanted.owner)
         said = {"dataset": wanted.name, "commit": state.commit, "dirty": list(state.dirty)}
