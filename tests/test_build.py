@@ -18,7 +18,7 @@ from rsna_kit.runtime.contents import CONTENTS, check_contents
 from rsna_kit.runtime.errors import RsnaKitError, UsageError
 from rsna_lab.kaggle.build.datasets import KINDS, Wanted, build
 from rsna_lab.kaggle.build.place import exchange
-from rsna_lab.kaggle.secrecy import check_folder, find_secret
+from rsna_lab.kaggle.secrecy import check_folder
 
 ROOT = Path(__file__).parent.parent
 
@@ -104,6 +104,21 @@ def test_without_git_a_library_is_built_and_says_so(checkout: Path, tmp_path: Pa
     assert built["commit"] is None
     assert (tmp_path / "out/rsna_kit/commit.txt").read_text() == "unknown\n"
     assert any("no git here" in line for line in said)
+
+
+@pytest.mark.parametrize("missing", [False, True])
+def test_a_checkout_that_git_refuses_is_not_built(
+    checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: bool
+) -> None:
+    """No answer is no leave to pack what git ignores: a checkout of another owner, or no git at all."""
+    if missing:
+        monkeypatch.setenv("PATH", str(tmp_path))
+    else:
+        monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
+    with pytest.raises(RsnaKitError, match="No such file" if missing else "detected dubious ownership") as error:
+        build(checkout, Wanted("rsna-kit"), tmp_path / "out", silent)
+    assert "Nothing was built" in str(error.value)
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_built_library_runs_alone_and_knows_its_commit(tmp_path: Path) -> None:
@@ -340,6 +355,18 @@ def test_a_secret_in_a_module_of_the_library_is_refused(checkout: Path, tmp_path
         build(checkout, Wanted("rsna-kit"), tmp_path / "out", silent)
 
 
+def test_ones_own_key_is_found_whatever_it_looks_like(
+    checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "home/.kaggle").mkdir(parents=True)
+    (tmp_path / "home/.kaggle/kaggle.json").write_text('{"username": "me", "key": "no-key-of-kaggles"}')
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (checkout / "rsna_kit/room/module.py").write_text("# no-key-of-kaggles\n")
+    with pytest.raises(RsnaKitError, match=r"rsna_kit/room/module\.py: holds your Kaggle credentials") as refused:
+        build(checkout, Wanted("rsna-kit"), tmp_path / "out", silent)
+    assert "no-key" not in str(refused.value)
+
+
 @pytest.mark.tf
 @pytest.mark.parametrize("name", ["kaggle.json", "fold0/kaggle.json", "fold0/optimizer.pkl", "fold0/.env"])
 def test_what_lies_among_bundles_does_not_travel_with_them(
@@ -378,56 +405,7 @@ def test_a_link_is_refused(checkout: Path, tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder/README.md").symlink_to(tmp_path / "secret")
     with pytest.raises(RsnaKitError, match=r"README\.md: a link: what it points to would travel"):
-        check_folder(tmp_path / "folder", [r"README\.md"])
-
-
-@pytest.mark.parametrize(
-    ("text", "what"),
-    [
-        (f"key = {KEY}", "an API key"),
-        (f"'key':'{KEY.upper()}'", "an API key"),
-        ("export KAGGLE_API_TOKEN=abcdefgh.ijklmnop", "a Kaggle key or token"),
-        ("token KGAT_0123456789abcdef0123", "a Kaggle token"),
-        ("-----BEGIN OPENSSH PRIVATE KEY-----", "a private key"),
-        ("ghp_" + "a1" * 18, "a GitHub token"),
-        ("hf_" + "aB3" * 11, "a Hugging Face token"),
-        ("AKIAABCDEFGHIJKLMNOP", "an AWS key"),
-        ("Authorization: Bearer abcdefghijklmnop", "an Authorization header"),
-        ("machine api.example.org login me password hunter2", "a line of .netrc"),
-        ("eyJhbGciOiJIUzI1.eyJzdWIiOiIxMjM0.SflKxwRJSMeKKF2QT4", "a signed token"),
-        ('password = "correct-horse-battery"', "a password"),
-        ('client_secret: "abcdefghijklmnopqrst"', "a secret"),
-    ],
-)
-def test_secrets_are_known_by_their_looks(text: str, what: str) -> None:
-    assert find_secret(text.encode()) == what
-    assert find_secret(b"\x00\xff" * 50 + text.encode() + b"\n") == what
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        f"sha256: {KEY}{KEY}",
-        f'"efficientnetb0": "{KEY}"',
-        "key = 'val_roc_auc'",
-        "KAGGLE_KEY=<your key>",
-        'os.environ["KAGGLE_KEY"]',
-        "the secret of a good mammogram",
-        "password: …",
-    ],
-)
-def test_what_is_no_secret_passes(text: str) -> None:
-    assert find_secret(text.encode()) is None
-
-
-def test_a_secret_across_the_seam_of_two_pieces_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from rsna_lab.kaggle import secrecy
-
-    monkeypatch.setattr(secrecy, "_CHUNK", 1000)
-    monkeypatch.setattr(secrecy, "_OVERLAP", 200)
-    (tmp_path / "a.txt").write_bytes(b"." * 980 + f"key={KEY}\n".encode() + b"." * 500)
-    with pytest.raises(RsnaKitError, match=r"a\.txt: holds what looks like an API key"):
-        check_folder(tmp_path, [r"a\.txt"])
+        check_folder(tmp_path / "folder", [r"README\.md"], {})
 
 
 # ---- the door

@@ -126,6 +126,12 @@ def test_everything_attached_is_listed_with_its_kind(tmp_path: Path, layout: dic
     assert found == layout
 
 
+def test_what_is_mounted_in_both_layouts_is_one_source(tmp_path: Path) -> None:
+    touch(tmp_path / "datasets/me/rsna-kit/file")
+    (tmp_path / "rsna-kit").symlink_to(tmp_path / "datasets/me/rsna-kit")
+    assert [source.reference for source in attached_sources(tmp_path)] == ["me/rsna-kit"]
+
+
 def test_nothing_attached_is_an_empty_list(tmp_path: Path) -> None:
     assert attached_sources(tmp_path) == []
     assert attached_sources(tmp_path / "nowhere") == []

@@ -66,8 +66,8 @@ def test_true_and_false_are_written_as_numbers(tmp_path: Path) -> None:
         (GOOD.iloc[:1], r"of 1 rows, expected 3: 2 missing \(10008_L, 10008_R\)"),
         (pd.concat([GOOD, GOOD.assign(prediction_id=["a", "b", "c"])]), r"3 extra \(a, b, c\)"),
         (pd.concat([GOOD, GOOD.iloc[:1]]), r"1 duplicate \(9_L\)"),
-        (GOOD.assign(cancer=[np.nan, 0, 0]), r"1 NaN \(9_L\)"),
-        (GOOD.assign(cancer=pd.array([1, pd.NA, 0], dtype="Int64")), r"1 NaN \(10008_L\)"),
+        (GOOD.assign(cancer=[np.nan, 0, 0]), r"1 not a number \(9_L\)"),
+        (GOOD.assign(cancer=pd.array([1, pd.NA, 0], dtype="Int64")), r"1 not a number \(10008_L\)"),
         (GOOD.assign(cancer=[0, 1.01, -0.5]), r"2 outside \[0, 1\] \(10008_L, 10008_R\)"),
         (GOOD.assign(cancer=[0, np.inf, 0]), r"1 outside \[0, 1\] \(10008_L\)"),
         (GOOD.assign(cancer=["0", "1", "0"]), "expected numbers"),
@@ -89,7 +89,7 @@ def test_what_would_not_score_is_refused_and_the_old_file_stays(
 
 def test_all_problems_are_told_at_once() -> None:
     frame = pd.DataFrame({"prediction_id": ["9_L", "9_L", "x"], "cancer": [0.1, np.nan, 2.0]})
-    with pytest.raises(SubmissionError, match=r"2 missing .*1 extra .*1 duplicate .*1 NaN .*1 outside"):
+    with pytest.raises(SubmissionError, match=r"2 missing .*1 extra .*1 duplicate .*1 not a number .*1 outside"):
         check_submission(frame, SAMPLE)
 
 

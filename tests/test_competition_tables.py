@@ -110,6 +110,28 @@ def test_a_broken_train_table_is_refused_by_file_and_line(tmp_path: Path, old: s
         read_train(write(tmp_path / "train.csv", TRAIN.replace(old, new)))
 
 
+def test_ids_that_became_floats_are_the_ids(tmp_path: Path) -> None:
+    """The files are called by them: 1885042578.0 is no file on any disk."""
+    text = TRAIN.replace("1459541791", "1459541791.0").replace("10006,", "10006.0,")
+    table = read_train(write(tmp_path / "train.csv", text))
+    pd.testing.assert_frame_equal(table, read_train(write(tmp_path / "plain.csv", TRAIN)))
+    test = read_test(
+        write(tmp_path / "test.csv", TEST.replace("10008_L", "10008.0_L").replace("68070693", "68070693.00"))
+    )
+    pd.testing.assert_frame_equal(test, read_test(write(tmp_path / "plain.csv", TEST)))
+    assert read_sample(write(tmp_path / "s.csv", SAMPLE.replace("8_", "8.0_")))["prediction_id"][0] == "10008_L"
+
+
+@pytest.mark.parametrize("written", ["1.46E+09", "1,46e+09", "1E+09"])
+def test_ids_that_a_spreadsheet_rounded_are_refused_as_such(tmp_path: Path, written: str) -> None:
+    text = TRAIN.replace("1459541791", f'"{written}"')
+    with pytest.raises(
+        TableError, match=rf"train\.csv, line 3: image_id is '{written.replace('+', '.')}', .*rounded"
+    ) as error:
+        read_train(write(tmp_path / "train.csv", text))
+    assert "on the disk" not in str(error.value)
+
+
 def test_line_numbers_count_blank_lines_and_quoted_line_breaks(tmp_path: Path) -> None:
     """The number must be the editor's, or nobody finds the row."""
     text = TRAIN.replace("\n2,10006,462822612", "\n\n2,10006,462822612").replace("L,MLO,61.0", 'L,"ML\nO",61.0')

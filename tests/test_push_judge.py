@@ -197,7 +197,9 @@ def test_files_with_a_secret_are_found_wherever_it_stands(home: Path, tmp_path: 
     edge.write_bytes(b"\0" * ((1 << 22) - 5) + KEY.encode())  # across the border of two chunks
     (tmp_path / "notes.txt").write_text("nothing here")
     (tmp_path / ".netrc").write_text("")
-    assert scrub.found_in([edge, tmp_path / "notes.txt", tmp_path / ".netrc"]) == [str(edge), str(tmp_path / ".netrc")]
+    assert scrub.found_in([edge, tmp_path / "notes.txt", tmp_path / ".netrc"]) == [
+        f"{edge}: holds your Kaggle credentials", f"{tmp_path}/.netrc: credentials, by its name"
+    ]  # fmt: skip
 
 
 def test_the_ledger_only_grows_and_survives_a_killed_writer(tmp_path: Path) -> None:

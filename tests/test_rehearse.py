@@ -179,6 +179,7 @@ def test_the_sandbox_is_what_kaggle_gives(
     [
         ("new", ["datasets/owner/my-data", "notebooks/owner/my-kernel", "models/owner/net/tensorflow2/fold/3"]),
         ("old", ["my-data", "my-kernel", "net/tensorflow2/fold/3"]),
+        ("both", ["my-data", "datasets/owner/my-data", "notebooks/owner/my-kernel"]),
     ],
 )
 def test_every_kind_of_source_in_both_layouts(rehearse, tmp_path: Path, layout: str, places: list[str]) -> None:
@@ -194,13 +195,16 @@ def test_every_kind_of_source_in_both_layouts(rehearse, tmp_path: Path, layout: 
                   "kernel_sources": ["OWNER/my-kernel"], "model_sources": ["OWNER/net/TensorFlow2/fold/3"]},
     )  # fmt: skip
     assert verdict["verdict"] == "Complete", talk
-    assert [line for line in talk.splitlines() if line.startswith("HAS")] == ["HAS my-data", "HAS my-kernel", "HAS net"]
+    assert [line for line in talk.splitlines() if line.startswith("HAS")] == [
+        f"HAS {next(name for name in ('my-data', 'my-kernel', 'net') if name in place)}" for place in places
+    ]
 
 
 # Name of the trap: source, Kaggle's word, what the explanation or the advice says.
 TRAPS = {
     "a sibling file": ("import helper", "Notebook Threw Exception", "helper lies beside the script"),
     "a missing package": ("import no_such_package", "Notebook Threw Exception", "no_such_package is not there"),
+    "a data file beside it": ("open('table.csv')", "Notebook Threw Exception", "table.csv lies beside the script"),
     "a write outside": ("open('/kaggle/input/a', 'w')", "Notebook Threw Exception", "Inputs and source are read-only"),
     "the network": (
         "import urllib.request; urllib.request.urlopen('http://example.org', timeout=2)", "Notebook Threw Exception",
@@ -248,10 +252,17 @@ TRAPS = {
 def test_a_trap_is_caught(rehearse, trap: str) -> None:
     source, word, said = TRAPS[trap]
     options = ["--skip-checks", "--memory-limit", 0.3, "--disk-limit", 0.005, "--time-limit", "120s"]
-    verdict, talk = rehearse(source, *options, beside={"helper.py": ""})
+    verdict, talk = rehearse(source, *options, beside={"helper.py": "", "table.csv": ""})
     assert verdict["verdict"] == word, talk
     assert said in " ".join([verdict["commit"]["explanation"], *verdict["commit"]["advice"]])
     assert said in talk
+
+
+@sandboxed
+def test_a_log_that_is_too_long_to_read_is_remarked(rehearse) -> None:
+    verdict, _ = rehearse("for _ in range(220): print('x' * 99_999)")
+    assert verdict["verdict"] == "Complete"
+    assert "it printed 22 MB" in verdict["warnings"][0]
 
 
 @sandboxed

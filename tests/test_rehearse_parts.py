@@ -19,9 +19,9 @@ from rsna_kit.imaging.render import read_image
 from rsna_kit.runtime.errors import ImageError, SubmissionError, UsageError
 from rsna_kit.runtime.events import Events
 from rsna_kit.scoring.breasts import read_predictions
+from rsna_lab.kaggle.credentials import Censor
 from rsna_lab.kaggle.rehearse.claim import empty, mark, mark_of
 from rsna_lab.kaggle.rehearse.hidden import make_hidden
-from rsna_lab.kaggle.rehearse.leaks import Censor
 from rsna_lab.kaggle.rehearse.verdict import COMPLETE, NOT_FOUND, SCORING, of_secrets, of_submission
 from rsna_lab.kaggle.rehearse.watching import Limits, descendants, folder_size, watch
 from rsna_lab.kaggle.wheels import fits, wheel_problems
@@ -37,19 +37,20 @@ SUBMISSIONS = {
     ),
     "a missing row": ("prediction_id,cancer\n1_L,0\n1_R,1\n", "1 missing (2_L)"),
     "an extra row": (SAMPLE + "3_L,0.5\n", "1 extra (3_L)"),
-    "a duplicated id": (SAMPLE + "2_L,0.5\n", "1 duplicated (2_L)"),
+    "a duplicated id": (SAMPLE + "2_L,0.5\n", "1 duplicate (2_L)"),
     "an extra column": (
         "prediction_id,cancer,score\n1_L,0,0\n1_R,1,0\n2_L,0,0\n", "columns are prediction_id, cancer, score",
     ),
-    "an index": (",prediction_id,cancer\n0,1_L,0\n1,1_R,1\n2,2_L,0\n", "columns are , prediction_id, cancer"),
+    "an index": (",prediction_id,cancer\n0,1_L,0\n1,1_R,1\n2,2_L,0\n", "columns are Unnamed: 0, prediction_id, cancer"),
     "other names": ("id,cancer\n1_L,0\n1_R,1\n2_L,0\n", "columns are id, cancer, expected prediction_id, cancer"),
-    "NaN": ("prediction_id,cancer\n1_L,nan\n1_R,1\n2_L,0\n", "1 whose value is no number from 0 to 1 (1_L)"),
-    "an empty cell": ("prediction_id,cancer\n1_L,\n1_R,1\n2_L,0\n", "1 whose value is no number from 0 to 1 (1_L)"),
-    "infinity": ("prediction_id,cancer\n1_L,inf\n1_R,1\n2_L,0\n", "1 whose value is no number from 0 to 1 (1_L)"),
-    "more than one": ("prediction_id,cancer\n1_L,1.5\n1_R,1\n2_L,0\n", "1 whose value is no number from 0 to 1 (1_L)"),
-    "a word": ("prediction_id,cancer\n1_L,False\n1_R,1\n2_L,0\n", "1 whose value is no number from 0 to 1 (1_L)"),
-    "a row cut short": ("prediction_id,cancer\n1_L,0\n1_R,1\n2_L", "1 with another number of cells (2_L)"),
-    "nothing": ("", "columns are none"),
+    "NaN": ("prediction_id,cancer\n1_L,nan\n1_R,1\n2_L,0\n", "1 not a number (1_L)"),
+    "an empty cell": ("prediction_id,cancer\n1_L,\n1_R,1\n2_L,0\n", "1 not a number (1_L)"),
+    "infinity": ("prediction_id,cancer\n1_L,inf\n1_R,1\n2_L,0\n", "1 outside [0, 1] (1_L)"),
+    "more than one": ("prediction_id,cancer\n1_L,1.5\n1_R,1\n2_L,0\n", "1 outside [0, 1] (1_L)"),
+    "a word": ("prediction_id,cancer\n1_L,False\n1_R,1\n2_L,0\n", "1 not a number (1_L)"),
+    "a number as Python writes it": ("prediction_id,cancer\n1_L,0.1_5\n1_R,1\n2_L,0\n", "1 not a number (1_L)"),
+    "a row cut short": ("prediction_id,cancer\n1_L,0\n1_R,1\n2_L", "1 not a number (2_L)"),
+    "nothing": ("", "No columns to parse"),
     "only a header": ("prediction_id,cancer\n", "3 missing"),
     "another encoding": ("prediction_id,cancer\n1_L,0\n\udcff,1\n", "cannot be read as a CSV file in UTF-8"),
 }  # fmt: skip

@@ -60,7 +60,7 @@ REFUSED = {
     "an id that a spreadsheet rounded": (with_cell(1, 0, "1.94E+09_L"), "'1.94E.09_L', expected all digits of it. A"),
     "a breast that is there twice": (text([*ROWS, ROWS[0]]), "line 7: prediction_id is '10008_L', expected one row"),
     "a breast that is there twice, once as a float": (
-        text([*ROWS, ("10008.0_L", 1, 0.8)]), "line 7: prediction_id is '10008.0_L', expected one row per breast",
+        text([*ROWS, ("10008.0_L", 1, 0.8)]), "line 7: prediction_id is '10008_L', expected one row per breast",
     ),
     "no rows": ("prediction_id,cancer,score\n", "a header but no rows"),
     "an empty file": ("", "the file is empty"),
@@ -151,7 +151,7 @@ def test_images_of_a_patient_written_in_two_ways_are_of_one_breast(tmp_path: Pat
 
 def test_an_image_that_is_there_twice_once_as_a_float_is_refused(tmp_path: Path) -> None:
     rows = [("10008_L", "7", 1, 0.2), ("10008_L", "7.0", 1, 0.4)]
-    with pytest.raises(TableError, match=r"line 3: image_id is '7.0', expected each one once"):
+    with pytest.raises(TableError, match=r"line 3: image_id is '7', expected each one once"):
         read_predictions(write(tmp_path / "oof.csv", text(rows, "prediction_id,image_id,cancer,score")))
 
 

@@ -24,8 +24,9 @@ def attach_library() -> None:
     """Make the attached library importable, in either mount layout; it looks at everything else."""
     root = Path(os.environ.get("RSNA_KIT_INPUT") or "/kaggle/input")
     places = ("datasets/*/*", "datasets/*/*/*", "*", "*/*")  # no image tree lies on these ways
-    found = [path.parents[1] for place in places for path in root.glob(f"{place}/rsna_kit/__init__.py")]
-    if len(found) == 1:
+    there = [path.parents[1] for place in places for path in root.glob(f"{place}/rsna_kit/__init__.py")]
+    found = list({(path.stat().st_dev, path.stat().st_ino): path for path in reversed(there)}.values())
+    if len(found) == 1:  # one folder may be mounted in both layouts
         sys.path.insert(0, str(found[0]))
         return
     there = sorted(str(path) for pattern in ("*", "*/*", "datasets/*/*") for path in root.glob(pattern))[:40]

@@ -117,7 +117,10 @@ def attached_sources(root: Path | None = None) -> list[Source]:
                 output = any((top / name).is_file() for name in ("verdict.json", "events.jsonl"))
                 kind = "competition" if top.name == SLUG else "kernel" if output else "dataset"
                 found.append(Source(kind, top.name, top))
-    return sorted(found, key=lambda source: (source.kind, source.reference))
+    # A folder that is mounted in both layouts is one source; the longer name, of the newer layout, has the owner.
+    longest = sorted(found, key=lambda source: len(source.reference))
+    places = {(stat.st_dev, stat.st_ino): source for source in longest for stat in [source.path.stat()]}
+    return sorted(places.values(), key=lambda source: (source.kind, source.reference))
 
 
 def find_competition(where: Path | None = None) -> Competition:

@@ -3,6 +3,10 @@
 Cells are read as text, stripped of spaces; the line number of each row is kept, so that a person can go
 straight to it. Semicolons or tabs may stand for the commas, as spreadsheets of some languages write them. Nothing is
 guessed: a column becomes a number, a flag or a choice only when asked.
+
+Ids are the exception: in the columns `patient_id`, `image_id` and `prediction_id` the float that a table with gaps
+makes of a whole number is that number. `10008`, `10008.0` and ` 10008 ` are one patient, `10008.0_L` is the breast
+`10008_L`, `010008` is another patient; what a spreadsheet has rounded (`1.89E+09`) is refused: its digits are gone.
 """
 
 from __future__ import annotations
@@ -22,6 +26,12 @@ import pandas as pd
 from rsna_kit.runtime.errors import TableError, did_you_mean
 
 _SEPARATORS = (",", ";", "\t")
+_IDS = ("patient_id", "image_id", "prediction_id")
+# An id, or the id in front of a breast's side.
+_ABSENT = r"(?:nan|none|null|<na>|n/a|na)(?:_[LR])?"
+_ROUNDED = r"[+-]?\d+(?:[.,]\d+)?e\+\d+(?:_[LR])?"
+_FLOAT = r"^(\d+)\.0+(?=\s*_\s*[LR]$|$)"
+_SIDE = r"\s*_\s*([LR])$"
 _FLAGS = {"0": False, "1": True, "0.0": False, "1.0": True, "false": False, "true": True}
 
 
@@ -53,10 +63,12 @@ class Rows:
             self.refuse(values == "", name, "a value", "Fill it in or remove the row.")
         return values
 
-    def unique(self, name: str) -> pd.Series:
-        """The column as non-empty `str` without repetition."""
+    def ids(self, name: str, once: bool = False) -> pd.Series:
+        """The column as `str` that names something: neither empty nor `nan`; with `once`, without repetition."""
         values = self.text(name)
-        self.refuse(values.duplicated(), name, "each one once", "Remove the repeated row.")
+        self.refuse(values.str.fullmatch(_ABSENT, case=False), name, "an id", "Fill it in or remove the row.")
+        if once:
+            self.refuse(values.duplicated(), name, "each one once", "Remove the repeated row.")
         return values
 
     def file_name(self, name: str) -> None:
@@ -129,8 +141,13 @@ def read_rows(path: Path) -> Rows:
         raise TableError(f"{path}, line 1: column {repeated[0]!r} stands there twice, expected each once")
     if not cells:
         raise TableError(f"{path}: there is a header but no rows, expected at least one. Was the file cut off?")
-    frame = pd.DataFrame(cells, columns=header, dtype=object)
-    return Rows(path, frame, np.asarray(lines))
+    rows = Rows(path, pd.DataFrame(cells, columns=header, dtype=object), np.asarray(lines))
+    for name in set(_IDS).intersection(header):
+        text = rows.frame[name]
+        rows.refuse(text.str.fullmatch(_ROUNDED, case=False), name, "all digits of it", "A spreadsheet has rounded it, "
+                    "and what it was cannot be told from here: take the table as it was before.")  # fmt: skip
+        rows.frame[name] = text.str.replace(_FLOAT, r"\1", regex=True).str.replace(_SIDE, r"_\1", regex=True)
+    return rows
 
 
 def read_header(path: Path) -> list[str]:

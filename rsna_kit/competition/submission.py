@@ -83,13 +83,12 @@ def check_submission(frame: pd.DataFrame, sample: pd.DataFrame) -> None:
         _named("missing", wanted[~wanted.isin(ids)]),
         _named("extra", ids[~ids.isin(wanted)]),
         _named("duplicate", ids[ids.duplicated()].drop_duplicates()),
-        _named("NaN", ids[np.isnan(scores)]),
+        _named("not a number", ids[np.isnan(scores)]),
         _named("outside [0, 1]", ids[(scores < 0) | (scores > 1)]),
     ]
     if any(problems):
         raise SubmissionError(
             f"submission of {len(frame)} rows, expected {len(wanted)}: {'; '.join(filter(None, problems))}."
-            " Nothing was written."
         )
 
 

@@ -76,7 +76,7 @@ def read_sample(path: Path) -> pd.DataFrame:
     """
     rows = read_rows(path)
     rows.require(("prediction_id", "cancer"))
-    return pd.DataFrame({"prediction_id": rows.unique("prediction_id"), "cancer": rows.number("cancer", 0, 1)})
+    return pd.DataFrame({"prediction_id": rows.ids("prediction_id", once=True), "cancer": rows.number("cancer", 0, 1)})
 
 
 def _column(rows: Rows, name: str, lenient: bool = False) -> pd.Series:
@@ -91,16 +91,12 @@ def _column(rows: Rows, name: str, lenient: bool = False) -> pd.Series:
 
 def _typed(rows: Rows, name: str) -> pd.Series:
     match name:
-        case "image_id":
-            image_ids = rows.unique(name)
+        case "image_id" | "patient_id":
+            ids = rows.ids(name, once=name == "image_id")
             rows.file_name(name)
-            return image_ids
-        case "patient_id":
-            patient_ids = rows.text(name)
-            rows.file_name(name)
-            return patient_ids
+            return ids
         case "prediction_id":
-            return rows.text(name)
+            return rows.ids(name)
         case "view":
             return rows.text(name, blank=True)
         case "laterality":

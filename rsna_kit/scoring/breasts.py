@@ -27,11 +27,6 @@ from rsna_kit.scoring.uncertainty import Interval
 
 _CARRIED = ("patient_id", "cancer")
 _MOST_FOLDS = 10**6
-# Ids, or the ids in front of a breast's side.
-_ABSENT = r"(?:nan|none|null|<na>|n/a|na)(?:_[LR])?"
-_ROUNDED = r"\d+(?:\.\d+)?e\+\d+(?:_[LR])?"
-_FLOAT = r"^(\d+)\.0+(?=\s*_\s*[LR]$|$)"
-_SIDE = r"\s*_\s*([LR])$"
 
 
 def to_breasts(image_scores: pd.DataFrame, table: pd.DataFrame, pool: str = "mean") -> pd.DataFrame:
@@ -130,8 +125,7 @@ def read_predictions(path: Path, truth: Path | None = None) -> pd.DataFrame:
     fits, and so does `prediction_id,cancer`); a file without `score` is then read as a submission, its `cancer`
     being the score. Images may have an `attention` (see `to_breasts`). Further columns are ignored.
 
-    Ids are text without the spaces around it. The float that a table with gaps makes of a whole number is that number:
-    `10008`, `10008.0` and ` 10008 ` are one patient, `10008.0_L` is the breast `10008_L`, `010008` is another patient.
+    Ids are what `rsna_kit.competition.rows` makes of them: `10008.0` is the patient `10008`.
 
     Returns:
         `prediction_id, patient_id` (str), `cancer` (int8), `score` (float64 in [0, 1]), one row per breast; and `fold`
@@ -148,7 +142,7 @@ def read_predictions(path: Path, truth: Path | None = None) -> pd.DataFrame:
     labelled = rows if truth is None else read_rows(truth)
     key = "image_id" if "image_id" in rows.columns and "image_id" in labelled.columns else "prediction_id"
     table = _labels(labelled, key)
-    ids = _image_ids(rows) if key == "image_id" else _breast_ids(rows)
+    ids = rows.ids("image_id", once=True) if key == "image_id" else _breast_ids(rows)
     given = pd.DataFrame({key: ids, "score": scores})
     if key == "image_id":
         if "attention" in rows.columns:
@@ -178,9 +172,9 @@ def _labels(rows: Rows, key: str) -> pd.DataFrame:
     rows.require(["cancer"])
     table = pd.DataFrame({"prediction_id": _breast_ids(rows), "cancer": rows.flag("cancer").astype("int8")})
     if key == "image_id":
-        table["image_id"] = _image_ids(rows)
+        table["image_id"] = rows.ids("image_id", once=True)
     if "patient_id" in rows.columns:
-        table["patient_id"] = _ids(rows, "patient_id")
+        table["patient_id"] = rows.ids("patient_id")
     else:
         shape = table["prediction_id"].str.fullmatch(r".+_[LR]")
         rows.refuse(~shape, "prediction_id", "<patient_id>_<L or R>", "Or add a column patient_id.")
@@ -191,33 +185,13 @@ def _labels(rows: Rows, key: str) -> pd.DataFrame:
 def _breast_ids(rows: Rows) -> pd.Series:
     """`prediction_id`, or what `patient_id` and `laterality` make of it."""
     if "prediction_id" in rows.columns:
-        return _ids(rows, "prediction_id")
+        return rows.ids("prediction_id")
     if "laterality" not in rows.columns or "patient_id" not in rows.columns:
         wanted = "prediction_id, or patient_id and laterality"
         hint = "".join(dict.fromkeys(did_you_mean(name, rows.columns) for name in ("prediction_id", "laterality")))
         raise TableError(f"{rows.path}, line 1: got columns {', '.join(rows.columns)}, expected {wanted}.{hint}")
-    pairs = zip(_ids(rows, "patient_id"), rows.choice("laterality", ("L", "R")), strict=True)
+    pairs = zip(rows.ids("patient_id"), rows.choice("laterality", ("L", "R")), strict=True)
     return pd.Series([prediction_id(patient, laterality) for patient, laterality in pairs])
-
-
-def _image_ids(rows: Rows) -> pd.Series:
-    """`image_id`, each once."""
-    ids = _ids(rows, "image_id")
-    rows.refuse(ids.duplicated(), "image_id", "each one once", "Remove the repeated row.")
-    return ids
-
-
-def _ids(rows: Rows, name: str) -> pd.Series:
-    """The column as text, whole numbers that became floats as whole numbers again."""
-    text = rows.text(name)
-    rows.refuse(text.str.fullmatch(_ABSENT, case=False), name, "an id", "Fill it in or remove the row.")
-    rows.refuse(
-        text.str.fullmatch(_ROUNDED, case=False),
-        name,
-        "all digits of it",
-        "A spreadsheet rounded it: export it as text.",
-    )
-    return text.str.replace(_FLOAT, r"\1", regex=True).str.replace(_SIDE, r"_\1", regex=True)
 
 
 def _id_column(rows: Rows) -> str:

@@ -113,8 +113,8 @@ def read_labels(path: Path, split_column: str | None = None) -> pd.DataFrame:
 
 
 def _safe(rows: Rows, name: str, unique: bool = False) -> pd.Series:
-    """Ids become file names: text without a path separator, not hidden, not a number's rounding of itself."""
-    values = rows.unique(name) if unique else rows.text(name)
+    """Ids become file names: text without a path separator, not hidden."""
+    values = rows.ids(name, once=unique)
     bad = values.str.contains(r"[/\\\0]") | values.str.startswith(".")
     rows.refuse(bad, name, "an id without / or \\ that does not begin with a dot", "Rename it.")
     return values

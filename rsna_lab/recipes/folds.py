@@ -95,7 +95,7 @@ def _with_given(table: pd.DataFrame, path: Path) -> pd.DataFrame:
     """The rows of the table that the file names, with its folds."""
     rows = read_rows(path)
     rows.require(["image_id", "fold"])
-    fold_of = pd.Series(rows.whole("fold", 0, _MOST_FOLDS).to_numpy(), index=rows.unique("image_id"))
+    fold_of = pd.Series(rows.whole("fold", 0, _MOST_FOLDS).to_numpy(), index=rows.ids("image_id", once=True))
     known = table[table["image_id"].isin(fold_of.index)]
     if known.empty:
         raise TableError(f"{path}: names none of the {len(table)} prepared images. Is it of another prepared folder?")

@@ -21,6 +21,8 @@ from typing import Any
 
 from packaging.requirements import Requirement
 
+from rsna_kit.runtime.errors import RsnaKitError
+
 PACKAGE = "rsna_kit"
 SOURCES = (PACKAGE, "pyproject.toml", "README.md", "LICENSE")  # what `write_library` reads
 _OLDEST = 315532800  # 1980-01-01, the first moment that a zip file can hold
@@ -28,7 +30,7 @@ _OLDEST = 315532800  # 1980-01-01, the first moment that a zip file can hold
 
 @dataclass(frozen=True)
 class State:
-    """What a build is of: the commit (None where git does not know), its time, and which files differ from it."""
+    """What a build is of: the commit (None outside a checkout), its time, and which files differ from it."""
 
     commit: str | None
     epoch: int
@@ -116,10 +118,21 @@ def _record_hash(data: bytes) -> str:
 
 
 def _git(root: Path, *words: str) -> str:
-    """What git says of a folder that is the top of a checkout, "" where it is none or there is no git."""
+    """What git says of a folder that is the top of a checkout, "" where it is none.
+
+    Raises:
+        RsnaKitError: git fails, or is not there. An empty answer would be taken for "nothing is ignored".
+    """
     if not (root / ".git").exists():
         return ""
     try:
-        return subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, check=True).stdout
-    except (OSError, subprocess.CalledProcessError):
-        return ""
+        done = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True)
+        code, said = done.returncode, done.stderr.strip()
+    except OSError as error:
+        code, said = 1, str(error)
+    if code != 0:
+        raise RsnaKitError(
+            f"{root} is a git checkout, and git {words[0]} fails, so nobody knows what git ignores and which commit "
+            f"this is. Nothing was built. Git says:\n{said}"
+        )
+    return done.stdout

@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from rsna_kit.competition.rows import read_rows
 from rsna_kit.competition.submission import prediction_id
 from rsna_kit.competition.tables import TEST_COLUMNS
 from rsna_kit.runtime.errors import UsageError
@@ -155,12 +156,12 @@ def compare_failures(working: Path, made: Hidden) -> dict[str, Any] | None:
 
 def _take(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame, Path]:
     """A folder that is one already."""
-    return _read(folder / "test.csv"), _read(folder / "truth.csv"), folder / "test_images"
+    return read_rows(folder / "test.csv").frame, read_rows(folder / "truth.csv").frame, folder / "test_images"
 
 
 def _draw(competition: Path, patients: int, rng: np.random.Generator) -> tuple[pd.DataFrame, pd.DataFrame, Path]:
     """Women of the training set as a test set."""
-    train = _read(competition / "train.csv")
+    train = read_rows(competition / "train.csv").frame
     ill = train.groupby("patient_id")["cancer"].max() == "1"
     with_cancer, without = (rng.permutation(ill.index[ill == value]) for value in (True, False))
     some = with_cancer[: max(1, round(_CANCERS * patients))]

@@ -18,7 +18,7 @@ from typing import Any
 from rsna_kit.runtime.errors import UsageError, did_you_mean
 from rsna_lab.kaggle.metadata import KERNEL_FILE, SOURCE_KEYS, is_true, read_metadata
 
-LAYOUTS = ("new", "old")
+LAYOUTS = ("new", "old", "both")
 TEST_FILES = ("test.csv", "sample_submission.csv", "test_images")  # what the scoring run exchanges
 # In a competition folder here and never in Kaggle's: the host's knowledge, and the phantom's notes on itself.
 _HOST_ONLY = {"truth.csv", "hidden", "phantom.json", "phantom.begun.json"}
@@ -57,9 +57,10 @@ class Kernel:
         return is_true(self.metadata.get("enable_internet"), default=True)
 
     def sources(self, layout: str = "new") -> list[Source]:
-        """Everything that is attached, in the metadata's order."""
+        """Everything that is attached, in the metadata's order; with "both", everything twice."""
         return [
-            _source(key.removesuffix("_sources"), str(reference), layout)
+            _source(key.removesuffix("_sources"), str(reference), one)
+            for one in (LAYOUTS[:2] if layout == "both" else (layout,))
             for key in SOURCE_KEYS
             for reference in self.metadata.get(key) or ()
         ]
@@ -109,19 +110,19 @@ def find_mounts(
     """
     found: dict[str, Path] = {}
     absent: list[Source] = []
-    left = dict(given)
+    used: dict[str, str] = {}  # a folder stands for one source
     for source in kernel.sources(layout):
-        names = [name for name in (source.reference, source.slug) if name in left]
+        names = [name for name in (source.reference, source.slug) if name in given]
         if source.kind == "competition" and competition is not None:
-            found |= {f"{source.where}/{name}": path for name, path in competition.items()}
-            competition = {}  # one folder stands for one competition
+            if used.setdefault("", source.reference) == source.reference:
+                found |= {f"{source.where}/{name}": path for name, path in competition.items()}
         elif source.kind == "competition":
             raise UsageError(f"{kernel.folder} reads the competition {source.slug}: give its folder, --competition DIR")
-        elif names:
-            found[source.where] = left.pop(names[0]).resolve()
+        elif names and used.setdefault(names[0], source.reference) == source.reference:
+            found[source.where] = given[names[0]].resolve()
         else:
             absent.append(source)
-    if left:
+    if left := given.keys() - used:
         known = [source.slug for source in kernel.sources()]
         raise UsageError(
             f"{kernel.folder / KERNEL_FILE} does not attach {', '.join(left)}, only {', '.join(known) or 'nothing'}."

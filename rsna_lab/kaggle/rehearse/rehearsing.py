@@ -28,11 +28,11 @@ from rsna_kit.runtime.errors import RsnaKitError, UsageError
 from rsna_kit.runtime.events import Events
 from rsna_kit.runtime.files import write_json
 from rsna_kit.runtime.hardware import cpu_count, memory_gib
+from rsna_lab.kaggle.credentials import known_secrets
 from rsna_lab.kaggle.options import fill_settings
 from rsna_lab.kaggle.rehearse import claim, inspection, verdict
 from rsna_lab.kaggle.rehearse.claim import beside
 from rsna_lab.kaggle.rehearse.hidden import Hidden, check_source, compare_failures, make_hidden, score
-from rsna_lab.kaggle.rehearse.leaks import own_secrets
 from rsna_lab.kaggle.rehearse.mounts import Kernel, competition_files, find_mounts
 from rsna_lab.kaggle.rehearse.sandbox import HOW_TO_INSTALL, TOKEN_FILE, Cell, open_jail
 from rsna_lab.kaggle.rehearse.verdict import Verdict
@@ -42,6 +42,7 @@ from rsna_lab.kaggle.wheels import KAGGLE_PYTHON
 ROOT = Path(__file__).resolve().parents[3]
 SUBMISSION, SAMPLE = "submission.csv", "sample_submission.csv"
 LIBRARY = "rsna-kit"
+LARGE_LOG_BYTES = 20_000_000
 CPU_MEMORY_GB, GPU_MEMORY_GB, WORKING_GB, CORES = 30.0, 29.0, 20.0, 4
 RUNS = {"commit": "commit run", "rerun": "scoring run"}
 NOT_READY = "Not Ready For Kaggle"  # no word of Kaggle's: nothing was run
@@ -176,7 +177,7 @@ def _run(
         jail = open_jail(Cell(mounted, script, working.resolve(), scratch, environment, wish.python), wish.sandbox)
         held = f"in {jail.name}" if jail.name else "as a plain process"
         print(f"== {RUNS[name]}, {held}, {format_duration(wish.limits.seconds)} at most", file=sys.stderr, flush=True)
-        own = own_secrets(os.environ)
+        own = known_secrets(os.environ)
         ended = watch(jail.command, jail.environment, working, wish.limits, log, own)
         outcome = _judge(wish, ended, tokens, own, working, log, sample)
     if jail.name is None and outcome.word == verdict.EXCEPTION:
@@ -188,6 +189,11 @@ def _run(
         "seconds": round(ended.seconds, 1), "memory_gb": round(ended.memory_bytes / 1e9, 2), "files": ended.files,
         "working_mb": round(ended.working_bytes / 1e6, 1), "out": str(working), "log_file": str(log),
     }  # fmt: skip
+    if (size := log.stat().st_size) > LARGE_LOG_BYTES:
+        found["warnings"].append(
+            f"{RUNS[name]}: it printed {size / 1e6:.0f} MB ({log}). Kaggle keeps all of it, and every look at the run "
+            "fetches it: print less"
+        )
     return outcome
 
 
@@ -195,7 +201,7 @@ def _judge(
     wish: Wish, ended: Ended, tokens: Mapping[str, str], own: Mapping[str, str], working: Path, log: Path,
     sample: Path | None,
 ) -> Verdict:  # fmt: skip
-    siblings = [path.stem for path in wish.kernel.folder.iterdir() if path.suffix == ".py" or path.is_dir()]
+    siblings = [path.name for path in wish.kernel.folder.iterdir() if path != wish.kernel.script]
     outcome = verdict.of_run(ended, wish.limits, siblings)
     if outcome.good or ended.said:
         outcome = verdict.of_secrets(tokens, log, working, own, ended.said)

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import csv
-import math
 import re
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
+from rsna_kit.competition.submission import check_submission
 from rsna_kit.runtime.clock import format_duration
+from rsna_kit.runtime.errors import SubmissionError
 from rsna_lab.kaggle.rehearse.watching import Ended, Limits
+from rsna_lab.kaggle.secrecy import known_in
 
 COMPLETE = "Complete"
 TIMEOUT = "Notebook Timeout"
@@ -25,8 +27,10 @@ PUSH = "Kernel push error"
 SECRET = "Secret In Output"  # no word of Kaggle's: nobody there looks
 _OWN = ("It is not a stand-in but your own, which a plain process can read. Find out what in the kernel does, delete "
         "what holds it, and make a new one if that was ever given away.")  # fmt: skip
-_SHOWN = 5
-_CHUNK = 1 << 20
+_REBUILD = (
+    "Build it from sample_submission.csv of the same run, which has other rows in the scoring run, and fill what has "
+    "no score."
+)
 # What a log says → what it means here.
 _SIGNS = (
     (r"No module named '([\w.]+)'", "{0} is not there. Attach a dataset with its wheel and install it with pip "
@@ -72,7 +76,7 @@ def of_run(ended: Ended, limits: Limits, siblings: Sequence[str] = ()) -> Verdic
     Args:
         ended: how it ended.
         limits: what it was held to.
-        siblings: modules that lie beside the script and are not uploaded with it.
+        siblings: names of what lies beside the script and is not uploaded with it.
     """
     log = tuple(ended.tail[-20:])
     memory, disk = f"{limits.memory_bytes / 1e9:.1f} GB", f"{limits.working_bytes / 1e9:g} GB"
@@ -104,16 +108,17 @@ def of_submission(submission: Path, sample: Path) -> Verdict:
         return Verdict(NOT_FOUND, f"There is no {submission.name} in /kaggle/working.",
                        ("Write it first thing, with a value for every row of sample_submission.csv.",))  # fmt: skip
     try:
-        header, rows = _read(submission)
-        wanted_header, wanted = _read(sample)
-    except (OSError, ValueError, csv.Error) as error:
+        table, wanted = (pd.read_csv(path, dtype=str, keep_default_na=False) for path in (submission, sample))
+    except (OSError, ValueError) as error:
         return Verdict(SCORING, f"It cannot be read as a CSV file in UTF-8: {error}.", ("Write it with pandas.",))
-    problems = _problems(header, rows, wanted_header, wanted)
-    if not problems:
-        return Verdict(COMPLETE)
-    return Verdict(SCORING, f"{submission.name} of {len(rows)} rows, expected {len(wanted)}: {'; '.join(problems)}.",
-                   ("Build it from sample_submission.csv of the same run, which has other rows in the scoring run, and "
-                    "fill what has no score.",))  # fmt: skip
+    names, expected = list(map(str, table.columns)), list(map(str, wanted.columns))
+    try:
+        if names != expected:
+            raise SubmissionError(f"columns are {', '.join(names)}, expected {', '.join(expected)}")
+        check_submission(table.assign(cancer=pd.to_numeric(table["cancer"], errors="coerce")), wanted)
+    except SubmissionError as error:
+        return Verdict(SCORING, str(error), (_REBUILD,))
+    return Verdict(COMPLETE)
 
 
 def of_secrets(
@@ -132,79 +137,29 @@ def of_secrets(
     if said:
         return Verdict(SECRET, f"It printed the value of {' and '.join(said)}; the log here has *** instead.", (_OWN,))
     own = own or {}
-    names = {**own, **{value: name for name, value in tokens.items()}}
+    names, found = {**own, **{value: name for name, value in tokens.items()}}, list[str]()
     for path in (log, *sorted(path for path in working.rglob("*") if path.is_file() and not path.is_symlink())):
-        if found := _occurring(path, list(names)):
+        with suppress(OSError):  # what we may not read, nobody can download
+            found = known_in(path, names)
+        if found:
             where = "the log" if path == log else f"/kaggle/working/{path.relative_to(working)}"
-            shown = " and ".join(dict.fromkeys(names[value] for value in found))
-            advice = _OWN if any(value in own for value in found) else (
+            shown = " and ".join(found)
+            advice = _OWN if set(own.values()).intersection(found) else (
                 "At Kaggle it is a live token, and logs and outputs can be downloaded. Print names of variables, never "
                 "values.")  # fmt: skip
             return Verdict(SECRET, f"The value of {shown} stands in {where}.", (advice,))
     return Verdict(COMPLETE)
 
 
-def _occurring(path: Path, values: Sequence[str]) -> list[str]:
-    """Which values occur in a file, which may be of any size."""
-    wanted = {value.encode(): value for value in values}
-    longest = max(map(len, wanted), default=0)
-    found, before = set[str](), b""
-    with suppress(OSError), open(path, "rb") as file:  # what we may not read, nobody can download
-        while piece := file.read(_CHUNK):
-            text = before + piece
-            found |= {value for code, value in wanted.items() if code in text}
-            before = text[-longest:]
-    return [value for value in values if value in found]
-
-
-def _read(path: Path) -> tuple[list[str], list[list[str]]]:
-    with open(path, newline="", encoding="utf-8-sig") as file:
-        rows = [row for row in csv.reader(file, strict=True) if row]
-    return (rows[0], rows[1:]) if rows else ([], [])
-
-
-def _problems(header: list[str], rows: list[list[str]], wanted_header: list[str], wanted: list[list[str]]) -> list[str]:
-    if header != wanted_header:
-        return [f"columns are {', '.join(header) or 'none'}, expected {', '.join(wanted_header)}"]
-    ragged = [row[0] for row in rows if len(row) != len(header)]
-    counts = Counter(row[0] for row in rows)
-    ids = {row[0] for row in wanted}
-    found = [
-        _named("with another number of cells", ragged),
-        _named("missing", [name for name in ids if name not in counts]),
-        _named("extra", [name for name in counts if name not in ids]),
-        _named("duplicated", [name for name, count in counts.items() if count > 1]),
-        _named("whose value is no number from 0 to 1", [row[0] for row in rows if not all(map(_is_score, row[1:]))]),
-    ]
-    return [problem for problem in found if problem]
-
-
-def _is_score(text: str) -> bool:
-    try:
-        value = float(text)
-    except ValueError:
-        return False
-    return math.isfinite(value) and 0 <= value <= 1
-
-
-def _named(problem: str, names: Sequence[str]) -> str:
-    """`3 missing (10008_L, 10008_R, 10009_L)`, or an empty string."""
-    if not names:
-        return ""
-    return f"{len(names)} {problem} ({', '.join(sorted(names)[:_SHOWN])}{', …' if len(names) > _SHOWN else ''})"
-
-
 def _advice(tail: Sequence[str], siblings: Sequence[str]) -> list[str]:
     """What to do about the last error that a log shows; the last traceback is what ended the run."""
     text = "\n".join(tail)
-    advice = []
-    for pattern, sentence in _SIGNS:
-        found = re.findall(pattern, text)
-        if not found:
-            continue
-        name = str(found[-1])
-        if "No module" in pattern and name.partition(".")[0] in siblings:
-            sentence = ("{0} lies beside the script, and only code_file is uploaded: put it into the dataset rsna-kit, "
-                        "or into the script.")  # fmt: skip
-        advice.append(sentence.format(name))
-    return advice
+    missing = re.findall(r"No module named '([\w]+)|(?:No such file or directory|does not exist): '?([^'\n]+)", text)
+    beside = [name for pair in missing for name in pair if Path(name).name in siblings or f"{name}.py" in siblings]
+    if beside:
+        return [
+            f"{Path(beside[-1]).name} lies beside the script, and only code_file is uploaded. Code: put it into the "
+            "dataset rsna-kit, or into the script. Data: attach it as a dataset, and look below /kaggle/input."
+        ]
+    found = [(re.findall(pattern, text), sentence) for pattern, sentence in _SIGNS]
+    return [sentence.format(names[-1]) for names, sentence in found if names]

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import IO
 
 from rsna_kit.runtime.clock import format_duration
-from rsna_lab.kaggle.rehearse.leaks import Censor
+from rsna_lab.kaggle.credentials import Censor
 
 _LOOK_EVERY_S = 0.5
 _TELL_EVERY_S = 30.0

@@ -1,1 +1,0 @@
-"""The hidden run of 32,000 files in simulated time."""
