@@ -1,10 +1,11 @@
 """JPEG 2000 at a reduced resolution and by region, through the OpenJPEG library that a wheel already brought.
 
 Decoding costs what the finest subbands cost: leaving the finest level out takes 0.27 of the time of a full decode, two
-levels 0.08, three 0.025. No maintained binding offers that: imagecodecs' `jpeg2k_decode` has no such argument,
-Pillow's holds the interpreter lock and multiplies 12-bit pictures by 16, glymur wants a system library. So this is the
-smallest possible ctypes binding to `libopenjp2` (2.5), which lies in the wheels of imagecodecs and of Pillow: no
-compiler, no package more. ctypes releases the interpreter lock, so threads are enough to use every core.
+levels 0.08, three 0.025. imagecodecs' `jpeg2k_decode` leaves levels out since 2026.10.10 (`skipres`), which needs
+Python 3.12, and knows no regions; Pillow's holds the interpreter lock and multiplies 12-bit pictures by 16, glymur
+wants a system library. So this is the smallest possible ctypes binding to `libopenjp2` (2.5), which lies in the wheels
+of imagecodecs and of Pillow: no compiler, no package more. ctypes releases the interpreter lock, so threads are enough
+to use every core.
 
 The structures are OpenJPEG's public ones (openjpeg.h, `opj_image_t`, `opj_image_comp_t`), unchanged since 2.1; still, a
 library is used only after it decoded a small known stream at full size, reduced and by region.

@@ -25,9 +25,10 @@ from typing import Any
 import numpy as np
 
 from rsna_kit.dicom.codestream import StreamFacts
-from rsna_kit.dicom.compare import alike, difference, fault, rounding
+from rsna_kit.dicom.compare import difference, fault
 from rsna_kit.dicom.decode import backends, check_stream, decode_with, holds_a_picture, is_constant, one_line
 from rsna_kit.dicom.frame import EncodedFrame, read_frame
+from rsna_kit.dicom.stored import alike, rounding
 from rsna_kit.dicom.trust import Group, Trust, group_of
 from rsna_kit.runtime.errors import ImageError
 from rsna_kit.runtime.hardware import cpu_count
