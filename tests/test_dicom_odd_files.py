@@ -84,6 +84,7 @@ def shared(tag: str, **elements: object) -> list[Dataset]:
     return [item]
 
 
+PLAIN = (*NATIVE, RLE, SV1, JPEG_LS, J2K)
 READABLE: dict[str, Callable[[], bytes]] = {
     "frames 0": lambda: of(EXPLICIT, NumberOfFrames="0"),
     "frames empty": lambda: of(SV1, NumberOfFrames=""),
@@ -126,7 +127,7 @@ READABLE: dict[str, Callable[[], bytes]] = {
             ("classic blocks", lambda pixels: jpeg2000(pixels, no_jp2=True)),
         )
     },
-    **{f"12 bits under 10 stored in {syntax}": lambda s=syntax: of(s, BitsStored=10) for syntax in (*NATIVE, SV1, J2K)},
+    **{f"12 bits under 10 stored in {syntax}": lambda s=syntax: of(s, BitsStored=10) for syntax in PLAIN},
     "12 bits coded under 10 stored": lambda: of(SV1, encode_lossless(smooth(), 12), BitsStored=10),
     "padding above the stored bits": lambda: make_dicom(np.where(smooth() < 99, 65535, smooth()).astype(np.uint16),
                                                         PixelPaddingValue=65535),
@@ -252,6 +253,9 @@ REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
     "a row less": (lambda: of(EXPLICIT, Rows=61), "has 5280 bytes, expected 5368 .* Its header is wrong; exclude"),
     "JPEG 2000 under .70": (lambda: of(SV1, encode(smooth(), J2K)), "is JPEG 2000 under the wrong transfer syntax"),
     "JPEG under .90": (lambda: of(J2K, encode(smooth(), SV1)), "it is JPEG under the wrong transfer syntax"),
+    "JPEG-LS under .70": (lambda: of(SV1, encode(smooth(), JPEG_LS)), "is JPEG-LS under the wrong transfer syntax"),
+    "JPEG under JPEG-LS": (lambda: of(JPEG_LS, encode(smooth(), SV1)), "is JPEG under the wrong transfer syntax"),
+    "a private syntax": (lambda: plain_under("1.2.840.113619.5.2"), "private transfer syntax '1.2.840.113619.5.2'"),
     "JPEG under RLE": (lambda: of(RLE, encode(smooth(), SV1)), "RLE|1.2.5 is JPEG. Write JPEG's UID"),
     "items under an uncompressed syntax": (
         lambda: of(SV1).replace(SV1.encode() , EXPLICIT.encode() + b"\0" * 3),

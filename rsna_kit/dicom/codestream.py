@@ -54,6 +54,7 @@ class StreamFacts:
     wavelet: Wavelet | None = None  # JPEG 2000 with a coding style in its main header
     predictor: int | None = None  # lossless JPEG: 1 to 7 (T.81 H.1.2.1)
     restart_interval: int = 0  # JPEG: MCUs between restart markers, 0 for none
+    jpeg_ls: bool = False
 
 
 def read_facts(codestream: bytes, jpeg2000: bool, whole: bool = True) -> StreamFacts:
@@ -221,7 +222,8 @@ def _jpeg(stream: bytes) -> StreamFacts:
             continue
         if marker == 0xF7 or (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)):
             _, precision, rows, columns, components = struct.unpack_from(">HBHHB", stream, position + 2)
-            facts, lossless = StreamFacts(rows, columns, components, precision, False), marker == 0xC3
+            facts = StreamFacts(rows, columns, components, precision, False, jpeg_ls=marker == 0xF7)
+            lossless = marker == 0xC3
         elif marker == 0xDD:
             restarts = struct.unpack_from(">H", stream, position + 4)[0]
         elif marker in (0xD9, 0xDA):

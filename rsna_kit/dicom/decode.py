@@ -97,7 +97,7 @@ def decode(frame: EncodedFrame, trust: Trust = TRUST_ALL, clip: bool = True) -> 
             if isinstance(error, RangeError):
                 if _is_filled(error.pixels[-1], frame, facts):
                     raise _cut(frame) from error
-                agreed = any(alike(error.pixels, other, rounding(frame, facts), frame.signed) for other in above)
+                agreed = any(alike(error.pixels, other, rounding(facts), frame.signed) for other in above)
                 above.append(error.pixels)
                 if agreed:
                     break  # pydicom's plug-ins would only mask the bits above, and give other pixels
@@ -160,7 +160,7 @@ def _ask(module: ModuleType, frame: EncodedFrame, facts: StreamFacts | None) -> 
     try:
         return stored_pixels(array, frame, facts)
     except RangeError as error:
-        settled = settle(error.pixels, frame) if module is backend_native else None
+        settled = settle(error.pixels, frame) if facts is None else None  # nobody scales plain words
         if settled is None:
             raise
         return settled

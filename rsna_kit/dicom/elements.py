@@ -77,6 +77,8 @@ def read_elements(file: BinaryIO, name: str, tags: Iterable[int]) -> Elements:
             if file.read(2).isalpha():
                 found.transfer_syntax = EXPLICIT_LITTLE_ENDIAN
             file.seek(start)
+        if not found.transfer_syntax.startswith(IMPLICIT_LITTLE_ENDIAN):  # all of the standard's do
+            raise HeaderError(f"{name}: private transfer syntax {found.transfer_syntax!r}. Convert the file first")
         if found.transfer_syntax == DEFLATED:
             file = io.BytesIO(zlib.decompressobj(-zlib.MAX_WBITS).decompress(file.read(), MAX_INFLATED))
             found.file, found.size = file, len(file.getbuffer())
@@ -100,8 +102,6 @@ def read_elements(file: BinaryIO, name: str, tags: Iterable[int]) -> Elements:
     except HeaderError:
         raise
     except Exception as error:  # pydicom raises anything at all on damaged structure
-        if not found.transfer_syntax.startswith(IMPLICIT_LITTLE_ENDIAN):
-            raise HeaderError(f"{name}: private transfer syntax {found.transfer_syntax!r}. Convert the file") from error
         raise HeaderError(
             f"{name}: the DICOM header is damaged or cut short ({type(error).__name__}: {error}). Copy the file again"
         ) from error

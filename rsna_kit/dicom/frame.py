@@ -30,12 +30,9 @@ from rsna_kit.runtime.errors import DecodeError, HeaderError
 JPEG2000_UIDS = ("1.2.840.10008.1.2.4.90", "1.2.840.10008.1.2.4.91")
 HTJ2K_UIDS = ("1.2.840.10008.1.2.4.201", "1.2.840.10008.1.2.4.202", "1.2.840.10008.1.2.4.203")
 JPEG_LOSSLESS_UIDS = ("1.2.840.10008.1.2.4.57", "1.2.840.10008.1.2.4.70")
-JPEG_UIDS = (
-    "1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51", *JPEG_LOSSLESS_UIDS,
-    "1.2.840.10008.1.2.4.80", "1.2.840.10008.1.2.4.81",
-)  # fmt: skip
-
-_RLE = "1.2.840.10008.1.2.5"
+JPEG_LS_UIDS = ("1.2.840.10008.1.2.4.80", "1.2.840.10008.1.2.4.81")
+JPEG_UIDS = ("1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51", *JPEG_LOSSLESS_UIDS, *JPEG_LS_UIDS)
+RLE = "1.2.840.10008.1.2.5"
 _LOOK = 2**16  # bytes read at a time by read_head; the headers described so far are shorter, LUTs included
 # How much of a codestream is looked at until its facts are found: 200 bytes suffice, unless boxes or APPn come first.
 _STREAM_LOOKS = (2**12, 2**16, 2**20, 2**24)
@@ -200,10 +197,13 @@ def stream_facts(frame: EncodedFrame, codestream: bytes, whole: bool = True) -> 
     jpeg2000 = uid in (*JPEG2000_UIDS, *HTJ2K_UIDS)
     try:
         if not jpeg2000 and uid not in JPEG_UIDS:
-            if uid == _RLE and kind_of(codestream):
+            if uid == RLE and kind_of(codestream):
                 raise StreamError(f"is {kind_of(codestream)}", f"Write {kind_of(codestream)}'s UID into (0002,0010)")
             return None
         facts = read_facts(codestream, jpeg2000, whole)
+        if uid in JPEG_UIDS and facts.jpeg_ls != (uid in JPEG_LS_UIDS):
+            kind = "JPEG-LS" if facts.jpeg_ls else "JPEG"
+            raise StreamError(f"is {kind} under the wrong transfer syntax", f"Write {kind}'s UID into (0002,0010)")
         if (facts.rows, facts.columns) != (frame.rows, frame.columns):
             expected = f"expected the header's {frame.rows} x {frame.columns}"
             raise StreamError(f"holds {facts.rows} x {facts.columns} pixels, {expected}", "Exclude the image")
@@ -243,7 +243,7 @@ def _check_encapsulated(frame: EncodedFrame, elements: Elements) -> None:
     length, uid = elements.pixels_length, frame.transfer_syntax
     if length == UNDEFINED:
         return
-    if uid not in (*JPEG_UIDS, *JPEG2000_UIDS, *HTJ2K_UIDS, _RLE):
+    if uid not in (*JPEG_UIDS, *JPEG2000_UIDS, *HTJ2K_UIDS, RLE):
         raise HeaderError(f"{frame.where}: no decoder knows transfer syntax {uid!r}. Convert the file first")
     plain = frame.rows * frame.columns * frame.bits_allocated // 8
     raise HeaderError(

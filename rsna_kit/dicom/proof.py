@@ -244,7 +244,7 @@ class _Court:
             The reference and the rungs that gave it, or the only answer there is and its rung, or None and no rung;
             last, what the others said, or why there is no reference.
         """
-        levels, answers, trouble = rounding(frame, facts), dict[str, np.ndarray](), list[str]()
+        levels, answers, trouble = rounding(facts), dict[str, np.ndarray](), list[str]()
         for name in verdict.decoders:
             if name in verdict.off:
                 continue

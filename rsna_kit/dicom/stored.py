@@ -6,7 +6,7 @@ Where they differ, the pixels win or the frame is refused. Of values above Bits 
 - a few in a stream coded with loss are overshoot and clipped;
 - padding may lie there;
 - where they continue the picture, so that leaving the upper bits out would cut it, the header is wrong;
-- other bits of native pixels are an overlay (PS3.5 8.1.1) and cleared, a few other pixels of a codestream are markers
+- other bits of native pixels, and of RLE, are an overlay (PS3.5 8.1.1) and cleared, a few other pixels of a codestream are markers
   burnt in and clipped; more of them are refused.
 """
 
@@ -16,13 +16,12 @@ import numpy as np
 
 from rsna_kit.dicom.codestream import StreamFacts
 from rsna_kit.dicom.elements import NATIVE_UIDS
-from rsna_kit.dicom.frame import EncodedFrame
+from rsna_kit.dicom.frame import RLE, EncodedFrame
 
 STRAY_SHARE = 0.05  # of the pixels that may be markers or overshoot
 # The inverse transforms of lossy JPEG and of the 9/7 wavelet are defined up to rounding (T.81 A.3.3, T.800 F.3.8), so
 # two right decoders may be this many levels apart. libjpeg-turbo and dicomsdl differ by 2 on a real 12-bit file.
 _ROUNDING = 2
-_JPEG_LS = ("1.2.840.10008.1.2.4.80", "1.2.840.10008.1.2.4.81")
 
 
 class RangeError(ValueError):
@@ -33,16 +32,19 @@ class RangeError(ValueError):
         self.pixels = pixels
 
 
-def is_lossless(frame: EncodedFrame, facts: StreamFacts | None) -> bool:
+def is_lossless(facts: StreamFacts | None) -> bool:
     """Whether every decoder must give the same pixels: the codestream says so, whatever its UID promises."""
-    if facts is None or frame.transfer_syntax in _JPEG_LS:
-        return True
-    return facts.predictor is not None or (facts.wavelet is not None and facts.wavelet.reversible)
+    return (
+        facts is None
+        or facts.jpeg_ls
+        or facts.predictor is not None
+        or (facts.wavelet is not None and facts.wavelet.reversible)
+    )
 
 
-def rounding(frame: EncodedFrame, facts: StreamFacts | None) -> int:
+def rounding(facts: StreamFacts | None) -> int:
     """How many levels two right decoders may be apart."""
-    return 0 if is_lossless(frame, facts) else _ROUNDING
+    return 0 if is_lossless(facts) else _ROUNDING
 
 
 def alike(one: np.ndarray, other: np.ndarray, tolerance: int, signed: bool) -> bool:
@@ -92,7 +94,7 @@ def stored_pixels(array: np.ndarray, frame: EncodedFrame, facts: StreamFacts | N
     if largest <= top:
         return pixels
     share = float(np.mean(pixels > top))
-    if not is_lossless(frame, facts) and share <= STRAY_SHARE:
+    if not is_lossless(facts) and share <= STRAY_SHARE:
         return np.minimum(pixels, np.uint16(top))
     if facts is not None and bits < facts.precision < frame.bits_allocated:
         return pixels
@@ -111,13 +113,13 @@ def settle(pixels: np.ndarray, frame: EncodedFrame, agreed: bool = True) -> np.n
     Returns:
         uint16 (rows, columns), None when they cannot be explained.
     """
-    bits, native = frame.bits_stored, frame.transfer_syntax in NATIVE_UIDS
+    bits = frame.bits_stored
     kept = _extended(pixels, bits) if frame.signed else low_bits(pixels, bits)
     if frame.padding is not None:
         kept = np.where(pixels == frame.padding & 0xFFFF, pixels, kept)
     if np.array_equal(kept, pixels) or (agreed and _continues(pixels, kept, frame.signed)):
         return pixels
-    if native:
+    if frame.transfer_syntax in (*NATIVE_UIDS, RLE):
         return kept
     top = np.uint16((1 << bits) - 1)
     return None if frame.signed or np.mean(pixels > top) > STRAY_SHARE else np.minimum(pixels, top)
