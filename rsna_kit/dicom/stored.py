@@ -6,8 +6,8 @@ Where they differ, the pixels win or the frame is refused. Of values above Bits 
 - a few in a stream coded with loss are overshoot and clipped;
 - padding may lie there;
 - where they continue the picture, so that leaving the upper bits out would cut it, the header is wrong;
-- other bits of native pixels, and of RLE, are an overlay (PS3.5 8.1.1) and cleared, a few other pixels of a codestream are markers
-  burnt in and clipped; more of them are refused.
+- other bits of native pixels and of RLE are an overlay (PS3.5 8.1.1) and cleared; a few other pixels of a codestream
+  are markers burnt in and clipped; more of them are refused.
 """
 
 from __future__ import annotations
