@@ -18,6 +18,7 @@ from pydicom.encaps import encapsulate
 from pydicom.uid import UID
 
 IMPLICIT, EXPLICIT, BIG_ENDIAN = "1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2"
+DEFLATED = "1.2.840.10008.1.2.1.99"
 BASELINE, RLE = "1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.5"
 LOSSLESS, SV1 = "1.2.840.10008.1.2.4.57", "1.2.840.10008.1.2.4.70"
 JPEG_LS, JPEG_LS_NEAR = "1.2.840.10008.1.2.4.80", "1.2.840.10008.1.2.4.81"
@@ -69,7 +70,7 @@ def make_dicom(
             setattr(dataset, keyword, value)
     if "HighBit" not in elements and "BitsStored" in dataset:
         dataset.HighBit = dataset.BitsStored - 1
-    if syntax in NATIVE:
+    if syntax in (*NATIVE, DEFLATED):
         order = ">" if syntax == BIG_ENDIAN else "<"
         raw = pixels.astype(pixels.dtype.newbyteorder(order)).tobytes() if codestream is None else codestream
         dataset.PixelData = raw + b"\0" * (len(raw) % 2)

@@ -21,6 +21,9 @@ _DECODERS = {
     "1.2.840.10008.1.2.4.81": "jpegls_decode",  # JPEG-LS near-lossless
     "1.2.840.10008.1.2.4.90": "jpeg2k_decode",  # JPEG 2000 lossless: site 2
     "1.2.840.10008.1.2.4.91": "jpeg2k_decode",  # JPEG 2000
+    "1.2.840.10008.1.2.4.201": "jpeg2k_decode",  # High-Throughput JPEG 2000 lossless
+    "1.2.840.10008.1.2.4.202": "jpeg2k_decode",  # the same, by resolution
+    "1.2.840.10008.1.2.4.203": "jpeg2k_decode",  # High-Throughput JPEG 2000
 }
 UIDS = tuple(_DECODERS)
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from rsna_kit.dicom.elements import EXPLICIT_BIG_ENDIAN, NATIVE_UIDS
 from rsna_kit.dicom.frame import EncodedFrame
-from rsna_kit.dicom.header import EXPLICIT_BIG_ENDIAN, NATIVE_UIDS
 
 UIDS = NATIVE_UIDS
 
@@ -16,10 +16,7 @@ def is_available() -> bool:
 
 
 def decode(frame: EncodedFrame) -> np.ndarray:
-    """The pixels as uint16 (rows, columns).
-
-    Bits above High Bit are not pixel data (PS3.5 8.1.1: old files keep overlays there) and are cleared.
-    """
+    """The words as uint16 (rows, columns), with whatever stands above the stored bits."""
     order = ">" if frame.transfer_syntax == EXPLICIT_BIG_ENDIAN else "<"
     words = np.frombuffer(frame.codestream, np.dtype("u1" if frame.bits_allocated == 8 else f"{order}u2"))
-    return words.reshape(frame.rows, frame.columns).astype(np.uint16) & np.uint16((1 << frame.bits_stored) - 1)
+    return words.reshape(frame.rows, frame.columns).astype(np.uint16)

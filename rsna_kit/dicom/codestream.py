@@ -14,11 +14,16 @@ from dataclasses import dataclass
 _JP2_SIGNATURE = b"\x00\x00\x00\x0cjP  "
 _SOC_SIZ = b"\xff\x4f\xff\x51"
 _EOI = b"\xff\xd9"  # also EOC of JPEG 2000
-_TAIL = 32  # bytes behind the end marker that writers pad with (00, FF and 20 are all seen in real files)
+_PADDING = b"\0\xff "  # what writers pad with behind the end marker, kilobytes of it
+_TAIL = 32  # bytes of anything else that may lie there
 
 
 class StreamError(ValueError):
-    """The codestream is not what its transfer syntax promises, or is cut short."""
+    """The codestream is not what its header promises, or is cut short; `advice` says what to do about it."""
+
+    def __init__(self, message: str, advice: str = "Copy the file again") -> None:
+        super().__init__(message)
+        self.advice = advice
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,7 @@ class StreamFacts:
     wavelet: Wavelet | None = None  # JPEG 2000 with a coding style in its main header
     predictor: int | None = None  # lossless JPEG: 1 to 7 (T.81 H.1.2.1)
     restart_interval: int = 0  # JPEG: MCUs between restart markers, 0 for none
+    jpeg_ls: bool = False
 
 
 def read_facts(codestream: bytes, jpeg2000: bool, whole: bool = True) -> StreamFacts:
@@ -67,8 +73,26 @@ def read_facts(codestream: bytes, jpeg2000: bool, whole: bool = True) -> StreamF
     except (struct.error, IndexError, OverflowError) as error:
         raise StreamError(f"the {len(codestream)} bytes end inside the stream's head") from error
     if whole and _EOI not in codestream[max(end - _TAIL, 0) : end]:
+        end = len(codestream[:end].rstrip(_PADDING))
+    if whole and _EOI not in codestream[max(end - _TAIL, 0) : end]:
         raise StreamError(f"the {len(codestream)} bytes do not end with an end marker (FF D9): cut short")
     return facts
+
+
+def kind_of(stream: bytes | memoryview) -> str:
+    """What the first bytes show: "JPEG 2000", "JPEG", or "" for neither."""
+    start = bytes(stream[:8])
+    if start == _JP2_SIGNATURE or start[:4] == _SOC_SIZ:
+        return "JPEG 2000"
+    return "JPEG" if start[:3] == b"\xff\xd8\xff" else ""
+
+
+def _mislabelled(stream: bytes, length: int, expected: str) -> StreamError:
+    """The error for a stream that begins as another format."""
+    said, kind = f"begins with {stream[:length].hex(' ')}, expected {expected}", kind_of(stream)
+    if not kind:
+        return StreamError(said)
+    return StreamError(f"{said}: it is {kind} under the wrong transfer syntax", f"Write {kind}'s UID into (0002,0010)")
 
 
 def bare_codestream(stream: bytes) -> bytes:
@@ -90,7 +114,7 @@ def _jpeg2000(stream: bytes, whole: bool) -> tuple[StreamFacts, int]:
     """The SIZ marker of JPEG 2000, which T.800 A.5 puts right behind SOC, and where the codestream ends."""
     start, end = _codestream_box(stream, whole) if stream.startswith(_JP2_SIGNATURE) else (0, len(stream))
     if stream[start : start + 4] != _SOC_SIZ:
-        raise StreamError(f"begins with {stream[start : start + 4].hex(' ')}, expected JPEG 2000 (ff 4f ff 51)")
+        raise _mislabelled(stream[start:], 4, "JPEG 2000 (ff 4f ff 51)")
     length, _, x1, y1, x0, y0, width, height, tile_x0, tile_y0 = struct.unpack_from(">HH8I", stream, start + 4)
     components, depth, step_x, step_y = struct.unpack_from(">HBBB", stream, start + 40)
     if not (x1 > x0 and y1 > y0 and width and height and tile_x0 <= x0 and tile_y0 <= y0):
@@ -185,7 +209,7 @@ def _codestream_box(stream: bytes, whole: bool) -> tuple[int, int]:
 def _jpeg(stream: bytes) -> StreamFacts:
     """The SOF marker of JPEG or JPEG-LS, and what precedes the first scan, reached by walking the marker segments."""
     if stream[:2] != b"\xff\xd8":
-        raise StreamError(f"begins with {stream[:2].hex(' ')}, expected JPEG (ff d8)")
+        raise _mislabelled(stream, 2, "JPEG (ff d8)")
     position, facts, restarts, lossless = 2, None, 0, False
     while True:
         if stream[position] != 0xFF:
@@ -198,7 +222,8 @@ def _jpeg(stream: bytes) -> StreamFacts:
             continue
         if marker == 0xF7 or (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)):
             _, precision, rows, columns, components = struct.unpack_from(">HBHHB", stream, position + 2)
-            facts, lossless = StreamFacts(rows, columns, components, precision, False), marker == 0xC3
+            facts = StreamFacts(rows, columns, components, precision, False, jpeg_ls=marker == 0xF7)
+            lossless = marker == 0xC3
         elif marker == 0xDD:
             restarts = struct.unpack_from(">H", stream, position + 4)[0]
         elif marker in (0xD9, 0xDA):

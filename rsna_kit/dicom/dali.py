@@ -18,8 +18,9 @@ from typing import Any
 import numpy as np
 
 from rsna_kit.dicom.codestream import StreamFacts, bare_codestream
-from rsna_kit.dicom.decode import check_stream, stored_pixels
+from rsna_kit.dicom.decode import check_stream
 from rsna_kit.dicom.frame import JPEG2000_UIDS, JPEG_LOSSLESS_UIDS, EncodedFrame
+from rsna_kit.dicom.stored import stored_pixels
 from rsna_kit.runtime.errors import DecodeError, MissingDependencyError
 from rsna_kit.runtime.lazy import require
 
@@ -185,7 +186,7 @@ def _answer(array: np.ndarray, frame: EncodedFrame, facts: StreamFacts) -> np.nd
         # 15 bits and for some marker orders. Blank images exist; the ladder says which of the two it is.
         if array.min() == array.max():
             raise ValueError(f"gave a constant picture of {array.flat[0]}, which its GPU decoder does by mistake")
-        return stored_pixels(unstretch(array, facts.precision), frame)
+        return stored_pixels(unstretch(array, facts.precision), frame, facts)
     except ValueError as error:
         return DecodeError(f"{frame.where}: DALI {error}")
 

@@ -24,18 +24,15 @@ import numpy as np
 from rsna_kit.dicom import backend_dicomsdl, backend_imagecodecs, backend_native, backend_pydicom
 from rsna_kit.dicom.apart import decode_apart
 from rsna_kit.dicom.codestream import StreamFacts
-from rsna_kit.dicom.frame import JPEG_LOSSLESS_UIDS, EncodedFrame, stream_facts
-from rsna_kit.dicom.header import NATIVE_UIDS
+from rsna_kit.dicom.elements import NATIVE_UIDS
+from rsna_kit.dicom.frame import EncodedFrame, stream_facts
+from rsna_kit.dicom.stored import RangeError, alike, low_bits, rounding, settle, stored_pixels
 from rsna_kit.dicom.trust import TRUST_ALL, Trust
 from rsna_kit.runtime.errors import DecodeError, one_line
 
 LADDER: tuple[ModuleType, ...] = (backend_native, backend_imagecodecs, backend_dicomsdl, backend_pydicom)
 _CRASHING = (backend_dicomsdl, backend_pydicom)
 
-_LOSSLESS = (*JPEG_LOSSLESS_UIDS, "1.2.840.10008.1.2.4.80", "1.2.840.10008.1.2.4.90")
-# Markers and padding burnt in above the stored bits: a lossless stream keeps them. When no decoder gives an answer in
-# range, that is what they are, and they are clipped. A stream that is scaled exceeds the range in far more pixels.
-STRAY_SHARE = 0.05
 # A constant picture is one pattern over and over in every family, even in lossless JPEG, which spends at least a bit on
 # each pixel, so its codestream deflates to next to nothing. Measured for constant pictures of 1 x 1 to 5355 x 4915
 # pixels (libjpeg-turbo, CharLS, OpenJPEG 5/3 and 9/7): at most 570 bytes of streams below 100 kB, 0.95 % of longer
@@ -78,7 +75,8 @@ def decode(frame: EncodedFrame, trust: Trust = TRUST_ALL, clip: bool = True) -> 
         )
     facts = check_stream(frame)
     failures: list[str] = []
-    above: list[np.ndarray] = []  # answers out of range; two that agree are what the stream says
+    above: list[np.ndarray] = []  # answers above the stored bits; two that agree are what the stream says
+    agreed = False
     constants: list[np.ndarray] = []  # answers that the stream contradicts, unless two agree
     for module in rungs:
         absence = _absence(module, frame.transfer_syntax)
@@ -89,29 +87,33 @@ def decode(frame: EncodedFrame, trust: Trust = TRUST_ALL, clip: bool = True) -> 
             failures.append(f"{_name(module)}: switched off, it gave wrong pixels for this kind of frame")
             continue
         try:
-            pixels = _ask(module, frame)
+            pixels = _ask(module, frame, facts)
             if _is_filled(pixels[-1], frame, facts) and not is_constant(pixels):
                 raise _cut(frame)
         except DecodeError:
             raise
         except Exception as error:  # whatever a native library raises, the next rung is asked
-            if isinstance(error, _RangeError) and _is_filled(error.pixels[-1], frame, facts):
-                raise _cut(frame) from error
             failures.append(f"{_name(module)}: {one_line(error)}")
-            if isinstance(error, _RangeError) and frame.transfer_syntax in _LOSSLESS:
-                if any(np.array_equal(error.pixels, other) for other in above):
-                    break  # pydicom's plug-ins would only mask the bits above, and give other pixels
+            if isinstance(error, RangeError):
+                if _is_filled(error.pixels[-1], frame, facts):
+                    raise _cut(frame) from error
+                agreed = any(alike(error.pixels, other, rounding(facts), frame.signed) for other in above)
                 above.append(error.pixels)
+                if agreed:
+                    break  # pydicom's plug-ins would only mask the bits above, and give other pixels
             continue
+        agreed = any(np.array_equal(low_bits(other, frame.bits_stored), pixels) for other in above)
+        if agreed:
+            break  # it masked them
         if not is_constant(pixels) or not holds_a_picture(frame):
             return pixels
         if any(np.array_equal(pixels, other) for other in constants):
             return pixels
         failures.append(f"{_name(module)}: gave {pixels[0, 0]} everywhere, which takes far fewer bytes")
         constants.append(pixels)
-    top = np.uint16((1 << frame.bits_stored) - 1)
-    if above and np.mean(above[0] > top) <= STRAY_SHARE:
-        return np.minimum(above[0], top) if clip else above[0]
+    settled = settle(above[0], frame, agreed) if above else None
+    if settled is not None:
+        return settled if clip else above[0]
     listed = "".join(f"\n  {failure}" for failure in failures)
     raise DecodeError(
         f"{frame.where}: no decoder could read its {len(frame.codestream)} bytes of {frame.transfer_syntax}. "
@@ -125,7 +127,7 @@ def decode_with(decoder: str, frame: EncodedFrame) -> np.ndarray:
     Raises:
         Exception: whatever the decoder raises, or ValueError when its array contradicts the header.
     """
-    return _ask(next(module for module in LADDER if _name(module) == decoder), frame)
+    return _ask(next(module for module in LADDER if _name(module) == decoder), frame, check_stream(frame))
 
 
 def _cut(frame: EncodedFrame) -> DecodeError:
@@ -153,9 +155,15 @@ def holds_a_picture(frame: EncodedFrame) -> bool:
     return size > most and len(zlib.compress(frame.codestream)) > most
 
 
-def _ask(module: ModuleType, frame: EncodedFrame) -> np.ndarray:
+def _ask(module: ModuleType, frame: EncodedFrame, facts: StreamFacts | None) -> np.ndarray:
     array = decode_apart(module, frame) if module in _CRASHING else module.decode(frame)
-    return stored_pixels(array, frame)
+    try:
+        return stored_pixels(array, frame, facts)
+    except RangeError as error:
+        settled = settle(error.pixels, frame) if facts is None else None  # nobody scales plain words
+        if settled is None:
+            raise
+        return settled
 
 
 def _is_filled(last: np.ndarray, frame: EncodedFrame, facts: StreamFacts | None) -> bool:
@@ -190,45 +198,3 @@ def check_stream(frame: EncodedFrame) -> StreamFacts | None:
         DecodeError: another format, a contradiction, or cut short.
     """
     return stream_facts(frame, frame.codestream)
-
-
-def stored_pixels(array: np.ndarray, frame: EncodedFrame) -> np.ndarray:
-    """A decoder's array as door 3 wants it. No copy is made of unsigned 16-bit pixels in C order.
-
-    Raises:
-        ValueError: its shape, type or range contradicts the header.
-    """
-    if array.shape != (frame.rows, frame.columns):
-        raise ValueError(f"gave shape {array.shape}, expected {(frame.rows, frame.columns)}")
-    if array.dtype.kind not in "iu" or array.dtype.itemsize > 2:
-        raise ValueError(f"gave {array.dtype}, expected integers of 8 or 16 bits")
-    negative = array.dtype.kind == "i"
-    pixels = np.ascontiguousarray(array.astype(np.int16 if negative else np.uint16, copy=False)).view(np.uint16)
-    bits = frame.bits_stored
-    if frame.signed or negative:
-        values = pixels.view(np.int16)
-        if frame.signed and values.min() >= -(1 << (bits - 1)) and values.max() < 1 << (bits - 1):
-            return pixels  # sign-extended already
-        # Codestreams keep a signed pixel as its low bits or sign-extended; both become sign-extended here.
-        # A signed stream under an unsigned header (a TOSHIBA quirk) keeps its low bits, as gdcm does.
-        low = pixels & np.uint16((1 << bits) - 1)
-        extended = ((low ^ np.uint16(1 << (bits - 1))) - np.uint16(1 << (bits - 1))).astype(np.uint16)
-        if not np.all((pixels == low) | (pixels == extended)):
-            raise ValueError(f"gave values outside {bits} signed bits")
-        return extended if frame.signed else low
-    largest, top = int(pixels.max()), (1 << bits) - 1
-    if largest <= top:
-        return pixels
-    raise _RangeError(
-        f"gave a largest value of {largest}, expected at most {top} ({bits} bits stored); "
-        f"{np.mean(pixels > top):.2%} are above",
-        pixels,
-    )
-
-
-class _RangeError(ValueError):
-    """`pixels`, uint16, hold values above the stored bits."""
-
-    def __init__(self, message: str, pixels: np.ndarray) -> None:
-        super().__init__(message)
-        self.pixels = pixels

@@ -2,7 +2,7 @@
 
 Door 2. `read_frame` reads all of a file, `read_head` only what tells how it is coded. The transfer syntax is
 the literal UID, because libraries have renamed their constants (pydicom 3 moved `JPEGLossless` from …4.70 to …4.57).
-Not covered: several frames, colour, float pixels, deflated files.
+Not covered: several frames, colour, float pixels.
 """
 
 from __future__ import annotations
@@ -10,36 +10,32 @@ from __future__ import annotations
 import dataclasses
 import io
 import os
-import struct
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from rsna_kit.dicom.codestream import StreamError, StreamFacts, check_packets, read_facts
-from rsna_kit.dicom.encapsulation import read_fragments
-from rsna_kit.dicom.header import (
+from rsna_kit.dicom.codestream import StreamError, StreamFacts, check_packets, kind_of, read_facts
+from rsna_kit.dicom.elements import (
     EXPLICIT_BIG_ENDIAN,
     NATIVE_UIDS,
+    UNDEFINED,
     Elements,
-    LookupTable,
-    parse_header,
     read_elements,
+    read_fragments,
 )
+from rsna_kit.dicom.header import GROUPS, TAGS, LookupTable, parse_header
 from rsna_kit.runtime.errors import DecodeError, HeaderError, one_line
 
 JPEG2000_UIDS = ("1.2.840.10008.1.2.4.90", "1.2.840.10008.1.2.4.91")
+HTJ2K_UIDS = ("1.2.840.10008.1.2.4.201", "1.2.840.10008.1.2.4.202", "1.2.840.10008.1.2.4.203")
 JPEG_LOSSLESS_UIDS = ("1.2.840.10008.1.2.4.57", "1.2.840.10008.1.2.4.70")
-JPEG_UIDS = (
-    "1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51", *JPEG_LOSSLESS_UIDS,
-    "1.2.840.10008.1.2.4.80", "1.2.840.10008.1.2.4.81",
-)  # fmt: skip
-
+JPEG_LS_UIDS = ("1.2.840.10008.1.2.4.80", "1.2.840.10008.1.2.4.81")
+JPEG_UIDS = ("1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51", *JPEG_LOSSLESS_UIDS, *JPEG_LS_UIDS)
+RLE = "1.2.840.10008.1.2.5"
 _LOOK = 2**16  # bytes read at a time by read_head; the headers described so far are shorter, LUTs included
 # How much of a codestream is looked at until its facts are found: 200 bytes suffice, unless boxes or APPn come first.
 _STREAM_LOOKS = (2**12, 2**16, 2**20, 2**24)
-_UNDEFINED = 0xFFFFFFFF
-_ITEM = b"\xfe\xff\x00\xe0"
 
 
 @dataclass(frozen=True)
@@ -63,6 +59,7 @@ class EncodedFrame:
     slope: float
     intercept: float
     padding: int | None  # stored value of pixels outside the picture
+    padding_limit: int | None = None  # the other end of the range of such values, where there is one
 
     @property
     def where(self) -> str:
@@ -111,7 +108,7 @@ def read_frame(path: Path, image_id: str | None = None) -> EncodedFrame:
     except OSError as error:
         raise _unreadable(name, error) from error
     frame, elements = _parse(io.BytesIO(content), path, image_id)
-    return _with_codestream(frame, content, elements)
+    return _with_codestream(frame, elements)
 
 
 def read_head(path: Path, image_id: str | None = None) -> Head:
@@ -153,7 +150,7 @@ def _parse(file: io.BytesIO | _Looks, path: Path, image_id: str | None) -> tuple
     """The frame without its codestream, and where that lies."""
     image_id = path.stem if image_id is None else image_id
     name = where(image_id, path)
-    elements = read_elements(file, name)
+    elements = read_elements(file, name, (*TAGS.values(), *GROUPS))
     try:
         facts = parse_header(elements, name)
     except HeaderError:
@@ -166,12 +163,12 @@ def _parse(file: io.BytesIO | _Looks, path: Path, image_id: str | None) -> tuple
 def _look(file: _Looks, frame: EncodedFrame, elements: Elements) -> Head:
     """The head of a file whose header is read: the beginning of its codestream is looked at."""
     if frame.transfer_syntax in NATIVE_UIDS:
-        _check_native(frame, elements, file.size - elements.pixels_at)
+        _check_native(frame, elements)
         return Head(frame, None, False, file.size, None)
     _check_encapsulated(frame, elements)
     problem = None
     for count in _STREAM_LOOKS:
-        beginning = _beginning(file, elements.pixels_at, count, frame.where)
+        beginning = read_fragments(elements, frame.where, count)
         try:
             facts = stream_facts(frame, beginning, whole=False)
             return Head(frame, facts, beginning[4:8] == b"jP  ", file.size, None)
@@ -180,29 +177,6 @@ def _look(file: _Looks, frame: EncodedFrame, elements: Elements) -> Head:
         if len(beginning) < count:
             break  # else what it misses may lie further on
     return Head(frame, None, False, file.size, problem)
-
-
-def _beginning(file: _Looks, start: int, count: int, name: str) -> bytes:
-    """The first `count` bytes of the joined fragments, fewer when there are fewer.
-
-    The walk of `encapsulation.read_fragments`, ended early. Where that is not possible (a short frame, or damage), the
-    function itself is asked.
-    """
-    held, position, items = bytearray(), start, 0
-    while len(held) < count and position + 8 <= file.size:
-        file.seek(position)
-        tag, length = struct.unpack("<4sI", file.read(8))
-        position += 8
-        if tag != _ITEM or position + length > file.size:
-            break
-        if items > 0:  # item 0 is the Basic Offset Table
-            held += file.read(min(length, count - len(held)))
-        position += length
-        items += 1
-    if len(held) == count:
-        return bytes(held)
-    file.seek(start)
-    return read_fragments(memoryview(file.read()), name)[:count]
 
 
 def stream_facts(frame: EncodedFrame, codestream: bytes, whole: bool = True) -> StreamFacts | None:
@@ -220,63 +194,89 @@ def stream_facts(frame: EncodedFrame, codestream: bytes, whole: bool = True) -> 
         DecodeError: another format, a contradiction, or cut short.
     """
     uid = frame.transfer_syntax
-    if uid not in (*JPEG_UIDS, *JPEG2000_UIDS):
-        return None
+    jpeg2000 = uid in (*JPEG2000_UIDS, *HTJ2K_UIDS)
     try:
-        facts = read_facts(codestream, uid in JPEG2000_UIDS, whole)
+        if not jpeg2000 and uid not in JPEG_UIDS:
+            if uid == RLE and kind_of(codestream):
+                raise StreamError(f"is {kind_of(codestream)}", f"Write {kind_of(codestream)}'s UID into (0002,0010)")
+            return None
+        facts = read_facts(codestream, jpeg2000, whole)
+        if uid in JPEG_UIDS and facts.jpeg_ls != (uid in JPEG_LS_UIDS):
+            kind = "JPEG-LS" if facts.jpeg_ls else "JPEG"
+            raise StreamError(f"is {kind} under the wrong transfer syntax", f"Write {kind}'s UID into (0002,0010)")
         if (facts.rows, facts.columns) != (frame.rows, frame.columns):
-            raise StreamError(
-                f"holds {facts.rows} x {facts.columns} pixels, expected the header's {frame.rows} x {frame.columns}"
-            )
+            expected = f"expected the header's {frame.rows} x {frame.columns}"
+            raise StreamError(f"holds {facts.rows} x {facts.columns} pixels, {expected}", "Exclude the image")
         if facts.components != 1 or facts.precision > frame.bits_allocated:
             raise StreamError(
                 f"holds {facts.components} components of {facts.precision} bits, expected 1 of at most the "
-                f"{frame.bits_allocated} bits allocated"
+                f"{frame.bits_allocated} bits allocated",
+                "Exclude the image",
             )
         # A Huffman code has at least one bit, so fewer bits than pixels means that most of the frame is missing.
-        if whole and uid in JPEG_LOSSLESS_UIDS and 8 * len(codestream) < frame.rows * frame.columns:
+        if whole and facts.predictor is not None and 8 * len(codestream) < frame.rows * frame.columns:
             raise StreamError(f"has {len(codestream)} bytes for {frame.rows * frame.columns} pixels: cut short")
-        if whole and uid in JPEG2000_UIDS:
+        if whole and jpeg2000:
             check_packets(codestream)
     except StreamError as error:
-        raise DecodeError(f"{frame.where}: the codestream of {uid} {error}. Copy the file again") from error
+        raise DecodeError(f"{frame.where}: the codestream of {uid} {error}. {error.advice}") from error
     return facts
 
 
-def _with_codestream(frame: EncodedFrame, content: bytes, elements: Elements) -> EncodedFrame:
+def _with_codestream(frame: EncodedFrame, elements: Elements) -> EncodedFrame:
     """`frame` with the bytes of its frame."""
-    value = memoryview(content)[elements.pixels_at :]
     if frame.transfer_syntax not in NATIVE_UIDS:
         _check_encapsulated(frame, elements)
-        return dataclasses.replace(frame, codestream=read_fragments(value, frame.where))
-    expected = _check_native(frame, elements, len(value))
-    plain = bytes(value[:expected])
+        return dataclasses.replace(frame, codestream=read_fragments(elements, frame.where))
+    expected = _check_native(frame, elements)
+    elements.file.seek(elements.pixels_at)
+    plain = elements.file.read(expected)
     if frame.transfer_syntax == EXPLICIT_BIG_ENDIAN and frame.bits_allocated == 8 and elements.pixels_vr == "OW":
         # PS3.5 8.1.2: 8-bit pixels in OW words are swapped in pairs in the big endian syntax.
-        words = bytes(value[: expected + expected % 2]).ljust(expected + expected % 2, b"\0")
+        words = (plain + elements.file.read(expected % 2)).ljust(expected + expected % 2, b"\0")
         plain = np.frombuffer(words, np.uint16).byteswap().tobytes()[:expected]
     return dataclasses.replace(frame, codestream=plain)
 
 
 def _check_encapsulated(frame: EncodedFrame, elements: Elements) -> None:
     """Refuse compressed Pixel Data that is not a list of items."""
-    if elements.pixels_length != _UNDEFINED:
-        raise HeaderError(
-            f"{frame.where}: Pixel Data of compressed syntax {frame.transfer_syntax} has a defined length of "
-            f"{elements.pixels_length} bytes, expected encapsulated items. The file was written wrongly; convert it "
-            "again"
-        )
+    length, uid = elements.pixels_length, frame.transfer_syntax
+    if length == UNDEFINED:
+        return
+    if uid not in (*JPEG_UIDS, *JPEG2000_UIDS, *HTJ2K_UIDS, RLE):
+        raise HeaderError(f"{frame.where}: no decoder knows transfer syntax {uid!r}. Convert the file first")
+    plain = frame.rows * frame.columns * frame.bits_allocated // 8
+    raise HeaderError(
+        f"{frame.where}: Pixel Data of compressed syntax {uid} has a defined length of {length} bytes, expected "
+        f"encapsulated items{'; it is that of uncompressed pixels' * (0 <= length - plain < 2)}. The file was written "
+        "wrongly; convert it again"
+    )
 
 
-def _check_native(frame: EncodedFrame, elements: Elements, there: int) -> int:
-    """The bytes that native Pixel Data must have; `there` are left in the file behind its header."""
-    length = elements.pixels_length
-    expected = frame.rows * frame.columns * frame.bits_allocated // 8
-    if length == _UNDEFINED or not expected <= min(length, there) or length > expected + 1:
-        came = "an undefined length" if length == _UNDEFINED else f"{min(length, there)} of {length} bytes"
-        raise HeaderError(
-            f"{frame.where}: native Pixel Data has {came}, expected {expected} bytes for {frame.rows} x "
-            f"{frame.columns} pixels of {frame.bits_allocated} bits. The file is cut short or its header is wrong; "
-            "copy it again"
-        )
+def _check_native(frame: EncodedFrame, elements: Elements) -> int:
+    """The bytes of native Pixel Data that are the picture. Bytes behind them are passed over (PS3.5 8.1.1) unless they
+    may be pixels."""
+    file, length, sample = elements.file, elements.pixels_length, frame.bits_allocated // 8
+    there = min(length, elements.size - elements.pixels_at)
+    expected = frame.rows * frame.columns * sample
+    wanted = f"expected {expected} bytes for {frame.rows} x {frame.columns} pixels of {frame.bits_allocated} bits"
+    file.seek(elements.pixels_at)
+    if length == UNDEFINED or there < expected:
+        encapsulated = length == UNDEFINED
+        kind = kind_of(read_fragments(elements, frame.where, 8) if encapsulated else file.read(8))
+        came, advice = f"{there} of {length} bytes", "The file is cut short; copy it again"
+        if encapsulated or kind:
+            came = f"{kind or 'encapsulated items'} under the uncompressed syntax {frame.transfer_syntax}"
+            advice = "Write the UID of what it holds into (0002,0010)"
+        elif there == length:
+            came, advice = f"{length} bytes", "Its header is wrong; exclude the image"
+        raise HeaderError(f"{frame.where}: native Pixel Data has {came}, {wanted}. {advice}")
+    excess = there - expected
+    if excess > 1:
+        file.seek(elements.pixels_at + expected)
+        rest = file.read(excess)
+        frames = f", as many as {there // expected} frames or deeper pixels" * (excess % expected < 2)
+        if frames or (rest.count(rest[:1]) < excess and excess >= sample * min(frame.rows, frame.columns)):
+            said = f"{frame.where}: native Pixel Data has {there} bytes{frames}, {wanted}"
+            raise HeaderError(f"{said}. {'Split the file first' if frames else 'Its header is wrong'}, or exclude it")
     return expected

@@ -1,30 +1,21 @@
-"""Bytes of a file → DICOM elements → the checked facts that make an `EncodedFrame`.
+"""DICOM elements → the checked facts that make an `EncodedFrame`.
 
-pydicom walks the structure (VR, sequences, private tags); the values are read here from the raw bytes, so
-that a malformed value in an element nobody needs costs nothing, and one in an element we need is a typed
-error. The competition's files keep about 26 elements: Modality, SOP Class, View Position and Manufacturer are
-absent there, so nothing here may ask for them.
+The values are read here from the raw bytes, so that a malformed value in an element nobody needs costs nothing, and one
+in an element we need is a typed error. The competition's files keep about 26 elements: Modality, SOP Class, View
+Position and Manufacturer are absent there, so nothing here may ask for them.
 """
 
 from __future__ import annotations
 
-import io
 import math
-import struct
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
-from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
-from pydicom.filereader import read_dataset
 
-from rsna_kit.runtime.errors import HeaderError, one_line
-
-IMPLICIT_LITTLE_ENDIAN = "1.2.840.10008.1.2"
-EXPLICIT_LITTLE_ENDIAN = "1.2.840.10008.1.2.1"
-EXPLICIT_BIG_ENDIAN = "1.2.840.10008.1.2.2"
-NATIVE_UIDS = (IMPLICIT_LITTLE_ENDIAN, EXPLICIT_LITTLE_ENDIAN, EXPLICIT_BIG_ENDIAN)
+from rsna_kit.dicom.elements import NATIVE_UIDS, Elements, order_of, raw_of, text_of, words_of
+from rsna_kit.runtime.errors import HeaderError
 
 # The largest mammogram of the competition has 28 million pixels. A header is never believed beyond this:
 # 2**26 pixels are 128 MiB of uint16 (a decoder may need thrice that), so a damaged Rows cannot take the machine down.
@@ -35,14 +26,18 @@ TAGS = {
     "SamplesPerPixel": 0x00280002, "PhotometricInterpretation": 0x00280004, "NumberOfFrames": 0x00280008,
     "Rows": 0x00280010, "Columns": 0x00280011, "BitsAllocated": 0x00280100, "BitsStored": 0x00280101,
     "HighBit": 0x00280102, "PixelRepresentation": 0x00280103, "PixelPaddingValue": 0x00280120,
-    "WindowCenter": 0x00281050, "WindowWidth": 0x00281051, "RescaleIntercept": 0x00281052,
-    "RescaleSlope": 0x00281053, "VOILUTFunction": 0x00281056, "ModalityLUTSequence": 0x00283000,
-    "VOILUTSequence": 0x00283010,
+    "PixelPaddingRangeLimit": 0x00280121, "WindowCenter": 0x00281050, "WindowWidth": 0x00281051,
+    "RescaleIntercept": 0x00281052, "RescaleSlope": 0x00281053, "VOILUTFunction": 0x00281056,
+    "ModalityLUTSequence": 0x00283000, "VOILUTSequence": 0x00283010,
 }  # fmt: skip
-_TRANSFER_SYNTAX = 0x00020010
 _LUT_DESCRIPTOR, _LUT_DATA = 0x00283002, 0x00283006
-_PIXEL_DATA = 0x7FE00010
-_DEFLATED = "1.2.840.10008.1.2.1.99"
+_PIXEL_DATA, _FLOAT_PIXELS = 0x7FE00010, (0x7FE00008, 0x7FE00009)
+# Functional groups of enhanced images (PS3.3 C.7.6.16) → the elements that an ordinary header keeps at its top.
+GROUPS = (0x52009230, 0x52009229)  # the frame's own, then those that frames share
+_GROUPED = {
+    0x00289145: ("RescaleIntercept", "RescaleSlope"),
+    0x00289132: ("WindowCenter", "WindowWidth", "VOILUTFunction", "VOILUTSequence"),
+}
 _VOI_FUNCTIONS = ("LINEAR", "LINEAR_EXACT", "SIGMOID")
 
 
@@ -52,89 +47,14 @@ class LookupTable:
 
     Attributes:
         first: the input value that maps to `entries[0]`; smaller inputs map there too.
-        bits: bits of an entry, so the output range is 0 … 2**bits - 1.
+        bits: bits that the largest entry takes, so the output range is 0 … 2**bits - 1. What the descriptor states is
+            often the width of a word.
         entries: uint16 outputs; inputs beyond the end map to the last one.
     """
 
     first: int
     bits: int
     entries: np.ndarray
-
-
-@dataclass
-class Elements:
-    """What the walk over a file found: raw elements, and where Pixel Data lies."""
-
-    transfer_syntax: str = IMPLICIT_LITTLE_ENDIAN
-    dataset: Dataset | None = None
-    pixels: int | None = None  # tag of the pixel element, None when there is none
-    pixels_at: int = 0  # offset of its value
-    pixels_length: int = 0
-    pixels_vr: str | None = None
-
-
-def read_elements(file: BinaryIO, name: str) -> Elements:
-    """Walk the elements up to Pixel Data.
-
-    A file without preamble or without meta group is read as implicit little endian (PS3.10 7.1 demands the
-    group; archives of the 1990s lack it), or as explicit when its first element carries a VR.
-
-    Raises:
-        HeaderError: empty, not DICOM, or damaged before Pixel Data.
-    """
-    size = file.seek(0, io.SEEK_END)
-    if size == 0:
-        raise HeaderError(f"{name}: the file is empty, expected a DICOM file. Copy it again")
-    found = Elements()
-
-    def at_pixels(tag: Any, vr: str | None, length: int) -> bool:
-        if tag < 0x7FE00008:
-            return False
-        found.pixels, found.pixels_vr, found.pixels_length, found.pixels_at = int(tag), vr, length, file.tell()
-        return True
-
-    try:
-        start = _skip_preamble(file, name)
-        if struct.unpack("<H", file.read(2))[0] == 0x0002:
-            file.seek(start)
-            meta = read_dataset(file, False, True, stop_when=lambda tag, vr, length: tag >> 16 != 0x0002)
-            found.transfer_syntax = _text(meta, _TRANSFER_SYNTAX) or IMPLICIT_LITTLE_ENDIAN
-        else:
-            file.seek(start + 4)
-            if file.read(2).isalpha():
-                found.transfer_syntax = EXPLICIT_LITTLE_ENDIAN
-            file.seek(start)
-        if found.transfer_syntax == _DEFLATED:
-            raise HeaderError(f"{name}: deflated transfer syntax {_DEFLATED} is not supported. Convert the file first")
-        found.dataset = read_dataset(
-            file,
-            is_implicit_VR=found.transfer_syntax == IMPLICIT_LITTLE_ENDIAN,
-            is_little_endian=found.transfer_syntax != EXPLICIT_BIG_ENDIAN,
-            stop_when=at_pixels,
-            specific_tags=list(TAGS.values()),
-        )
-    except HeaderError:
-        raise
-    except Exception as error:  # pydicom raises anything at all on damaged structure
-        raise HeaderError(
-            f"{name}: the DICOM header is damaged or cut short ({type(error).__name__}: {one_line(error)}). "
-            "Copy the file again"
-        ) from error
-    return found
-
-
-def _skip_preamble(file: BinaryIO, name: str) -> int:
-    """Position `file` on its first element; the offset is returned, the position restored to it."""
-    file.seek(0)
-    start = 132 if file.read(132)[128:] == b"DICM" else 0
-    file.seek(start)
-    head = file.read(8)
-    group = struct.unpack_from("<H", head)[0] if len(head) == 8 else -1
-    # Identifying (0008) comes first in every data set, meta (0002) before it.
-    if group not in (0x0002, 0x0008):
-        raise HeaderError(f"{name}: not a DICOM file (it begins with {head.hex(' ') or 'nothing'}), expected DICOM")
-    file.seek(start)
-    return start
 
 
 def parse_header(elements: Elements, name: str) -> dict[str, Any]:
@@ -144,7 +64,9 @@ def parse_header(elements: Elements, name: str) -> dict[str, Any]:
         HeaderError: an element is missing or says something this kit does not cover.
     """
     dataset = elements.dataset
-    if dataset is None or elements.pixels != _PIXEL_DATA:
+    if elements.pixels in _FLOAT_PIXELS:
+        raise HeaderError(f"{name}: its pixels are floats, expected Pixel Data (7FE0,0010). Exclude the image")
+    if elements.pixels != _PIXEL_DATA:
         raise HeaderError(f"{name}: no Pixel Data (7FE0,0010) found, expected 1 frame. Is the file cut short?")
     reader = _Reader(dataset, name)
     signed = reader.integer("PixelRepresentation", default=0, allowed=(0, 1)) == 1
@@ -152,7 +74,9 @@ def parse_header(elements: Elements, name: str) -> dict[str, Any]:
     if rows < 1 or columns < 1 or rows * columns > MAX_PIXELS:
         raise HeaderError(f"{name}: got {rows} x {columns} pixels, expected 1 to {MAX_PIXELS}. The header is damaged")
     reader.integer("SamplesPerPixel", default=1, allowed=(1,), hint="monochrome; exclude colour images from the table")
-    reader.integer("NumberOfFrames", default=1, allowed=(1,), hint="one frame; split multi-frame files first")
+    if reader.integer("NumberOfFrames", default=1):  # 0 and nothing at all are written for one
+        reader.integer("NumberOfFrames", default=1, allowed=(1,), hint="one frame; split multi-frame files first")
+    _take_from_groups(dataset, name)
     allocated = reader.integer("BitsAllocated", allowed=(8, 16))
     stored = reader.integer("BitsStored", allowed=tuple(range(1, allocated + 1)))
     if elements.transfer_syntax in NATIVE_UIDS:  # a codestream brings its own depth, and writers leave this one stale
@@ -184,8 +108,23 @@ def parse_header(elements: Elements, name: str) -> dict[str, Any]:
         "modality_lut": modality_luts[0] if modality_luts else None,
         "slope": slope,
         "intercept": intercept,
-        "padding": reader.padding(allocated, signed),
+        "padding": reader.padding("PixelPaddingValue", allocated, signed),
+        "padding_limit": reader.padding("PixelPaddingRangeLimit", allocated, signed),
     }
+
+
+def _take_from_groups(dataset: Dataset, name: str) -> None:
+    """Bring window, slope and intercept that stand in functional groups alone to where ordinary headers keep them."""
+    for tag in GROUPS:
+        items = dataset[tag].value or () if tag in dataset else ()
+        if tag == GROUPS[0] and len(items) > 1:
+            raise HeaderError(f"{name}: has functional groups of {len(items)} frames, expected 1. Split the file first")
+        for group, keywords in _GROUPED.items():
+            tags = [TAGS[keyword] for keyword in keywords]
+            if items and group in items[0] and not any(t in dataset and dataset.get_item(t).value for t in tags):
+                for item in (items[0][group].value or ())[:1]:
+                    for t in (t for t in tags if t in item):
+                        dataset[t] = item.get_item(t)
 
 
 def _windows(reader: _Reader) -> tuple[tuple[float, float], ...]:
@@ -210,7 +149,7 @@ class _Reader:
             number = self.number(keyword, default=math.nan)
             value = int(number) if math.isfinite(number) else None
         else:
-            words = _words(self._dataset, tag)
+            words = words_of(self._dataset, tag)
             value = words[0] if words else None
         if value is None:
             if default is None:
@@ -223,20 +162,20 @@ class _Reader:
 
     def text(self, keyword: str) -> str:
         """A text element without padding, empty when missing."""
-        return _text(self._dataset, TAGS[keyword])
+        return text_of(self._dataset, TAGS[keyword])
 
     def numbers(self, keyword: str) -> tuple[float, ...]:
         """All numbers of a decimal string element by position; NaN where there is none."""
-        return tuple(map(_decimal, _text(self._dataset, TAGS[keyword]).split("\\")))
+        return tuple(map(_decimal, text_of(self._dataset, TAGS[keyword]).split("\\")))
 
     def number(self, keyword: str, default: float) -> float:
         """The first number of a decimal string element, the default when it is missing or no finite number."""
         first = self.numbers(keyword)[0]
         return first if math.isfinite(first) else default
 
-    def padding(self, allocated: int, signed: bool) -> int | None:
-        """Pixel Padding Value as a stored value. Some writers leave the sign bits off or on: both are folded."""
-        words = _words(self._dataset, TAGS["PixelPaddingValue"])
+    def padding(self, keyword: str, allocated: int, signed: bool) -> int | None:
+        """A limit of padding as a stored value. Some writers leave the sign bits off or on: both are folded."""
+        words = words_of(self._dataset, TAGS[keyword])
         if not words:
             return None
         value = words[0] & ((1 << allocated) - 1)
@@ -255,46 +194,18 @@ class _Reader:
 
 def _table(item: Dataset, signed: bool) -> LookupTable | None:
     """One LUT item, None when its descriptor or data are missing or contradict each other."""
-    descriptor, raw = _words(item, _LUT_DESCRIPTOR), _raw(item, _LUT_DATA)
+    descriptor, raw = words_of(item, _LUT_DESCRIPTOR), raw_of(item, _LUT_DATA)
     if len(descriptor) != 3 or not raw:
         return None
     count, first, bits = descriptor[0] or 65536, descriptor[1], descriptor[2]
-    if not 1 <= bits <= 16:
-        return None
     if len(raw) in (count, count + 1) and bits <= 8:  # PS3.3 C.11.1.1.1: 8-bit entries may be packed
         entries = np.frombuffer(raw, np.uint8)[:count].astype(np.uint16)
     elif len(raw) >= 2 * count:
-        entries = np.frombuffer(raw, f"{_order(item, _LUT_DATA)}u2", count=count).astype(np.uint16)
+        entries = np.frombuffer(raw, f"{order_of(item, _LUT_DATA)}u2", count=count).astype(np.uint16)
     else:
         return None
-    return LookupTable(first - 65536 if signed and first >= 32768 else first, bits, entries)
-
-
-def _raw(dataset: Dataset, tag: int) -> bytes:
-    """The bytes of an element, empty when it is missing."""
-    if tag not in dataset:
-        return b""
-    value = dataset.get_item(tag).value
-    return value if isinstance(value, bytes) else b""
-
-
-def _words(dataset: Dataset, tag: int) -> tuple[int, ...]:
-    """The unsigned 16-bit words of an element."""
-    raw = _raw(dataset, tag)
-    if not raw:
-        return ()
-    return struct.unpack_from(f"{_order(dataset, tag)}{len(raw) // 2}H", raw)
-
-
-def _order(dataset: Dataset, tag: int) -> str:
-    """The byte order of an element as struct and NumPy write it."""
-    element = dataset.get_item(tag)
-    return ">" if isinstance(element, RawDataElement) and not element.is_little_endian else "<"
-
-
-def _text(dataset: Dataset, tag: int) -> str:
-    """The text of an element without its padding."""
-    return _raw(dataset, tag).decode("ascii", "replace").strip(" \0")
+    reached = max(int(entries.max()).bit_length(), 1)
+    return LookupTable(first - 65536 if signed and first >= 32768 else first, reached, entries)
 
 
 def _decimal(text: str) -> float:

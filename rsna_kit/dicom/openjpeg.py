@@ -1,10 +1,11 @@
 """JPEG 2000 at a reduced resolution and by region, through the OpenJPEG library that a wheel already brought.
 
 Decoding costs what the finest subbands cost: leaving the finest level out takes 0.27 of the time of a full decode, two
-levels 0.08, three 0.025. No maintained binding offers that: imagecodecs' `jpeg2k_decode` has no such argument,
-Pillow's holds the interpreter lock and multiplies 12-bit pictures by 16, glymur wants a system library. So this is the
-smallest possible ctypes binding to `libopenjp2` (2.5), which lies in the wheels of imagecodecs and of Pillow: no
-compiler, no package more. ctypes releases the interpreter lock, so threads are enough to use every core.
+levels 0.08, three 0.025. imagecodecs' `jpeg2k_decode` leaves levels out since 2026.10.10 (`skipres`), which needs
+Python 3.12, and knows no regions; Pillow's holds the interpreter lock and multiplies 12-bit pictures by 16, glymur
+wants a system library. So this is the smallest possible ctypes binding to `libopenjp2` (2.5), which lies in the wheels
+of imagecodecs and of Pillow: no compiler, no package more. ctypes releases the interpreter lock, so threads are enough
+to use every core.
 
 The structures are OpenJPEG's public ones (openjpeg.h, `opj_image_t`, `opj_image_comp_t`), unchanged since 2.1; still, a
 library is used only after it decoded a small known stream at full size, reduced and by region.
@@ -16,7 +17,8 @@ import base64
 import ctypes
 import ctypes.util
 import importlib.util
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -27,8 +29,6 @@ from rsna_kit.dicom.wavelet import low_band
 
 _JP2_SIGNATURE = b"\x00\x00\x00\x0cjP  "
 _CODEC_J2K, _CODEC_JP2 = 0, 2  # OPJ_CODEC_FORMAT
-_CHUNK = 2**20  # bytes the library asks for at once
-_END = ctypes.c_size_t(-1).value
 _PARAMETERS = 2**14  # more than sizeof(opj_dparameters_t), 8,256 bytes in 2.5
 
 # The pixel of row y and column x is 37 x + 91 y: 14 x 12, 16 bits, two levels of the reversible wavelet, one tile.
@@ -63,9 +63,6 @@ class _Image(ctypes.Structure):
     )
 
 
-_Read = ctypes.CFUNCTYPE(ctypes.c_size_t, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p)
-_Skip = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p)
-_Seek = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int64, ctypes.c_void_p)
 _Message = ctypes.CFUNCTYPE(None, ctypes.c_char_p, ctypes.c_void_p)
 _Handle, _ImagePointer = ctypes.c_void_p, ctypes.POINTER(_Image)
 
@@ -81,12 +78,8 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "opj_set_decode_area": (ctypes.c_int, (_Handle, _ImagePointer, *[ctypes.c_int32] * 4)),
     "opj_decode": (ctypes.c_int, (_Handle, _Handle, _ImagePointer)),
     "opj_image_destroy": (None, (_ImagePointer,)),
-    "opj_stream_create": (_Handle, (ctypes.c_size_t, ctypes.c_int)),
+    "opj_stream_create_default_file_stream": (_Handle, (ctypes.c_char_p, ctypes.c_int)),
     "opj_stream_destroy": (None, (_Handle,)),
-    "opj_stream_set_user_data_length": (None, (_Handle, ctypes.c_uint64)),
-    "opj_stream_set_read_function": (None, (_Handle, _Read)),
-    "opj_stream_set_skip_function": (None, (_Handle, _Skip)),
-    "opj_stream_set_seek_function": (None, (_Handle, _Seek)),
 }
 
 
@@ -169,7 +162,7 @@ def _passes(library: ctypes.CDLL) -> bool:
 
 def _decode(library: ctypes.CDLL, codestream: bytes, reduce: int, area: tuple[int, int, int, int] | None) -> np.ndarray:
     said: list[str] = []
-    callbacks = _callbacks(codestream, said)  # kept alive until the end
+    listen = _Message(lambda text, _: said.append(text.decode(errors="replace")))  # kept alive until the end
     codec = stream = None
     image = _ImagePointer()
 
@@ -177,15 +170,14 @@ def _decode(library: ctypes.CDLL, codestream: bytes, reduce: int, area: tuple[in
         if not done:
             raise OpenJpegError(f"{what}: {' '.join(' '.join(said).split()) or 'no reason given'}")
 
+    memory = os.memfd_create("codestream")
     try:
+        with open(memory, "wb", closefd=False) as file:
+            file.write(codestream)
         codec = library.opj_create_decompress(_CODEC_JP2 if codestream.startswith(_JP2_SIGNATURE) else _CODEC_J2K)
-        stream = library.opj_stream_create(_CHUNK, 1)
+        stream = library.opj_stream_create_default_file_stream(f"/proc/self/fd/{memory}".encode(), 1)
         must(codec and stream, "out of memory")
-        library.opj_stream_set_read_function(stream, callbacks[0])
-        library.opj_stream_set_skip_function(stream, callbacks[1])
-        library.opj_stream_set_seek_function(stream, callbacks[2])
-        library.opj_stream_set_user_data_length(stream, len(codestream))
-        library.opj_set_error_handler(codec, callbacks[3], None)
+        library.opj_set_error_handler(codec, listen, None)
         parameters = ctypes.create_string_buffer(_PARAMETERS)
         library.opj_set_default_decoder_parameters(parameters)
         must(library.opj_setup_decoder(codec, parameters), "set-up")
@@ -208,34 +200,4 @@ def _decode(library: ctypes.CDLL, codestream: bytes, reduce: int, area: tuple[in
             library.opj_stream_destroy(stream)
         if codec:
             library.opj_destroy_codec(codec)
-
-
-def _callbacks(codestream: bytes, said: list[str]) -> tuple[Callable[..., Any], ...]:
-    """How the library reads the bytes and says what is wrong."""
-    start = ctypes.cast(ctypes.c_char_p(codestream), ctypes.c_void_p).value or 0
-    position, size = 0, len(codestream)
-
-    def read(target: int, count: int, _: object) -> int:
-        nonlocal position
-        count = min(count, size - position)
-        if count <= 0:
-            return _END
-        ctypes.memmove(target, start + position, count)
-        position += count
-        return count
-
-    def skip(count: int, _: object) -> int:
-        nonlocal position
-        if not 0 <= position + count <= size:
-            return -1
-        position += count
-        return count
-
-    def seek(target: int, _: object) -> int:
-        nonlocal position
-        if not 0 <= target <= size:
-            return 0
-        position = target
-        return 1
-
-    return _Read(read), _Skip(skip), _Seek(seek), _Message(lambda text, _: said.append(text.decode(errors="replace")))
+        os.close(memory)

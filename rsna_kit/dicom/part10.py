@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 
-from rsna_kit.dicom.frame import EncodedFrame
+from rsna_kit.dicom.frame import RLE, EncodedFrame
 
 _UNDEFINED = 0xFFFFFFFF
 
@@ -18,6 +18,7 @@ def write_part10(frame: EncodedFrame) -> bytes:
     pixels = struct.pack("<HHIHHI", 0xFFFE, 0xE000, 0, 0xFFFE, 0xE000, len(stream)) + stream
     pixels += struct.pack("<HHI", 0xFFFE, 0xE0DD, 0)
     word = struct.Struct("<H").pack
+    stored = frame.bits_allocated if frame.transfer_syntax == RLE else frame.bits_stored  # pydicom clears bits above it
     meta = _element(0x0002, 0x0010, "UI", frame.transfer_syntax.encode())
     return b"".join(
         [
@@ -28,8 +29,8 @@ def write_part10(frame: EncodedFrame) -> bytes:
             _element(0x0028, 0x0010, "US", word(frame.rows)),
             _element(0x0028, 0x0011, "US", word(frame.columns)),
             _element(0x0028, 0x0100, "US", word(frame.bits_allocated)),
-            _element(0x0028, 0x0101, "US", word(frame.bits_stored)),
-            _element(0x0028, 0x0102, "US", word(frame.bits_stored - 1)),
+            _element(0x0028, 0x0101, "US", word(stored)),
+            _element(0x0028, 0x0102, "US", word(stored - 1)),
             _element(0x0028, 0x0103, "US", word(int(frame.signed))),
             struct.pack("<HH2sHI", 0x7FE0, 0x0010, b"OB", 0, _UNDEFINED), pixels,
         ]

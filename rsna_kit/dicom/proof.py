@@ -25,9 +25,9 @@ from typing import Any
 import numpy as np
 
 from rsna_kit.dicom.codestream import StreamFacts
-from rsna_kit.dicom.compare import alike, difference, fault, rounding
 from rsna_kit.dicom.decode import backends, check_stream, decode_with, holds_a_picture, is_constant
 from rsna_kit.dicom.frame import EncodedFrame, read_frame
+from rsna_kit.dicom.stored import alike, distance, rounding
 from rsna_kit.dicom.trust import Group, Trust, group_of
 from rsna_kit.runtime.errors import ImageError, one_line
 from rsna_kit.runtime.hardware import cpu_count
@@ -243,7 +243,7 @@ class _Court:
             The reference and the rungs that gave it, or the only answer there is and its rung, or None and no rung;
             last, what the others said, or why there is no reference.
         """
-        levels, answers, trouble = rounding(frame, facts), dict[str, np.ndarray](), list[str]()
+        levels, answers, trouble = rounding(facts), dict[str, np.ndarray](), list[str]()
         for name in verdict.decoders:
             if name in verdict.off:
                 continue
@@ -260,7 +260,7 @@ class _Court:
             if is_constant(reference):
                 return None, [], [f"{_listed(rungs)} find it blank"]
             for other in answers.keys() - set(rungs):
-                verdict.off[other] = difference(answers[other], reference, frame)
+                verdict.off[other] = _difference(answers[other], reference, frame)
             return reference, rungs, trouble
         constant = {name for name, answer in answers.items() if is_constant(answer)}
         if len(answers) == 1 and not constant:
@@ -285,7 +285,7 @@ class _Court:
             try:
                 answer = decoder(frame)
                 if answer is not None:
-                    said[name] = fault(answer, reference, frame)
+                    said[name] = _fault(answer, reference, frame)
             except Exception as error:  # it may be anything
                 said[name] = f"fails on {frame.where}: {one_line(error)}"
             finally:
@@ -297,3 +297,22 @@ def _listed(names: Iterable[str]) -> str:
     """`a`, `a and b`, `a, b and c`."""
     *most, last = ["", *names]
     return f"{', '.join(filter(None, most))} and {last}" if any(most) else last
+
+
+def _fault(answer: np.ndarray, reference: np.ndarray, frame: EncodedFrame) -> str:
+    """What is wrong with an extra decoder's answer, "" when it is the reference bit for bit."""
+    if answer.shape != reference.shape or answer.dtype != reference.dtype:
+        expected = f"{reference.dtype} {reference.shape}"
+        return f"gives {answer.dtype} {answer.shape} for {frame.where}, expected {expected}"
+    return "" if np.array_equal(answer, reference) else _difference(answer, reference, frame)
+
+
+def _difference(answer: np.ndarray, reference: np.ndarray, frame: EncodedFrame) -> str:
+    """In what way an answer that has the reference's shape and type is another picture."""
+    if is_constant(answer):
+        return f"gives {answer[0, 0]} everywhere in {frame.where}"
+    levels = distance(answer, reference, frame.signed)
+    return (
+        f"{np.count_nonzero(levels)} of {levels.size} pixels differ, largest difference {levels.max()}, "
+        f"in {frame.where}"
+    )

@@ -11,15 +11,9 @@ import numpy as np
 
 from rsna_kit.dicom import openjpeg
 from rsna_kit.dicom.codestream import StreamFacts
-from rsna_kit.dicom.decode import (
-    STRAY_SHARE,
-    check_stream,
-    decode,
-    holds_a_picture,
-    is_constant,
-    stored_pixels,
-)
+from rsna_kit.dicom.decode import check_stream, decode, holds_a_picture, is_constant
 from rsna_kit.dicom.frame import EncodedFrame
+from rsna_kit.dicom.stored import STRAY_SHARE, one_padding, settle, stored_pixels
 from rsna_kit.dicom.trust import TRUST_ALL, Trust
 from rsna_kit.dicom.wavelet import ALIGN_BEFORE, ALIGN_BEHIND, aligned, clipped, halved
 
@@ -59,12 +53,12 @@ class Pyramid:
         )
 
     def full(self) -> np.ndarray:
-        """The stored pixels: uint16 (rows, columns), as `decode` gives them.
+        """The stored pixels: uint16 (rows, columns), as `decode` gives them, and of padding one value.
 
         Raises:
             DecodeError: no decoder could read them.
         """
-        return self._clipped(self._whole()) if self.halvings else self._whole()
+        return one_padding(self._settled(), self.frame)
 
     def _whole(self) -> np.ndarray:
         """The same; where there are halvings, with markers above the stored bits as the encoder saw them."""
@@ -105,8 +99,7 @@ class Pyramid:
         if self._reduces:
             try:
                 band = openjpeg.decode_reduced(self.frame.codestream, times, area)
-                stray = np.mean(band > self._top) if int(band.max()) > self._top else 0.0
-                if stray <= STRAY_SHARE and not (is_constant(band) and holds_a_picture(self.frame)):
+                if not may_be_cut(band, self._facts) and not (is_constant(band) and holds_a_picture(self.frame)):
                     return band
             except openjpeg.OpenJpegError:
                 pass
@@ -119,11 +112,26 @@ class Pyramid:
 
     def _clipped(self, band: np.ndarray) -> np.ndarray:
         """Without the overshoot above the stored bits that filters leave at edges, and markers burnt in there."""
-        return np.minimum(band, np.uint16(self._top)) if int(band.max()) > self._top and not self.frame.signed else band
+        top, largest = (1 << self.frame.bits_stored) - 1, int(band.max())
+        if self.frame.signed or largest <= top:
+            return band
+        overshoot = largest <= top + top // 4 and np.mean(band > top) <= STRAY_SHARE
+        return np.minimum(band, np.uint16(top if overshoot else max(top, int(self._settled().max()))))
 
-    @property
-    def _top(self) -> int:
-        return (1 << self.frame.bits_stored) - 1
+    def _settled(self) -> np.ndarray:
+        """The whole picture without markers above the stored bits."""
+        whole = self._whole()
+        settled = settle(whole, self.frame) if self.halvings and int(whole.max()) >> self.frame.bits_stored else whole
+        return whole if settled is None else settled
+
+
+def may_be_cut(band: np.ndarray, facts: StreamFacts | None) -> bool:
+    """Whether a band comes near the end of the codestream's range.
+
+    A stream that lost something reconstructs beyond its range there. A decoder cuts that off before anybody computes
+    the band, so what is decoded in full and halved would differ from what is halved by decoding less.
+    """
+    return facts is not None and int(band.max()) >= 7 << facts.precision >> 3
 
 
 def decode_for_proof(frame: EncodedFrame) -> np.ndarray | None:
@@ -137,11 +145,13 @@ def decode_for_proof(frame: EncodedFrame) -> np.ndarray | None:
     if facts is None or not levels:
         return None
     full = band = openjpeg.decode_reduced(frame.codestream, 0)
+    if may_be_cut(full, facts):
+        return None
     for times in range(1, min(levels, _PROVEN_HALVINGS) + 1):
         band = halved(band)
         if not np.array_equal(openjpeg.decode_reduced(frame.codestream, times), clipped(band, facts.precision)):
             raise openjpeg.OpenJpegError(f"halving {times} is not the low subband of the full picture")
-    return stored_pixels(full, frame)
+    return stored_pixels(full, frame, facts)
 
 
 def _halvings(frame: EncodedFrame, facts: StreamFacts | None) -> int:

@@ -21,7 +21,7 @@ from rsna_kit.competition.submission import expected_ids
 from rsna_kit.competition.tables import read_sample, read_test, read_train
 from rsna_kit.config import ImageConfig
 from rsna_kit.dicom.decode import backends
-from rsna_kit.dicom.frame import JPEG2000_UIDS, JPEG_LOSSLESS_UIDS, where
+from rsna_kit.dicom.frame import HTJ2K_UIDS, JPEG2000_UIDS, JPEG_LOSSLESS_UIDS, where
 from rsna_kit.dicom.survey import Failure, Kind, Survey, Surveyed, survey
 from rsna_kit.runtime.clock import format_duration
 from rsna_kit.runtime.errors import DecodeError, UsageError
@@ -39,10 +39,14 @@ SYNTAXES = {
     "1.2.840.10008.1.2.4.91": "JPEG 2000",
 }
 _RARE_SYNTAXES = {
+    "1.2.840.10008.1.2.1.99": "Deflated Explicit VR Little Endian",
     "1.2.840.10008.1.2.2": "Explicit VR Big Endian",
     "1.2.840.10008.1.2.4.50": "JPEG Baseline (Process 1)",
     "1.2.840.10008.1.2.4.51": "JPEG Extended (Process 2 & 4)",
     "1.2.840.10008.1.2.4.81": "JPEG-LS Near-Lossless",
+    "1.2.840.10008.1.2.4.201": "High-Throughput JPEG 2000 Lossless",
+    "1.2.840.10008.1.2.4.202": "High-Throughput JPEG 2000 with RPCL Lossless",
+    "1.2.840.10008.1.2.4.203": "High-Throughput JPEG 2000",
     "1.2.840.10008.1.2.5": "RLE Lossless",
 }
 _MOST_IDS = 20  # of one reason, in the JSON
@@ -189,7 +193,7 @@ def _windows(kind: Kind) -> str:
 
 
 def _jpeg2000(kind: Kind) -> str:
-    if kind.group.transfer_syntax not in JPEG2000_UIDS:
+    if kind.group.transfer_syntax not in (*JPEG2000_UIDS, *HTJ2K_UIDS):
         return ""
     boxes, wavelet = "JP2 boxes" if kind.jp2 else "bare", kind.wavelet
     if wavelet is None:
@@ -203,7 +207,7 @@ def _lossless_jpeg(kind: Kind) -> str:
     if kind.group.transfer_syntax not in JPEG_LOSSLESS_UIDS:
         return ""
     restarts = f"restarts every {kind.restart_interval}" if kind.restart_interval else "no restarts"
-    return f"predictor {kind.predictor}, {restarts}"
+    return f"predictor {kind.predictor}, {restarts}" if kind.predictor else "none: the stream has loss"
 
 
 # What is counted → how a kind is called; an empty name is not counted.
