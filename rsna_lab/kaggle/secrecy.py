@@ -97,8 +97,8 @@ def secret_in(path: Path, known: Mapping[str, str]) -> str | None:
         for run in _TEXT.findall(piece):
             text = f"{path.name}: {run.replace(bytes(1), b'').decode('ascii')}"  # commit.txt holds a commit
             for start in range(0, len(text), _OVERLAP):
-                if what := find_secret(text[start : start + 2 * _OVERLAP]):
-                    return f"holds what looks like {what}"
+                if found := find_secret(text[start : start + 2 * _OVERLAP]):
+                    return f"holds what looks like {found}"
     return None
 
 
