@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from rsna_kit.runtime.contents import CONTENTS, check_contents
 from rsna_kit.runtime.errors import RsnaKitError, UsageError
+from rsna_kit.session.contents import CONTENTS, check_contents
 from rsna_lab.kaggle.build.datasets import KINDS, Wanted, build
 from rsna_lab.kaggle.build.place import exchange
 from rsna_lab.kaggle.secrecy import check_folder

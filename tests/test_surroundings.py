@@ -22,11 +22,11 @@ from rsna_kit.phantom.dicom_file import JPEG_LOSSLESS, DicomFacts, write_dicom
 from rsna_kit.cli import main
 from rsna_kit.data.shards import write_shard
 from rsna_kit.models.weights import save_weights
-from rsna_kit.recipes import session as sessions
-from rsna_kit.recipes.verdict import PREFIX
 from rsna_kit.runtime.errors import one_line
 from rsna_kit.runtime.events import Events
 from rsna_kit.runtime.files import write_bytes, write_csv, write_json
+from rsna_kit.session import kernel as sessions
+from rsna_kit.session.verdict import PREFIX
 from rsna_kit.training.checkpoint import save_checkpoint
 
 

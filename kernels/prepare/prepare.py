@@ -36,7 +36,7 @@ def attach_library() -> None:
 
 attach_library()
 
-from rsna_kit.recipes.session import OUTPUT_BYTES, Session, run
+from rsna_kit.session.kernel import OUTPUT_BYTES, Session, run
 
 
 def work(session: Session) -> dict:

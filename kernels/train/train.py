@@ -45,7 +45,7 @@ def attach_library() -> None:
 
 attach_library()
 
-from rsna_kit.recipes.session import Session, run
+from rsna_kit.session.kernel import Session, run
 
 
 def work(session: Session) -> dict:

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rsna_kit.runtime.contents import write_contents
 from rsna_kit.runtime.errors import RsnaKitError, UsageError
+from rsna_kit.session.contents import write_contents
 from rsna_lab.kaggle.build.package import PACKAGE, SOURCES, State, read_state, write_library
 from rsna_lab.kaggle.build.place import check_place, exchange
 from rsna_lab.kaggle.credentials import known_secrets

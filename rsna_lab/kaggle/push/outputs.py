@@ -16,9 +16,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from rsna_kit.recipes.verdict import VERDICT
 from rsna_kit.runtime.errors import UsageError
 from rsna_kit.runtime.files import sha256_file
+from rsna_kit.session.verdict import VERDICT
 from rsna_lab.kaggle.push.account import Account
 from rsna_lab.kaggle.push.advice import KaggleError
 from rsna_lab.kaggle.push.judge import check

@@ -1,6 +1,6 @@
 """A kernel's SETTINGS → what the library says of them here, before a session on Kaggle finds it out.
 
-The kernels read their settings with the same functions (`rsna_kit.recipes.session`).
+The kernels read their settings with the same functions (`rsna_kit.session.kernel`).
 """
 
 from __future__ import annotations

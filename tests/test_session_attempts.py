@@ -15,19 +15,19 @@ import pytest
 
 from rsna_kit.competition.submission import check_submission
 from rsna_kit.competition.tables import read_sample, read_test
-from rsna_kit.recipes import attempts
 from rsna_kit.recipes import infer as infer_module
-from rsna_kit.recipes import session as sessions
-from rsna_kit.recipes import verdict as verdicts
-from rsna_kit.recipes.attempts import MOST_ATTEMPTS, Ended, run_attempts, run_script
 from rsna_kit.runtime.clock import Clock
+from rsna_kit.session import attempts
+from rsna_kit.session import kernel as sessions
+from rsna_kit.session import verdict as verdicts
+from rsna_kit.session.attempts import MOST_ATTEMPTS, Ended, run_attempts, run_script
 
 ROOT = Path(__file__).parent.parent
 # A kernel's script: each attempt adds two rows to its progress, up to six; what comes after the rows is the test's.
 SCRIPT = f"""
 import os, signal, sys, time
 sys.path.insert(0, {str(ROOT)!r})
-from rsna_kit.recipes.session import run
+from rsna_kit.session.kernel import run
 
 def work(session):
     path = session.working / "rows.csv"

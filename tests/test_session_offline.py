@@ -11,7 +11,7 @@ import pytest
 
 from rsna_kit.runtime.errors import MissingDependencyError
 from rsna_kit.runtime.files import sha256_file
-from rsna_kit.runtime.offline import install_missing
+from rsna_kit.session.offline import install_missing
 
 
 def write_wheel(folder: Path, name: str, tag: str = "py3-none-any", version: str = "1.5") -> Path:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from rsna_kit.runtime.contents import CONTENTS, check_contents, write_contents
 from rsna_kit.runtime.errors import RsnaKitError
+from rsna_kit.session.contents import CONTENTS, check_contents, write_contents
 
 
 @pytest.fixture

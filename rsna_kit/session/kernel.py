@@ -22,16 +22,16 @@ import rsna_kit
 from rsna_kit.competition.paths import Source, attached_sources, find_inputs, input_root
 from rsna_kit.config import Config, ModelConfig, with_overrides
 from rsna_kit.presets import preset
-from rsna_kit.recipes.attempts import ATTEMPT, BEGAN, MOST_ATTEMPTS, count_rows, run_attempts, run_script
-from rsna_kit.recipes.verdict import VERDICT, redacted, write_verdict
 from rsna_kit.runtime.clock import Clock, parse_duration
-from rsna_kit.runtime.contents import CONTENTS, check_contents
 from rsna_kit.runtime.errors import MissingDependencyError, RsnaKitError, UsageError, one_line
 from rsna_kit.runtime.events import Events
 from rsna_kit.runtime.files import read_json
 from rsna_kit.runtime.hardware import commit, cpu_count, gpus, kaggle_image, memory_gib, versions
 from rsna_kit.runtime.lazy import check_surroundings, surroundings
-from rsna_kit.runtime.offline import install_missing
+from rsna_kit.session.attempts import ATTEMPT, BEGAN, MOST_ATTEMPTS, count_rows, run_attempts, run_script
+from rsna_kit.session.contents import CONTENTS, check_contents
+from rsna_kit.session.offline import install_missing
+from rsna_kit.session.verdict import VERDICT, redacted, write_verdict
 
 _ORDER = {"model": "the Kaggle Model", "kernel": "the output of the kernel", "dataset": "the dataset"}
 OUTPUT_BYTES = 20e9  # what /kaggle/working may hold at the end of a session

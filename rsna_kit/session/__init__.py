@@ -1,0 +1,1 @@
+"""A Kaggle kernel from its first minute to its verdict: what is attached, what it runs on, what may die."""
