@@ -7,10 +7,10 @@ failed in any way, a hang included, is ended, because what made it fail may have
 served other frames before, a fresh one is asked again, with the same patience: no frame's outcome depends on the frames
 before it.
 
-Child: `python -m rsna_kit.dicom.apart`, a socket as standard input. A message is the lengths of its two parts, a JSON
-object and bytes. Request: what to decode with, the frame's facts and its codestream. Answer: the array's type, shape
-and bytes, or `{"failed": reason}`. A child ends when the socket closes, which a parent's death does, too; while it
-decodes, an alarm of the kernel ends it. What libraries print goes to a file that is read only to explain a death.
+Child: `python -m rsna_kit.dicom.apart`, a socket as standard input. A message is a JSON object, then bytes. Request:
+what to decode with, the frame's facts and its codestream. Answer: the array's type, shape and bytes, or
+`{"failed": reason}`. A child ends when the socket closes, which a parent's death does, too; while it decodes, an alarm
+of the kernel ends it. What libraries print goes to a file that is read only to explain a death.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
+from multiprocessing.connection import Connection
 from types import ModuleType
 from typing import Any
 
@@ -39,7 +39,6 @@ from rsna_kit.runtime.hardware import cpu_count
 _PATIENCE_S = 30  # the slowest real file takes 2 s; a hang must not hold a decoding thread for the whole run
 _MEMORY = 8 * 2**30
 _FACTS = ("transfer_syntax", "rows", "columns", "bits_allocated", "bits_stored", "signed", "photometric")
-_LENGTHS = struct.Struct("<IQ")
 
 
 def decode_apart(module: ModuleType, frame: EncodedFrame) -> np.ndarray:
@@ -77,7 +76,10 @@ class _Child:
 
     def __init__(self) -> None:
         self.log = tempfile.TemporaryFile()  # noqa: SIM115 (closed by hang_up)
-        self.line, theirs = socket.socketpair()
+        ours, theirs = socket.socketpair()
+        for option in (socket.SO_SNDTIMEO, socket.SO_RCVTIMEO):  # a child that stops in the middle of a message
+            ours.setsockopt(socket.SOL_SOCKET, option, struct.pack("ll", _PATIENCE_S, 0))
+        self.line = Connection(ours.detach())
         try:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", __name__], stdin=theirs.fileno(), stdout=self.log, stderr=self.log,
@@ -95,17 +97,16 @@ class _Child:
         Raises:
             RuntimeError: as `decode_apart`. The child is of no further use.
         """
-        deadline = time.monotonic() + _PATIENCE_S
         try:
-            _send(self.line, request, codestream, deadline)
-            answer, body = _receive(self.line, deadline)
-        except TimeoutError as error:
-            raise RuntimeError(f"gave nothing within {_PATIENCE_S} s") from error
+            _send(self.line, request, codestream)
+            if not self.line.poll(_PATIENCE_S):
+                raise RuntimeError(f"gave nothing within {_PATIENCE_S} s")
+            answer, body = _receive(self.line)
         except (OSError, EOFError, ValueError) as error:
             raise RuntimeError(self._how_it_ended()) from error
         if "failed" in answer:
             raise RuntimeError(answer["failed"])
-        return np.frombuffer(body, answer["dtype"]).reshape(answer["shape"])
+        return np.frombuffer(bytearray(body), answer["dtype"]).reshape(answer["shape"])
 
     def _how_it_ended(self) -> str:
         try:
@@ -176,32 +177,13 @@ def _forget() -> None:
 os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_forget)
 
 
-def _send(line: socket.socket, head: dict[str, Any], body: bytes | memoryview, deadline: float | None = None) -> None:
-    encoded = json.dumps(head).encode()
-    for part in (_LENGTHS.pack(len(encoded), len(body)), encoded, body):
-        line.settimeout(_left(deadline))
-        line.sendall(part)
+def _send(line: Connection, head: dict[str, Any], body: bytes | memoryview) -> None:
+    line.send_bytes(json.dumps(head).encode())
+    line.send_bytes(body)
 
 
-def _receive(line: socket.socket, deadline: float | None = None) -> tuple[dict[str, Any], bytearray]:
-    head, body = _LENGTHS.unpack(_read(line, _LENGTHS.size, deadline))
-    return json.loads(_read(line, head, deadline)), _read(line, body, deadline)
-
-
-def _read(line: socket.socket, size: int, deadline: float | None) -> bytearray:
-    content = bytearray(size)
-    rest = memoryview(content)
-    while rest:
-        line.settimeout(_left(deadline))
-        count = line.recv_into(rest)
-        if not count:
-            raise EOFError
-        rest = rest[count:]
-    return content
-
-
-def _left(deadline: float | None) -> float | None:
-    return None if deadline is None else max(deadline - time.monotonic(), 0.001)
+def _receive(line: Connection) -> tuple[dict[str, Any], bytes]:
+    return json.loads(line.recv_bytes()), line.recv_bytes()
 
 
 def main() -> int:
@@ -214,13 +196,13 @@ def main() -> int:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process of the terminal; the parent decides
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    with socket.socket(fileno=os.dup(0)) as line:
+    with Connection(os.dup(0)) as line:
         try:
             while True:
                 request, codestream = _receive(line)
                 # The parent's own clock comes first. This one is for a parent that was killed meanwhile.
                 signal.setitimer(signal.ITIMER_REAL, request["patience"] + 5)
-                answer, body = _answer(request, bytes(codestream))
+                answer, body = _answer(request, codestream)
                 signal.setitimer(signal.ITIMER_REAL, 0)
                 _send(line, answer, body)
                 del request, codestream, answer, body  # not kept while it waits

@@ -4,20 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from rsna_kit.dicom.frame import EncodedFrame, stream_facts
+from rsna_kit.dicom.frame import JPEG2000_UIDS, JPEG_UIDS, EncodedFrame, stream_facts
 from rsna_kit.dicom.part10 import write_part10
 from rsna_kit.runtime.lazy import absence
 
-UIDS = (
-    "1.2.840.10008.1.2.4.50",
-    "1.2.840.10008.1.2.4.51",
-    "1.2.840.10008.1.2.4.57",
-    "1.2.840.10008.1.2.4.70",
-    "1.2.840.10008.1.2.4.80",
-    "1.2.840.10008.1.2.4.81",
-    "1.2.840.10008.1.2.4.90",
-    "1.2.840.10008.1.2.4.91",
-)
+UIDS = (*JPEG_UIDS, *JPEG2000_UIDS)
 
 
 def is_available() -> bool:

@@ -9,21 +9,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from rsna_kit.dicom.frame import EncodedFrame
+from rsna_kit.dicom.frame import HTJ2K_UIDS, JPEG2000_UIDS, JPEG_LS_UIDS, JPEG_UIDS, EncodedFrame
 from rsna_kit.runtime.lazy import absence
 
 _DECODERS = {
-    "1.2.840.10008.1.2.4.50": "jpeg8_decode",  # JPEG baseline, 8 bit, lossy
-    "1.2.840.10008.1.2.4.51": "jpeg8_decode",  # JPEG extended, 12 bit, lossy
-    "1.2.840.10008.1.2.4.57": "jpeg8_decode",  # JPEG lossless, any predictor
-    "1.2.840.10008.1.2.4.70": "jpeg8_decode",  # JPEG lossless, predictor 1: site 1
-    "1.2.840.10008.1.2.4.80": "jpegls_decode",  # JPEG-LS lossless
-    "1.2.840.10008.1.2.4.81": "jpegls_decode",  # JPEG-LS near-lossless
-    "1.2.840.10008.1.2.4.90": "jpeg2k_decode",  # JPEG 2000 lossless: site 2
-    "1.2.840.10008.1.2.4.91": "jpeg2k_decode",  # JPEG 2000
-    "1.2.840.10008.1.2.4.201": "jpeg2k_decode",  # High-Throughput JPEG 2000 lossless
-    "1.2.840.10008.1.2.4.202": "jpeg2k_decode",  # the same, by resolution
-    "1.2.840.10008.1.2.4.203": "jpeg2k_decode",  # High-Throughput JPEG 2000
+    **dict.fromkeys(JPEG_UIDS, "jpeg8_decode"),  # lossless JPEG of any predictor among them: site 1
+    **dict.fromkeys(JPEG_LS_UIDS, "jpegls_decode"),
+    **dict.fromkeys((*JPEG2000_UIDS, *HTJ2K_UIDS), "jpeg2k_decode"),  # site 2
 }
 UIDS = tuple(_DECODERS)
 

@@ -10,24 +10,11 @@ import io
 
 import numpy as np
 
-from rsna_kit.dicom.frame import EncodedFrame
+from rsna_kit.dicom.frame import HTJ2K_UIDS, JPEG2000_UIDS, JPEG_UIDS, RLE, EncodedFrame
 from rsna_kit.dicom.part10 import write_part10
 from rsna_kit.runtime import lazy
 
-UIDS = (
-    "1.2.840.10008.1.2.4.50",
-    "1.2.840.10008.1.2.4.51",
-    "1.2.840.10008.1.2.4.57",
-    "1.2.840.10008.1.2.4.70",
-    "1.2.840.10008.1.2.4.80",
-    "1.2.840.10008.1.2.4.81",
-    "1.2.840.10008.1.2.4.90",
-    "1.2.840.10008.1.2.4.91",
-    "1.2.840.10008.1.2.4.201",
-    "1.2.840.10008.1.2.4.202",
-    "1.2.840.10008.1.2.4.203",
-    "1.2.840.10008.1.2.5",  # RLE lossless, which pydicom decodes by itself
-)
+UIDS = (*JPEG_UIDS, *JPEG2000_UIDS, *HTJ2K_UIDS, RLE)  # pydicom decodes RLE by itself
 
 
 def is_available() -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 _JP2_SIGNATURE = b"\x00\x00\x00\x0cjP  "
@@ -131,16 +132,22 @@ _PROGRESSIONS = ("LRCP", "RLCP", "RPCL", "PCRL", "CPRL")
 def _coding_style(stream: bytes, position: int, tiles: int, plain: bool) -> Wavelet | None:
     """The COD marker of the main header; None when there is none, which leaves the complaint to the decoder."""
     found = None
-    while stream[position] == 0xFF and stream[position + 1] != 0x90:  # SOT ends the main header
-        marker, length = struct.unpack_from(">HH", stream, position)
+    for marker, at, _ in _segments(stream, position):
         if marker == 0xFF52:
-            order, layers, _, levels, *_, transform = struct.unpack_from(">BHBBBBBB", stream, position + 5)
+            order, layers, _, levels, *_, transform = struct.unpack_from(">BHBBBBBB", stream, at + 5)
             if order < len(_PROGRESSIONS) and levels <= 32:
                 found = Wavelet(levels, transform == 1, layers, _PROGRESSIONS[order], tiles, plain)
         elif marker == 0xFF53:  # COC: another coding style for a component
             plain = False
-        position += 2 + max(length, 2)
     return found if found is None or plain else dataclasses.replace(found, plain=False)
+
+
+def _segments(stream: bytes, position: int) -> Iterator[tuple[int, int, int]]:
+    """Marker, place and length of each segment of the main header behind SIZ."""
+    while stream[position] == 0xFF and stream[position + 1] != 0x90:  # SOT ends the main header
+        marker, length = struct.unpack_from(">HH", stream, position)
+        yield marker, position, length
+        position += 2 + max(length, 2)
 
 
 def _up(length: int, halvings: int) -> int:
@@ -163,21 +170,18 @@ def check_packets(stream: bytes) -> None:
     start, stop = _codestream_box(stream, True) if stream.startswith(_JP2_SIGNATURE) else (0, len(stream))
     length, _, x1, y1, x0, y0, width, height, tile_x0, tile_y0 = struct.unpack_from(">HH8I", stream, start + 4)
     least = 14 * -(-(x1 - tile_x0) // width) * -(-(y1 - tile_y0) // height)
-    position = start + 4 + length
-    while least == 14 and stream[position] == 0xFF and stream[position + 1] != 0x90:
-        marker, length = struct.unpack_from(">HH", stream, position)
+    for marker, at, size in _segments(stream, start + 4 + length) if least == 14 else ():
         if marker == 0xFF52:
-            style, layers, levels = stream[position + 4], *struct.unpack_from(">HxB", stream, position + 6)
-            sizes = stream[position + 14 : position + 2 + length] if style & 1 else b"\xff" * (levels + 1)
+            style, layers, levels = stream[at + 4], *struct.unpack_from(">HxB", stream, at + 6)
+            sizes = stream[at + 14 : at + 2 + size] if style & 1 else b"\xff" * (levels + 1)
             precincts = 0
-            for left, size in zip(range(levels, -1, -1), sizes, strict=False):
+            for left, side in zip(range(levels, -1, -1), sizes, strict=False):
                 across, down = (
                     _up(_up(end, left), power) - (_up(begin, left) >> power)
-                    for begin, end, power in ((x0, x1, size & 15), (y0, y1, size >> 4))
+                    for begin, end, power in ((x0, x1, side & 15), (y0, y1, side >> 4))
                 )
                 precincts += max(across, 0) * max(down, 0)
             least += layers * precincts
-        position += 2 + max(length, 2)
     if least > stop - start:
         raise StreamError(
             f"has {stop - start} bytes, expected at least {least} for its tiles and packets: cut short or damaged"

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,12 +25,11 @@ from typing import Any
 
 import numpy as np
 
-from rsna_kit.dicom.codestream import StreamFacts
-from rsna_kit.dicom.decode import backends, check_stream, decode_with, holds_a_picture, is_constant
+from rsna_kit.dicom.decode import backends, check_stream, decode_with, is_constant
 from rsna_kit.dicom.frame import EncodedFrame, read_frame
 from rsna_kit.dicom.stored import alike, distance, rounding
 from rsna_kit.dicom.trust import Group, Trust, group_of
-from rsna_kit.runtime.errors import ImageError, one_line
+from rsna_kit.runtime.errors import DecodeError, ImageError, one_line
 from rsna_kit.runtime.hardware import cpu_count
 from rsna_kit.runtime.threads import in_daemons
 
@@ -146,33 +146,12 @@ def prove(
     Returns:
         The same for the same files, whatever the number of threads, when the time suffices.
     """
-    court = _Court(dict(extra or {}), per_group)
-    done = dict(in_daemons(court.judge, examples.items(), workers or cpu_count(), limit_s))
-    return Proof(tuple(done[number] for number in sorted(done)), tuple(court.extra), len(examples) - len(done))
+    judge = _Judge(dict(extra or {}), per_group)
+    done = dict(in_daemons(judge.judge, examples.items(), workers or cpu_count(), limit_s))
+    return Proof(tuple(done[number] for number in sorted(done)), tuple(judge.extra), len(examples) - len(done))
 
 
-@dataclass
-class _Tally:
-    """How one extra decoder did on the examples of a group."""
-
-    right: int = 0
-    wrong: list[str] = field(default_factory=list)  # in which way, for each such example
-
-    def add(self, wrong: str) -> None:
-        """What was wrong in one more example, "" for nothing."""
-        self.right += not wrong
-        self.wrong += [wrong] if wrong else []
-
-    @property
-    def undecided(self) -> bool:
-        return len(self.wrong) == 1 and self.right < 2
-
-    @property
-    def proven(self) -> bool:
-        return len(self.wrong) <= 1 and self.right > len(self.wrong)
-
-
-class _Court:
+class _Judge:
     """What is the same for all groups."""
 
     def __init__(self, extra: dict[str, Decoder], per_group: int) -> None:
@@ -184,106 +163,56 @@ class _Court:
     def judge(self, case: tuple[Group, Sequence[tuple[str, Path]]]) -> Verdict:
         """One group, one example after the other."""
         group, files = case
-        decoders = tuple(name for name, installed in backends(group.transfer_syntax) if installed)
-        verdict = Verdict(group, decoders)
-        tallies = {name: _Tally() for name in self.extra}
+        verdict = Verdict(group, tuple(name for name, installed in backends(group.transfer_syntax) if installed))
+        alone = len(verdict.decoders) == 1
+        right, wrong = Counter[str](), dict[str, list[str]]((name, []) for name in self.extra)
         agreed: set[str] = set()
-        for image_id, path in files if decoders and len(decoders) + len(self.extra) > 1 else ():
-            looks = _SECOND_LOOKS if any(tally.undecided for tally in tallies.values()) else 0
-            if verdict.files >= self._per_group + looks:
+        for image_id, path in files if verdict.decoders and (self.extra or not alone) else ():
+            undecided = any(len(wrong[name]) == 1 and right[name] < 2 for name in self.extra)
+            if verdict.files >= self._per_group + _SECOND_LOOKS * undecided:
                 break
             try:
                 frame = read_frame(path, image_id)
-                facts = check_stream(frame)
+                reference, rungs, trouble = _reference(frame, verdict)
             except ImageError as error:
                 verdict.passed_over.append(str(error))
                 continue
-            if group_of(frame, facts) != group:  # the file has changed, or a survey's head says less than the file
-                verdict.passed_over.append(f"{frame.where}: is of group {group_of(frame, facts)}, expected {group}")
-                continue
-            reference, rungs, trouble = self._reference(frame, facts, verdict)
-            if reference is None:
-                verdict.passed_over.append(f"{frame.where}: {'; '.join(trouble)}")
-                continue
-            faults = self._ask_extra(frame, reference, tallies)
-            if len(decoders) == 1 and not faults:
+            faults = self._ask_extra(frame, reference, [name for name in self.extra if len(wrong[name]) < 2])
+            if alone and not faults:
                 break  # nothing beside the one rung decodes such frames
             if len(rungs) > 1 or "" in faults.values():
                 verdict.files += 1
                 agreed.update(rungs)
             else:
-                if faults:
-                    trouble.append(f"{_listed([*rungs, *faults])} differ")
+                trouble += [f"{_listed([*rungs, *faults])} differ"] if faults else []
                 verdict.passed_over.append(f"{frame.where}: no two decoders agree ({'; '.join(trouble)})")
-                if len(decoders) > 1:
+                if not alone:
                     continue  # the other rungs cannot read it: the file is suspect, nobody is judged by it
-            for name, wrong in faults.items():
-                tallies[name].add(wrong)
-        return self._concluded(verdict, agreed, tallies)
-
-    def _concluded(self, verdict: Verdict, agreed: set[str], tallies: dict[str, _Tally]) -> Verdict:
-        for name, tally in tallies.items():
-            if tally.proven:
+            for name, fault in faults.items():
+                right[name] += not fault
+                wrong[name] += [fault] if fault else []
+        for name, faults_of in wrong.items():
+            if right[name] > len(faults_of) < 2:
                 verdict.proven.append(name)
-                if tally.wrong:
-                    verdict.slips[name] = tally.wrong[0]
-            elif tally.wrong:
-                verdict.off[name] = tally.wrong[0]
+                if faults_of:
+                    verdict.slips[name] = faults_of[0]
+            elif faults_of:
+                verdict.off[name] = faults_of[0]
         verdict.agreed = [name for name in verdict.decoders if name in agreed and name not in verdict.off]
-        if len(verdict.agreed) + len(verdict.proven) < 2:  # its witness fell
+        if len(verdict.agreed) + len(verdict.proven) < 2:  # the second one was switched off
             verdict.files, verdict.agreed = 0, []
         return verdict
 
-    def _reference(
-        self, frame: EncodedFrame, facts: StreamFacts | None, verdict: Verdict
-    ) -> tuple[np.ndarray | None, list[str], list[str]]:
-        """Ask one rung after the other, until two agree; the others that were asked are judged by these.
-
-        Returns:
-            The reference and the rungs that gave it, or the only answer there is and its rung, or None and no rung;
-            last, what the others said, or why there is no reference.
-        """
-        levels, answers, trouble = rounding(facts), dict[str, np.ndarray](), list[str]()
-        for name in verdict.decoders:
-            if name in verdict.off:
-                continue
-            try:
-                answer = decode_with(name, frame)
-            except Exception as error:  # whatever a native library raises; the ladder asks the next one, too
-                trouble.append(f"{name}: {one_line(error)}")
-                continue
-            same = [other for other, its in answers.items() if alike(its, answer, levels, frame.signed)]
-            answers[name] = answer
-            if not same:
-                continue
-            reference, rungs = answers[same[0]], [*same, name]
-            if is_constant(reference):
-                return None, [], [f"{_listed(rungs)} find it blank"]
-            for other in answers.keys() - set(rungs):
-                verdict.off[other] = _difference(answers[other], reference, frame)
-            return reference, rungs, trouble
-        constant = {name for name, answer in answers.items() if is_constant(answer)}
-        if len(answers) == 1 and not constant:
-            (name,) = answers
-            return answers[name], [name], trouble
-        if answers:
-            trouble.append(f"{_listed(answers)} {'differ' if len(answers) > 1 else 'finds it blank'}")
-        if constant != answers.keys() and holds_a_picture(frame):
-            verdict.off |= {name: f"gives {answers[name][0, 0]} everywhere in {frame.where}" for name in constant}
-        return None, [], [f"no two decoders agree ({'; '.join(trouble)})"]
-
-    def _ask_extra(self, frame: EncodedFrame, reference: np.ndarray, tallies: dict[str, _Tally]) -> dict[str, str]:
+    def _ask_extra(self, frame: EncodedFrame, reference: np.ndarray, names: Iterable[str]) -> dict[str, str]:
         """Extra decoder that takes the frame → what is wrong with its answer, "" where it is the reference."""
         said = {}
-        for name, decoder in self.extra.items():
-            if len(tallies[name].wrong) > 1:
-                continue
+        for name in names:
             if name in self._hanging or not self._turns[name].acquire(timeout=_TURN_S):
                 self._hanging.add(name)
                 said[name] = f"hangs, and was not asked for {frame.where}"
                 continue
             try:
-                answer = decoder(frame)
+                answer = self.extra[name](frame)
                 if answer is not None:
                     said[name] = _fault(answer, reference, frame)
             except Exception as error:  # it may be anything
@@ -291,6 +220,43 @@ class _Court:
             finally:
                 self._turns[name].release()
         return said
+
+
+def _reference(frame: EncodedFrame, verdict: Verdict) -> tuple[np.ndarray, list[str], list[str]]:
+    """Ask one rung after the other, until two agree; the others that were asked are judged by these.
+
+    Returns:
+        The reference and the rungs that gave it, or the only answer there is and its rung; last, what the others said.
+
+    Raises:
+        DecodeError: why the file is no evidence.
+    """
+    facts = check_stream(frame)
+    if group_of(frame, facts) != verdict.group:  # the file has changed, or a survey's head says less than the file
+        raise DecodeError(f"{frame.where}: is of group {group_of(frame, facts)}, expected {verdict.group}")
+    answers, trouble = dict[str, np.ndarray](), list[str]()
+    for name in verdict.decoders:
+        if name in verdict.off:
+            continue
+        try:
+            answer = decode_with(name, frame)
+        except Exception as error:  # whatever a native library raises; the ladder asks the next one, too
+            trouble.append(f"{name}: {one_line(error)}")
+            continue
+        same = [other for other, its in answers.items() if alike(its, answer, rounding(facts), frame.signed)]
+        answers[name] = answer
+        if not same:
+            continue
+        reference, rungs = answers[same[0]], [*same, name]
+        if is_constant(reference):
+            raise DecodeError(f"{frame.where}: {_listed(rungs)} find it blank")
+        verdict.off |= {n: _difference(answers[n], reference, frame) for n in answers.keys() - set(rungs)}
+        return reference, rungs, trouble
+    if len(answers) == 1 and not is_constant(answer := next(iter(answers.values()))):
+        return answer, [*answers], trouble
+    if answers:
+        trouble.append(f"{_listed(answers)} {'differ' if len(answers) > 1 else 'finds it blank'}")
+    raise DecodeError(f"{frame.where}: no two decoders agree ({'; '.join(trouble)})")
 
 
 def _listed(names: Iterable[str]) -> str:
