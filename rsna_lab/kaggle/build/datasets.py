@@ -15,13 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rsna_kit.runtime.contents import write_contents
+from rsna_kit.runtime.errors import RsnaKitError, UsageError
 from rsna_lab.kaggle.build.package import PACKAGE, SOURCES, State, read_state, write_library
 from rsna_lab.kaggle.build.place import check_place, exchange
 from rsna_lab.kaggle.credentials import known_secrets
 from rsna_lab.kaggle.metadata import check_owner
 from rsna_lab.kaggle.secrecy import check_folder
-from rsna_kit.runtime.contents import write_contents
-from rsna_kit.runtime.errors import RsnaKitError, UsageError
 
 METADATA = ("dataset-metadata.json", "model-metadata.json", "model-instance-metadata.json")  # Kaggle keeps these
 _SHOWN = 5
@@ -179,8 +179,8 @@ def _fill_weights(root: Path, folder: Path, wanted: Wanted, state: State, say: C
 
 def _fill_starts(root: Path, folder: Path, wanted: Wanted, state: State, say: Callable[[str], None]) -> set[str]:
     """Every published weights file of keras.applications under the source after checking its checksum."""
-    from rsna_lab.kaggle.build.wheelhouse import SUMS, write_sums
     from rsna_kit.models.starts import check_digest, published
+    from rsna_lab.kaggle.build.wheelhouse import SUMS, write_sums
 
     source = wanted.source
     assert source is not None
@@ -196,7 +196,15 @@ def _fill_starts(root: Path, folder: Path, wanted: Wanted, state: State, say: Ca
 
 def _fill_wheels(root: Path, folder: Path, wanted: Wanted, state: State, say: Callable[[str], None]) -> set[str]:
     """The wheels of the named packages, with the list of hashes that a kernel's pip compares them with."""
-    from rsna_lab.kaggle.build.wheelhouse import SUMS, check_wheels, download, pinned, read_sums, updated_sums, write_sums
+    from rsna_lab.kaggle.build.wheelhouse import (
+        SUMS,
+        check_wheels,
+        download,
+        pinned,
+        read_sums,
+        updated_sums,
+        write_sums,
+    )
 
     lists = ["requirements.txt", *(f"requirements-{name}.txt" for name in wanted.more)]
     names = [line for name in lists for line in (folder / name).read_text(encoding="utf-8").split()]

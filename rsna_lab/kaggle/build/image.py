@@ -17,9 +17,9 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name, parse_wheel_filename
 
-from rsna_lab.kaggle.wheels import fits
 from rsna_kit.runtime.errors import RsnaKitError
 from rsna_kit.runtime.files import read_json
+from rsna_lab.kaggle.wheels import fits
 
 Python = tuple[int, int]
 

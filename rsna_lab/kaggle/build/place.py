@@ -11,10 +11,10 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
-from rsna_lab.kaggle.metadata import NOT_UPLOADED
 from rsna_kit.runtime.contents import CONTENTS
 from rsna_kit.runtime.errors import UsageError
 from rsna_kit.runtime.files import read_json
+from rsna_lab.kaggle.metadata import NOT_UPLOADED
 
 _SHOWN = 3
 
