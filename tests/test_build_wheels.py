@@ -14,9 +14,8 @@ from rsna_kit.runtime.errors import RsnaKitError
 from rsna_kit.runtime.files import sha256_file
 from rsna_lab.kaggle.build import wheelhouse
 from rsna_lab.kaggle.build.datasets import Wanted, build
-from rsna_lab.kaggle.build.image import Image, find_conflicts, read_image
 from rsna_lab.kaggle.build.wheelhouse import PYTHONS, check_wheels, pinned, read_sums, updated_sums, write_sums
-from rsna_lab.kaggle.wheels import fits
+from rsna_lab.kaggle.wheels import Image, find_conflicts, fits, read_image
 
 ROOT = Path(__file__).parent.parent
 HOME = ROOT / "datasets/rsna-wheels"

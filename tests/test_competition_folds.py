@@ -87,7 +87,7 @@ def unevenness(table: pd.DataFrame, fold: np.ndarray, fact: pd.Series) -> float:
 def test_age_and_density_are_as_even_as_scikit_learn_makes_them() -> None:
     """The yardstick is StratifiedGroupKFold on strata of all facts, unshuffled: shuffled, 1.6 deals as chance does."""
     model_selection = pytest.importorskip("sklearn.model_selection")
-    table = known_facts(random_table(11913, 486, seed=7), seed=8)
+    table = known_facts(random_table(4000, 163, seed=7), seed=8)
     decades = table["age"].floordiv(10).fillna(-1)
     ill = table["cancer"].groupby(table["patient_id"]).transform("max")
     strata = pd.DataFrame({"a": ill, "b": table["machine_id"], "c": decades, "d": table["density"].fillna("?")})

@@ -40,8 +40,8 @@ def test_paths_of_images_follow_the_competition(tmp_path: Path) -> None:
     touch(tmp_path / "train.csv")
     found = find_competition(tmp_path)
     assert found.dicom_path("train", "10006", "462822612") == tmp_path / "train_images" / "10006" / "462822612.dcm"
-    assert found.test_images == tmp_path / "test_images"
-    assert found.train_images == tmp_path / "train_images"
+    assert found.images("test") == tmp_path / "test_images"
+    assert found.images("train") == tmp_path / "train_images"
     with pytest.raises(UsageError, match="'valid', expected train or test"):
         found.images("valid")
 
@@ -135,6 +135,15 @@ def test_what_is_mounted_in_both_layouts_is_one_source(tmp_path: Path) -> None:
 def test_nothing_attached_is_an_empty_list(tmp_path: Path) -> None:
     assert attached_sources(tmp_path) == []
     assert attached_sources(tmp_path / "nowhere") == []
+
+
+def test_a_folder_that_cannot_be_listed_is_not_empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def scandir(path: Path) -> object:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(UsageError, match=f"{tmp_path} cannot be listed: Permission denied"):
+        find_inputs("metadata.json", tmp_path)
 
 
 def test_a_dataset_whose_folder_is_called_as_a_framework_is_a_dataset(tmp_path: Path) -> None:

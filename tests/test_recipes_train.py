@@ -13,7 +13,7 @@ import pytest
 from toy_learner import use_toys
 
 from rsna_kit.competition.folds import assign_folds
-from rsna_kit.competition.leaks import known_patients
+from rsna_kit.competition.seen import known_patients
 from rsna_kit.config import Config, with_overrides
 from rsna_kit.data.shards import open_prepared, read_picture
 from rsna_kit.models.bundle import load_model, open_bundle

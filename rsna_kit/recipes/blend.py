@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from rsna_kit.competition.leaks import check_folds
+from rsna_kit.competition.folds import check_folds
 from rsna_kit.config import InferConfig
 from rsna_kit.runtime.errors import BundleError, TableError, UsageError
 from rsna_kit.runtime.events import Events

@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from rsna_kit.competition.rows import read_header, read_rows
+from rsna_kit.competition.rows import read_rows
 from rsna_kit.runtime.errors import UsageError
 from rsna_kit.runtime.events import Events
 from rsna_kit.runtime.files import write_json
@@ -112,7 +112,7 @@ def _file(given: Path) -> Path:
 
 def _labels(path: Path, truth: Path | None) -> Path | None:
     """The truth file where `path` does not carry scores and labels itself (a submission's `cancer` is its score)."""
-    columns = set(read_header(path))
+    columns = set(read_rows(path).columns)
     if {"score", "cancer"} <= columns:
         return None
     if truth is None and "cancer" not in columns:

@@ -11,8 +11,8 @@ from typing import Any
 
 import pandas as pd
 
-from rsna_kit.competition.folds import assign_folds
-from rsna_kit.competition.leaks import check_folds, digest_patients, known_patients
+from rsna_kit.competition.folds import assign_folds, check_folds
+from rsna_kit.competition.seen import digest_patients, known_patients
 from rsna_kit.config import Config, ModelConfig, to_dict
 from rsna_kit.runtime.clock import Clock, format_duration
 from rsna_kit.runtime.errors import BundleError, MissingDependencyError, RsnaKitError, UsageError

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from rsna_kit.competition.folds import assign_folds
-from rsna_kit.competition.leaks import shared_patients
+from rsna_kit.competition.folds import assign_folds, shared_patients
 from rsna_kit.competition.rows import read_rows
 from rsna_kit.config import TrainConfig
 from rsna_kit.runtime.errors import TableError

@@ -30,8 +30,7 @@ _BUNDLE = r"model\.weights\.h5|config\.json|threshold\.json|metadata\.json"
 _PLACE = r"(?:[\w.-]+/)"
 # What each dataset may hold.
 KINDS: Mapping[str, tuple[str, ...]] = {
-    "rsna-kit": (r"rsna_kit/(?:\w+/)*\w+\.py", r"rsna_kit/commit\.txt", r"rsna_kit-[\d.]+-py3-none-any\.whl",
-                 "LICENSE"),
+    "rsna-kit": (r"rsna_kit/(?:\w+/)*\w+\.py", r"rsna_kit/commit\.txt", "LICENSE"),
     "rsna-wheels": (r"[^/]+\.whl", r"requirements\.txt", "SHA256SUMS"),
     "rsna-weights": (rf"{_PLACE}{{1,3}}(?:{_BUNDLE})", r"ensemble\.json", r"model-metadata\.json",
                      r"model-instance-metadata\.json"),

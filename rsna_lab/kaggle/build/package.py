@@ -1,30 +1,17 @@
-"""The package's sources → an importable copy and a wheel, the same bytes for the same commit on any machine.
-
-The wheel is written here and not by setuptools: that one's bytes change with its own version, and building the
-dataset must not need the network or more than a second. Its metadata are pyproject.toml's; a test compares them with
-those that setuptools writes.
-"""
+"""The package's sources → an importable copy, the same bytes for the same commit on any machine."""
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import os
 import subprocess
-import time
-import tomllib
-import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from packaging.requirements import Requirement
 
 from rsna_kit.runtime.errors import RsnaKitError
 
 PACKAGE = "rsna_kit"
-SOURCES = (PACKAGE, "pyproject.toml", "README.md", "LICENSE")  # what `write_library` reads
+SOURCES = (PACKAGE, "LICENSE")  # what `write_library` reads
 _OLDEST = 315532800  # 1980-01-01, the first moment that a zip file can hold
 
 
@@ -46,14 +33,14 @@ def read_state(root: Path, paths: Sequence[str]) -> State:
     """The state of some paths of a checkout; SOURCE_DATE_EPOCH in the environment replaces the commit's time."""
     said = _git(root, "log", "-1", "--format=%H %ct")
     commit, _, seconds = said.strip().partition(" ")
-    changes = _git(root, "status", "--porcelain", "--untracked-files=all", "--", *paths).splitlines()
+    changes = _git(root, "status", "-z", "--porcelain", "--no-renames", "--untracked-files=all", "--", *paths)
     epoch = int(os.environ.get("SOURCE_DATE_EPOCH") or seconds or _OLDEST)
-    return State(commit or None, max(epoch, _OLDEST), tuple(line[3:] for line in changes))
+    return State(commit or None, max(epoch, _OLDEST), tuple(line[3:] for line in changes.split("\0") if line))
 
 
 def write_library(root: Path, out: Path, state: State) -> None:
-    """Put the importable copy, the wheel and the licence into `out`. A module that git ignores is left out."""
-    ignored = set(_git(root, "ls-files", "--others", "--ignored", "--exclude-standard", PACKAGE).splitlines())
+    """Put the importable copy and the licence into `out`. A module that git ignores is left out."""
+    ignored = set(_git(root, "ls-files", "-z", "--others", "--ignored", "--exclude-standard", PACKAGE).split("\0"))
     for path in sorted((root / PACKAGE).rglob("*.py")):
         name = path.relative_to(root).as_posix()
         if name not in ignored:
@@ -61,60 +48,6 @@ def write_library(root: Path, out: Path, state: State) -> None:
             (out / name).write_bytes(path.read_bytes())
     (out / PACKAGE / "commit.txt").write_text(state.name + "\n", encoding="utf-8")
     (out / "LICENSE").write_bytes((root / "LICENSE").read_bytes())
-    project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    _write_wheel(root, out, project, state.epoch)
-
-
-def _write_wheel(root: Path, out: Path, project: Mapping[str, Any], epoch: int) -> None:
-    """Zip the copy in `out` as a wheel: names in order, one time, not compressed (compressors differ)."""
-    version = _version(root)
-    stem = f"{project['name'].replace('-', '_')}-{version}"
-    content = {path.relative_to(out).as_posix(): path.read_bytes() for path in sorted((out / PACKAGE).rglob("*.*"))}
-    info = f"{stem}.dist-info"
-    content |= {
-        f"{info}/METADATA": "\n".join([*_metadata(root, project, version), ""]).encode(),
-        f"{info}/WHEEL": b"Wheel-Version: 1.0\nGenerator: scripts/build\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
-        f"{info}/entry_points.txt": b"[console_scripts]\nrsna-kit = rsna_kit.cli:main\n",
-        f"{info}/licenses/LICENSE": (root / "LICENSE").read_bytes(),
-    }
-    record = [f"{name},sha256={_record_hash(data)},{len(data)}\n" for name, data in content.items()]
-    content[f"{info}/RECORD"] = "".join([*record, f"{info}/RECORD,,\n"]).encode()
-    moment = time.gmtime(epoch)[:6]
-    with zipfile.ZipFile(out / f"{stem}-py3-none-any.whl", "w") as wheel:
-        for name, data in content.items():
-            entry = zipfile.ZipInfo(name, moment)
-            entry.create_system, entry.external_attr = 3, 0o100644 << 16
-            wheel.writestr(entry, data)
-
-
-def _metadata(root: Path, project: Mapping[str, Any], version: str) -> Iterator[str]:
-    yield "Metadata-Version: 2.1"
-    yield f"Name: {project['name']}"
-    yield f"Version: {version}"
-    yield f"Summary: {project['description']}"
-    yield f"License: {project['license']['text']}"
-    yield f"Requires-Python: {project['requires-python']}"
-    for text in project["dependencies"]:
-        yield f"Requires-Dist: {Requirement(text)}"
-    for extra, texts in project["optional-dependencies"].items():
-        yield f"Provides-Extra: {extra}"
-        for text in texts:
-            wanted = Requirement(text)
-            marker = f'({wanted.marker}) and extra == "{extra}"' if wanted.marker else f'extra == "{extra}"'
-            wanted.marker = None
-            yield f"Requires-Dist: {wanted}; {marker}"
-    yield "Description-Content-Type: text/markdown"
-    yield ""
-    yield (root / project["readme"]).read_text(encoding="utf-8")
-
-
-def _version(root: Path) -> str:
-    text = (root / PACKAGE / "__init__.py").read_text(encoding="utf-8")
-    return next(line.split('"')[1] for line in text.splitlines() if line.startswith("__version__"))
-
-
-def _record_hash(data: bytes) -> str:
-    return base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b"=").decode()
 
 
 def _git(root: Path, *words: str) -> str:

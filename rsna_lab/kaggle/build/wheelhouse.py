@@ -15,8 +15,7 @@ from packaging.utils import parse_wheel_filename
 
 from rsna_kit.runtime.errors import RsnaKitError
 from rsna_kit.runtime.files import sha256_file
-from rsna_lab.kaggle.build.image import Python, find_conflicts, read_image
-from rsna_lab.kaggle.wheels import fits
+from rsna_lab.kaggle.wheels import Python, find_conflicts, fits, read_image
 
 PYTHONS: tuple[Python, ...] = ((3, 12), (3, 13))  # Kaggle's interpreter now, and the one its next base brings
 SUMS = "SHA256SUMS"

@@ -18,16 +18,16 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from rsna_kit.runtime.clock import format_duration
-from rsna_kit.runtime.errors import RsnaKitError, UsageError
+from rsna_kit.runtime.errors import UsageError
 from rsna_kit.runtime.events import Events
 from rsna_kit.runtime.files import write_json
 from rsna_kit.runtime.hardware import cpu_count, memory_gib
+from rsna_lab.kaggle.build.datasets import Wanted, build
 from rsna_lab.kaggle.credentials import known_secrets
 from rsna_lab.kaggle.options import fill_settings
 from rsna_lab.kaggle.rehearse import claim, inspection, verdict
@@ -36,7 +36,7 @@ from rsna_lab.kaggle.rehearse.hidden import Hidden, check_source, compare_failur
 from rsna_lab.kaggle.rehearse.mounts import Kernel, competition_files, find_mounts
 from rsna_lab.kaggle.rehearse.sandbox import HOW_TO_INSTALL, TOKEN_FILE, Cell, open_jail
 from rsna_lab.kaggle.rehearse.verdict import Verdict
-from rsna_lab.kaggle.rehearse.watching import Ended, Limits, watch
+from rsna_lab.kaggle.rehearse.watching import Limits, watch
 from rsna_lab.kaggle.wheels import KAGGLE_PYTHON
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -47,6 +47,7 @@ CPU_MEMORY_GB, GPU_MEMORY_GB, WORKING_GB, CORES = 30.0, 29.0, 20.0, 4
 RUNS = {"commit": "commit run", "rerun": "scoring run"}
 NOT_READY = "Not Ready For Kaggle"  # no word of Kaggle's: nothing was run
 _SHOWN = 5
+_GPUS = list(Path("/dev").glob("nvidia[0-9]*"))
 _TOKENS = ("KAGGLE_USER_SECRETS_TOKEN", "KAGGLE_DATA_PROXY_TOKEN", TOKEN_FILE)
 _PLACES = {
     "KAGGLE_URL_BASE": "https://www.kaggle.com", "KAGGLE_DATA_PROXY_URL": "https://dp.kaggle.net",
@@ -57,7 +58,7 @@ _PLACES = {
 
 
 @dataclass(frozen=True)
-class Wish:
+class Plan:
     """What is to be rehearsed.
 
     Attributes:
@@ -91,7 +92,7 @@ class Wish:
     checks: bool = True
 
 
-def rehearse(wish: Wish, events: Events) -> dict[str, Any]:
+def rehearse(plan: Plan, events: Events) -> dict[str, Any]:
     """Check, run, run again on the hidden test set, score.
 
     Returns:
@@ -100,47 +101,47 @@ def rehearse(wish: Wish, events: Events) -> dict[str, Any]:
     Raises:
         UsageError: inputs that are not there, or an output folder that this is not the owner of.
     """
-    kernel, submits = wish.kernel, _submits(wish)
-    if wish.hidden is not None and (wish.competition is None or not kernel.metadata.get("competition_sources")):
+    kernel, submits = plan.kernel, _submits(plan)
+    if plan.hidden is not None and (plan.competition is None or not kernel.metadata.get("competition_sources")):
         raise UsageError("--hidden takes the place of a competition's test set: give its folder, --competition DIR, "
                          f"and attach the competition in {kernel.folder}/kernel-metadata.json")  # fmt: skip
-    competition = None if wish.competition is None else competition_files(wish.competition)
+    competition = None if plan.competition is None else competition_files(plan.competition)
     if competition is not None and submits and SAMPLE not in competition:
-        raise UsageError(f"{wish.competition}: no {SAMPLE}, which says what a submission holds. Give a folder that "
+        raise UsageError(f"{plan.competition}: no {SAMPLE}, which says what a submission holds. Give a folder that "
                          "has it, or --no-submission.")  # fmt: skip
-    if wish.hidden is not None and wish.competition is not None:
-        check_source(wish.hidden, wish.competition)
+    if plan.hidden is not None and plan.competition is not None:
+        check_source(plan.hidden, plan.competition)
     with tempfile.TemporaryDirectory(prefix="rehearse-") as scratch:
-        given = _with_library(wish, Path(scratch))
+        given = _with_library(plan, Path(scratch))
         script = kernel.script.resolve()
-        if wish.settings:
+        if plan.settings:
             script = Path(scratch) / "script.py"
-            filled = fill_settings(kernel.script.read_text(encoding="utf-8"), wish.settings)
+            filled = fill_settings(kernel.script.read_text(encoding="utf-8"), plan.settings)
             script.write_text(filled, encoding="utf-8")
-        mounted, absent = find_mounts(kernel, wish.layout, given, competition)
+        mounted, absent = find_mounts(kernel, plan.layout, given, competition)
         problems = inspection.problems(kernel, given, submits)
         found: dict[str, Any] = {
             "kernel": kernel.metadata.get("id"), "verdict": NOT_READY, "explanation": "", "seconds": 0.0,
-            "out": str(wish.out), "sandbox": None, "problems": problems, "warnings": inspection.warnings(kernel),
+            "out": str(plan.out), "sandbox": None, "problems": problems, "warnings": inspection.warnings(kernel),
             "not_checked": [], "commit": None, "rerun": None, "hidden": None, "score": None,
         }  # fmt: skip
-        if problems and wish.checks:
+        if problems and plan.checks:
             return found | {"explanation": "The checks before the run found what will fail at Kaggle; nothing was run."}
-        _try_sandbox(wish, Path(scratch))
-        inputs = [kernel.folder, *wish.given.values(), wish.competition, Path(wish.hidden or ".")]
-        ends = () if wish.hidden is None else (".hidden", ".rerun")
-        claim.empty(wish.out, ends, [path for path in inputs if path is not None])
-        secret = None if wish.hidden is None else _make_hidden(wish, wish.hidden, found, events)
-        claim.mark(wish.out)
+        _try_sandbox(plan, Path(scratch))
+        inputs = [kernel.folder, *plan.given.values(), plan.competition, Path(plan.hidden or ".")]
+        ends = () if plan.hidden is None else (".hidden", ".rerun")
+        claim.empty(plan.out, ends, [path for path in inputs if path is not None])
+        secret = None if plan.hidden is None else _make_hidden(plan, plan.hidden, found, events)
+        claim.mark(plan.out)
         runs: dict[str, Verdict] = {}
-        first, sample = "rerun" if wish.rerun else "commit", competition[SAMPLE] if submits and competition else None
-        runs[first] = _run(wish, script, mounted, wish.out, first, sample, found)
+        first, sample = "rerun" if plan.rerun else "commit", competition[SAMPLE] if submits and competition else None
+        runs[first] = _run(plan, script, mounted, plan.out, first, sample, found)
         if secret is not None and runs[first].good:
-            runs["rerun"] = _hidden_run(wish, script, secret, given, found)
-        elif wish.competition is not None and submits and runs[first].good and wish.rerun:
-            truth = wish.competition / "truth.csv"
-            found["score"] = score(wish.out / SUBMISSION, truth) if truth.is_file() else None
-    found["not_checked"] += _not_checked(wish)
+            runs["rerun"] = _hidden_run(plan, script, secret, given, found)
+        elif plan.competition is not None and submits and runs[first].good and plan.rerun:
+            truth = plan.competition / "truth.csv"
+            found["score"] = score(plan.out / SUBMISSION, truth) if truth.is_file() else None
+    found["not_checked"] += _not_checked(plan)
     found["not_checked"] += [f"{source.kind} {source.slug}: no folder was given, so it is not mounted"
                              for source in absent]  # fmt: skip
     last = next((run for run in runs.values() if not run.good), None)
@@ -150,45 +151,61 @@ def rehearse(wish: Wish, events: Events) -> dict[str, Any]:
         found["explanation"] = "The run went well here; the checks before it found what will fail at Kaggle."
     else:
         found["verdict"] = verdict.COMPLETE
-    write_json(claim.mark_of(wish.out), found)
+    write_json(claim.mark_of(plan.out), found)
     return found
 
 
-def _submits(wish: Wish) -> bool:
+def _submits(plan: Plan) -> bool:
     """Whether a submission is expected: said so, or a scoring run is asked for, or the script names the file."""
-    if wish.submits is not None:
-        return wish.submits
-    named = SUBMISSION in wish.kernel.script.read_text(encoding="utf-8", errors="replace")
-    return wish.competition is not None and (wish.rerun or wish.hidden is not None or named)
+    if plan.submits is not None:
+        return plan.submits
+    named = SUBMISSION in plan.kernel.script.read_text(encoding="utf-8", errors="replace")
+    return plan.competition is not None and (plan.rerun or plan.hidden is not None or named)
 
 
 def _run(
-    wish: Wish, script: Path, mounted: Mapping[str, Path], working: Path, name: str, sample: Path | None,
+    plan: Plan,
+    script: Path,
+    mounted: Mapping[str, Path],
+    working: Path,
+    name: str,
+    sample: Path | None,
     found: dict[str, Any],
-) -> Verdict:  # fmt: skip
+) -> Verdict:
     """One run, "commit" or "rerun", and what Kaggle would say of it; its facts join `found`."""
     working.mkdir(parents=True, exist_ok=True)
-    log = beside(working, ".log")
-    with ExitStack() as stack:
-        made = tempfile.TemporaryDirectory(prefix="rehearse-", ignore_cleanup_errors=True)
-        scratch = Path(stack.enter_context(made))
+    log, own = beside(working, ".log"), known_secrets(os.environ)
+    with tempfile.TemporaryDirectory(prefix="rehearse-", ignore_cleanup_errors=True) as scratch:
         tokens = {variable: f"rehearsal-{secrets.token_hex(16)}" for variable in _TOKENS}
-        environment = _environment(wish, tokens, name == "rerun")
-        jail = open_jail(Cell(mounted, script, working.resolve(), scratch, environment, wish.python), wish.sandbox)
+        environment = _environment(plan, tokens, name == "rerun")
+        jail = open_jail(
+            Cell(mounted, script, working.resolve(), Path(scratch), environment, plan.python), plan.sandbox
+        )
         held = f"in {jail.name}" if jail.name else "as a plain process"
-        print(f"== {RUNS[name]}, {held}, {format_duration(wish.limits.seconds)} at most", file=sys.stderr, flush=True)
-        own = known_secrets(os.environ)
-        ended = watch(jail.command, jail.environment, working, wish.limits, log, own)
-        outcome = _judge(wish, ended, tokens, own, working, log, sample)
+        print(f"== {RUNS[name]}, {held}, {format_duration(plan.limits.seconds)} at most", file=sys.stderr, flush=True)
+        ended = watch(jail.command, jail.environment, working, plan.limits, log, own)
+    siblings = [path.name for path in plan.kernel.folder.iterdir() if path != plan.kernel.script]
+    outcome = verdict.of_run(ended, plan.limits, siblings)
+    if outcome.good or ended.said:
+        outcome = verdict.of_secrets(tokens, log, working, own, ended.said)
+    if outcome.good and sample is not None:
+        outcome = verdict.of_submission(working / SUBMISSION, sample)
     if jail.name is None and outcome.word == verdict.EXCEPTION:
         outcome = replace(outcome, advice=(*outcome.advice, f"A plain process has no /kaggle. {HOW_TO_INSTALL}"))
     found |= {"sandbox": jail.name, "seconds": round(found["seconds"] + ended.seconds, 1)}
     found["not_checked"] = jail.unchecked.copy()
     found[name] = {
-        "verdict": outcome.word, **{key: value for key, value in outcome.as_dict().items() if key != "word"},
-        "seconds": round(ended.seconds, 1), "memory_gb": round(ended.memory_bytes / 1e9, 2), "files": ended.files,
-        "working_mb": round(ended.working_bytes / 1e6, 1), "out": str(working), "log_file": str(log),
-    }  # fmt: skip
+        "verdict": outcome.word,
+        "explanation": outcome.explanation,
+        "advice": outcome.advice,
+        "log": outcome.log,
+        "seconds": round(ended.seconds, 1),
+        "memory_gb": round(ended.memory_bytes / 1e9, 2),
+        "files": ended.files,
+        "working_mb": round(ended.working_bytes / 1e6, 1),
+        "out": str(working),
+        "log_file": str(log),
+    }
     if (size := log.stat().st_size) > LARGE_LOG_BYTES:
         found["warnings"].append(
             f"{RUNS[name]}: it printed {size / 1e6:.0f} MB ({log}). Kaggle keeps all of it, and every look at the run "
@@ -197,117 +214,92 @@ def _run(
     return outcome
 
 
-def _judge(
-    wish: Wish, ended: Ended, tokens: Mapping[str, str], own: Mapping[str, str], working: Path, log: Path,
-    sample: Path | None,
-) -> Verdict:  # fmt: skip
-    siblings = [path.name for path in wish.kernel.folder.iterdir() if path != wish.kernel.script]
-    outcome = verdict.of_run(ended, wish.limits, siblings)
-    if outcome.good or ended.said:
-        outcome = verdict.of_secrets(tokens, log, working, own, ended.said)
-    if outcome.good and sample is not None:
-        outcome = verdict.of_submission(working / SUBMISSION, sample)
-    return outcome
-
-
-def _make_hidden(wish: Wish, choice: str, found: dict[str, Any], events: Events) -> Hidden:
+def _make_hidden(plan: Plan, choice: str, found: dict[str, Any], events: Events) -> Hidden:
     """The hidden test set, before anything is run: what is wrong with its source is said in the first minute."""
-    assert wish.competition is not None
-    folder = beside(wish.out, ".hidden")
+    assert plan.competition is not None
+    folder = beside(plan.out, ".hidden")
     print("== the hidden test set", file=sys.stderr, flush=True)
     try:
-        made = make_hidden(choice, wish.competition, folder, wish.patients, wish.broken, wish.seed, events)
+        made = make_hidden(choice, plan.competition, folder, plan.patients, plan.broken, plan.seed, events)
     except BaseException:  # half of it would be somebody else's folder for the next rehearsal
         shutil.rmtree(folder, ignore_errors=True)
         raise
     found["hidden"] = {"folder": str(folder), "from": choice, "patients": made.patients, "images": made.images,
                        "broken": made.broken}  # fmt: skip
-    if (wish.competition / SAMPLE).is_file() and _lines(wish.competition / SAMPLE) == _lines(folder / SAMPLE):
-        found["warnings"].append("the hidden test set is as large as the visible one, Kaggle's is not: a kernel that "
-                                 "counts on the size would not be found out")  # fmt: skip
+    samples = [path / SAMPLE for path in (plan.competition, folder)]
+    if samples[0].is_file() and len({len(path.read_text(encoding="utf-8").splitlines()) for path in samples}) == 1:
+        found["warnings"].append(
+            "the hidden test set is as large as the visible one, Kaggle's is not: a kernel that counts on the size "
+            "would not be found out"
+        )
     return made
 
 
-def _lines(path: Path) -> int:
-    return len(path.read_text(encoding="utf-8").splitlines())
-
-
-def _hidden_run(wish: Wish, script: Path, made: Hidden, given: Mapping[str, Path], found: dict[str, Any]) -> Verdict:
+def _hidden_run(plan: Plan, script: Path, made: Hidden, given: Mapping[str, Path], found: dict[str, Any]) -> Verdict:
     """The scoring run on a hidden test set, and its score."""
-    assert wish.competition is not None
-    working, files = beside(wish.out, ".rerun"), competition_files(wish.competition, made.folder)
-    mounted, _ = find_mounts(wish.kernel, wish.layout, given, files)
-    outcome = _run(wish, script, mounted, working, "rerun", files[SAMPLE], found)
+    assert plan.competition is not None
+    working, files = beside(plan.out, ".rerun"), competition_files(plan.competition, made.folder)
+    mounted, _ = find_mounts(plan.kernel, plan.layout, given, files)
+    outcome = _run(plan, script, mounted, working, "rerun", files[SAMPLE], found)
     if not outcome.good:
         return outcome
     found["score"] = score(working / SUBMISSION, made.truth)
     if failures := compare_failures(working, made):
         found["hidden"] |= failures
-        for ids, what in ((failures["others"], "whole images could not be used"),
-                          (failures["unnoticed"], "broken images are not among the failures")):  # fmt: skip
-            if ids:
+        for key, what in (("others", "whole images could not be used"),
+                          ("unnoticed", "broken images are not among the failures")):  # fmt: skip
+            if ids := failures[key]:
                 shown = ", ".join(ids[:_SHOWN]) + (", …" if len(ids) > _SHOWN else "")
                 found["warnings"].append(f"{len(ids)} {what} ({shown}): compare {working}/failures.csv with "
                                          f"{made.folder}/broken.csv")  # fmt: skip
     return outcome
 
 
-def _try_sandbox(wish: Wish, scratch: Path) -> None:
+def _try_sandbox(plan: Plan, scratch: Path) -> None:
     """Refuse a sandbox that does not work here before anything is written, and say what a plain process can do."""
     trial = scratch / "trial"
     trial.mkdir()
-    if open_jail(Cell({}, wish.kernel.script, trial, trial, {}, wish.python), wish.sandbox).name is None:
+    if open_jail(Cell({}, plan.kernel.script, trial, trial, {}, plan.python), plan.sandbox).name is None:
         sees = "can read and change every file that you can, your Kaggle credentials too: rehearse only what you trust."
         print(f"Warning: the kernel runs as a plain process and {sees} {HOW_TO_INSTALL}", file=sys.stderr, flush=True)
 
 
-def _environment(wish: Wish, tokens: Mapping[str, str], rerun: bool) -> dict[str, str]:
-    """The variables of a Kaggle session, with stand-ins for its tokens."""
-    path = os.pathsep.join([str(Path(wish.python).parent), "/usr/local/bin", "/usr/bin", "/bin"])
-    environment = {"PATH": path, "LANG": "C.UTF-8", "PYTHONUNBUFFERED": "1", "TF_CPP_MIN_LOG_LEVEL": "2",
-                   "KAGGLE_KERNEL_RUN_TYPE": "Batch", **_PLACES, **tokens}  # fmt: skip
-    if rerun:
-        environment["KAGGLE_IS_COMPETITION_RERUN"] = "1"
-    if _gpus() and "LD_LIBRARY_PATH" in os.environ:
-        environment["LD_LIBRARY_PATH"] = os.environ["LD_LIBRARY_PATH"]
-    return environment | _own_settings()
+def _environment(plan: Plan, tokens: Mapping[str, str], rerun: bool) -> dict[str, str]:
+    """The variables of a Kaggle session, with stand-ins for its tokens; and what the person sets for the kernels."""
+    kept = {name: value for name, value in os.environ.items() if name.startswith("RSNA_KIT_")}
+    if _GPUS and "LD_LIBRARY_PATH" in os.environ:
+        kept["LD_LIBRARY_PATH"] = os.environ["LD_LIBRARY_PATH"]
+    path = os.pathsep.join([str(Path(plan.python).parent), "/usr/local/bin", "/usr/bin", "/bin"])
+    common = {"PATH": path, "LANG": "C.UTF-8", "PYTHONUNBUFFERED": "1", "TF_CPP_MIN_LOG_LEVEL": "2"}
+    scoring = {"KAGGLE_IS_COMPETITION_RERUN": "1"} if rerun else {}
+    return {**common, "KAGGLE_KERNEL_RUN_TYPE": "Batch", **_PLACES, **tokens, **scoring, **kept}
 
 
-def _gpus() -> list[Path]:
-    return list(Path("/dev").glob("nvidia[0-9]*"))
-
-
-def _own_settings() -> dict[str, str]:
-    """What the person sets for the kernels, and Kaggle will not."""
-    return {name: value for name, value in os.environ.items() if name.startswith("RSNA_KIT_")}
-
-
-def _with_library(wish: Wish, scratch: Path) -> dict[str, Path]:
+def _with_library(plan: Plan, scratch: Path) -> dict[str, Path]:
     """The given folders; the dataset rsna-kit is this checkout where it is attached and not given."""
-    given = dict(wish.given)
-    attached = [source for source in wish.kernel.sources() if source.slug == LIBRARY and source.kind == "dataset"]
+    given = dict(plan.given)
+    attached = [source for source in plan.kernel.sources() if source.slug == LIBRARY and source.kind == "dataset"]
     if attached and not {LIBRARY, attached[0].reference} & given.keys():
         given[LIBRARY] = scratch / LIBRARY
-        command = [sys.executable, str(ROOT / "scripts/build"), LIBRARY, "--out", str(given[LIBRARY])]
-        if subprocess.run(command, stdout=subprocess.DEVNULL).returncode != 0:
-            raise RsnaKitError(f"scripts/build {LIBRARY} failed, see above. Mend that, or give a folder that it built "
-                               f"before: --dataset {LIBRARY}=FOLDER")  # fmt: skip
+        build(ROOT, Wanted(LIBRARY), given[LIBRARY], lambda line: None)
     return given
 
 
-def _not_checked(wish: Wish) -> list[str]:
+def _not_checked(plan: Plan) -> list[str]:
     """What no run here can show."""
     unchecked = ["versions of Kaggle's image: the packages are this environment's"]
-    here = subprocess.run([wish.python, "-c", "import sys; print('%d.%d' % sys.version_info[:2])"],
-                          capture_output=True, text=True, check=True).stdout.strip()  # fmt: skip
-    if here != ".".join(map(str, KAGGLE_PYTHON)):
-        unchecked.append(f"Kaggle's Python {'.'.join(map(str, KAGGLE_PYTHON))}: this run had {here}")
-    if wish.kernel.internet:
+    asked = [plan.python, "-c", "import sys; print('%d.%d' % sys.version_info[:2])"]
+    here = subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
+    wanted = ".".join(map(str, KAGGLE_PYTHON))
+    if here != wanted:
+        unchecked.append(f"Kaggle's Python {wanted}: this run had {here}")
+    if plan.kernel.internet:
         unchecked.append("the internet, which this kernel will have")
-    if wish.kernel.gpu and not _gpus():
+    if plan.kernel.gpu and not _GPUS:
         unchecked.append("GPU: there is none here")
-    if memory_gib() * 2**30 < wish.limits.memory_bytes:
-        unchecked.append(f"{wish.limits.memory_bytes / 1e9:g} GB of memory: this machine has {memory_gib():.0f} GiB")
-    if cpu_count() < wish.limits.cores:
-        unchecked.append(f"speed of {wish.limits.cores} cores: {platform.node() or 'this machine'} has {cpu_count()}")
-    return unchecked + [f"without {name}, which is set here and will not be at Kaggle" for name in _own_settings()]
+    if memory_gib() * 2**30 < plan.limits.memory_bytes:
+        unchecked.append(f"{plan.limits.memory_bytes / 1e9:g} GB of memory: this machine has {memory_gib():.0f} GiB")
+    if cpu_count() < plan.limits.cores:
+        unchecked.append(f"speed of {plan.limits.cores} cores: {platform.node() or 'this machine'} has {cpu_count()}")
+    own = [name for name in os.environ if name.startswith("RSNA_KIT_")]
+    return unchecked + [f"without {name}, which is set here and will not be at Kaggle" for name in own]

@@ -1,4 +1,4 @@
-"""What a kernel may see and touch → the command that runs it so: bubblewrap, unshare, or a plain process.
+"""What a kernel may see and touch: bubblewrap holds it in, or it is a plain process.
 
 Inside, /kaggle/input and /kaggle/src (with script.py alone) are read-only, /kaggle/working, /kaggle/temp and /tmp are
 writable, there is no network but `lo`, and nothing of this machine is there except its programs. What the kernel
@@ -11,25 +11,29 @@ reach everything else; of the network, only Python's own sockets are refused. `J
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from rsna_kit.runtime.errors import UsageError
 
 TOKEN_FILE = "KAGGLE_API_V1_TOKEN"
-LEVELS = ("auto", "bubblewrap", "unshare", "plain")
+LEVELS = ("auto", "bubblewrap", "plain")
 INPUT, WORKING, SCRIPT, INSTALLED = "/kaggle/input", "/kaggle/working", "/kaggle/src/script.py", "/kaggle/lib"
 # Where programs and their libraries lie. Whoever has his interpreter elsewhere gets that folder, too.
 _SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/etc", "/opt", "/sys", "/nix")
 HOW_TO_INSTALL = "Install bubblewrap for a sandbox; on Debian or Ubuntu: apt-get install bubblewrap."
-_PLAIN_UNCHECKED = ("network off", "read-only input", "only /kaggle/working writable", "absolute /kaggle paths",
-                    "files of this machine out of sight")  # fmt: skip
+_PLAIN_UNCHECKED = (
+    "network off",
+    "read-only input",
+    "only /kaggle/working writable",
+    "absolute /kaggle paths",
+    "files of this machine out of sight",
+)
 _NO_NETWORK = '''"""No network: a plain process has nothing better than this."""
 import socket
 _connect = socket.socket.connect
@@ -78,127 +82,77 @@ def open_jail(cell: Cell, level: str = "auto") -> Jail:
     Raises:
         UsageError: a level that is asked for by name and does not work here; says why.
     """
-    reasons: list[str] = []
-    for name, build in _JAILS.items():
-        if level not in ("auto", name):
-            continue
-        command, reason = build(cell)
-        if command is None:
-            reasons.append(f"{name}: {reason}")
-            continue
-        environment = {"HOME": "/tmp", "TMPDIR": "/tmp", **cell.environment, **_pip(INSTALLED)}
-        return Jail(name, [*command, cell.python, SCRIPT], environment | _token(cell, Path("/tmp")))
-    if level not in ("auto", "plain"):
-        raise UsageError(f"--sandbox {level} does not work here ({'; '.join(reasons)}). {HOW_TO_INSTALL}")
-    return _plain(cell, [*_PLAIN_UNCHECKED, *(f"sandbox: {reason}" for reason in reasons)])
-
-
-def _pip(target: str) -> dict[str, str]:
-    """Installed packages go to `target`, and are found there."""
-    return {"PIP_TARGET": target, "PYTHONPATH": target, "PIP_DISABLE_PIP_VERSION_CHECK": "1",
-            "PIP_ROOT_USER_ACTION": "ignore", "PIP_NO_CACHE_DIR": "1"}  # fmt: skip
-
-
-def _token(cell: Cell, temporary: Path) -> dict[str, str]:
-    """Kaggle keeps this token in a file; the variable says where. `temporary`: what the kernel sees as /tmp."""
-    if TOKEN_FILE not in cell.environment:
-        return {}
-    (cell.scratch / "tmp" / TOKEN_FILE).write_text(cell.environment[TOKEN_FILE])
-    return {TOKEN_FILE: str(temporary / TOKEN_FILE)}
-
-
-def _folders(cell: Cell) -> dict[str, Path]:
-    """The folders that are writable inside, made here."""
     places = {"/tmp": cell.scratch / "tmp", "/kaggle/temp": cell.scratch / "temp", INSTALLED: cell.scratch / "lib"}
     for folder in places.values():
         folder.mkdir(exist_ok=True)
-    return {**places, WORKING: cell.working}
+    why_not = "not asked for"
+    if level != "plain":
+        command = _bubblewrap(cell, {**places, WORKING: cell.working})
+        why_not = _why_not([*command, cell.python, "-c", ""])
+        if not why_not:
+            environment = _environment(cell, places["/tmp"], "/tmp", INSTALLED)
+            return Jail("bubblewrap", [*command, cell.python, SCRIPT], environment)
+        if level != "auto":
+            raise UsageError(f"--sandbox {level} does not work here ({why_not}). {HOW_TO_INSTALL}")
+    root, alone, patch = cell.scratch / "input", cell.scratch / "src" / "script.py", cell.scratch / "patch"
+    for folder in (root, alone.parent, patch):
+        folder.mkdir(exist_ok=True)
+    for where, path in cell.inputs.items():
+        (root / where).parent.mkdir(parents=True, exist_ok=True)
+        (root / where).symlink_to(path)
+    shutil.copy(cell.script, alone)
+    (patch / "sitecustomize.py").write_text(_NO_NETWORK)
+    environment = _environment(cell, places["/tmp"], str(places["/tmp"]), str(places[INSTALLED]))
+    environment |= {"RSNA_KIT_INPUT": str(root), "RSNA_KIT_WORKING": str(cell.working)}
+    environment["PYTHONPATH"] += f"{os.pathsep}{patch}"
+    return Jail(None, [cell.python, str(alone)], environment, [*_PLAIN_UNCHECKED, f"sandbox: {why_not}"])
 
 
-def _programs(python: str) -> list[Path]:
-    """The folders that an interpreter needs."""
-    asked = "import sys; print(sys.prefix, sys.base_prefix, sys.executable, sep='\\n')"
-    said = subprocess.run([python, "-I", "-c", asked], capture_output=True, text=True, check=True).stdout.split("\n")
-    prefix, base, executable = (Path(line) for line in said[:3])
-    folders = {prefix, base, prefix.resolve(), base.resolve(), executable.resolve().parent}
-    own = {folder for folder in folders if not any(folder.is_relative_to(place) for place in _SYSTEM)}
-    return [*map(Path, _SYSTEM), *sorted(own)]
+def _environment(cell: Cell, here: Path, temporary: str, installed: str) -> dict[str, str]:
+    """The kernel's variables; /tmp is `here` on this machine and called `temporary` inside.
+
+    Packages that it installs go to `installed`. Kaggle keeps one token in a file, and the variable says where.
+    """
+    said = {
+        "HOME": temporary, "TMPDIR": temporary, **cell.environment, "PIP_TARGET": installed, "PYTHONPATH": installed,
+        "PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_ROOT_USER_ACTION": "ignore", "PIP_NO_CACHE_DIR": "1",
+    }  # fmt: skip
+    if TOKEN_FILE in said:
+        (here / TOKEN_FILE).write_text(said[TOKEN_FILE])
+        said[TOKEN_FILE] = f"{temporary}/{TOKEN_FILE}"
+    return said
 
 
-def _devices() -> list[str]:
-    """GPUs of this machine."""
-    return [str(path) for pattern in ("nvidia*", "dri", "kfd") for path in sorted(Path("/dev").glob(pattern))]
-
-
-def _works(command: list[str], python: str) -> str | None:
-    """Why a command cannot hold an interpreter, None when it can."""
-    try:
-        done = subprocess.run([*command, python, "-c", ""], capture_output=True, text=True, timeout=60)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return str(error)
-    return None if done.returncode == 0 else done.stderr.strip().rpartition("\n")[2] or f"exit code {done.returncode}"
-
-
-def _bubblewrap(cell: Cell) -> tuple[list[str] | None, str]:
-    """The command line, or None and why not."""
-    program = shutil.which("bwrap")
-    if program is None:
-        return None, "not installed"
-    command = [program, "--unshare-net", "--unshare-pid", "--unshare-ipc", "--die-with-parent", "--new-session"]
+def _bubblewrap(cell: Cell, writable: Mapping[str, Path]) -> list[str]:
+    """The command line that a program is appended to."""
+    command = ["bwrap", "--unshare-net", "--unshare-pid", "--unshare-ipc", "--die-with-parent", "--new-session"]
     command += ["--proc", "/proc", "--dev", "/dev", "--dir", INPUT]
-    for device in _devices():
-        command += ["--dev-bind-try", device, device]
-    for inside, folder in _folders(cell).items():  # /tmp first: the interpreter may itself lie below it
+    for pattern in ("nvidia*", "dri", "kfd"):  # GPUs of this machine
+        for device in sorted(map(str, Path("/dev").glob(pattern))):
+            command += ["--dev-bind-try", device, device]
+    for inside, folder in writable.items():  # /tmp first: the interpreter may itself lie below it
         command += ["--bind", str(folder), inside]
-    for folder in _programs(cell.python):
+    asked = "import sys; print(sys.prefix, sys.base_prefix, sys.executable, sep='\\n')"
+    said = subprocess.run([cell.python, "-I", "-c", asked], capture_output=True, text=True, check=True).stdout
+    prefix, base, executable = map(Path, said.splitlines()[:3])
+    own = {prefix, base, prefix.resolve(), base.resolve(), executable.resolve().parent}
+    own = {folder for folder in own if not any(folder.is_relative_to(place) for place in _SYSTEM)}
+    for folder in (*map(Path, _SYSTEM), *sorted(own)):
         if folder.is_symlink():
             command += ["--symlink", os.readlink(folder), str(folder)]
         elif folder.exists():
             command += ["--ro-bind", str(folder), str(folder)]
     for where, path in cell.inputs.items():
         command += ["--ro-bind", str(path), f"{INPUT}/{where}"]
-    command += ["--ro-bind", str(cell.script), SCRIPT, "--remount-ro", "/", "--chdir", WORKING, "--"]
-    reason = _works(command, cell.python)
-    return (None, reason) if reason else (command, "")
+    return [*command, "--ro-bind", str(cell.script), SCRIPT, "--remount-ro", "/", "--chdir", WORKING, "--"]
 
 
-def _unshare(cell: Cell) -> tuple[list[str] | None, str]:
-    """The same by hand: `unshare` opens the namespaces, `jail.py` builds the root."""
-    program = shutil.which("unshare")
-    if program is None:
-        return None, "not installed"
-    root = cell.scratch / "root"
-    root.mkdir(exist_ok=True)
-    binds = [[str(folder), inside, True] for inside, folder in _folders(cell).items()]
-    binds += [[str(folder), str(folder), False] for folder in _programs(cell.python) if folder.exists()]
-    binds += [[str(path), f"{INPUT}/{where}", False] for where, path in cell.inputs.items()]
-    binds += [[str(cell.script), SCRIPT, False]]
-    plan = cell.scratch / "jail.json"
-    plan.write_text(json.dumps({"root": str(root), "binds": binds, "devices": _devices(), "folders": [INPUT],
-                                "cwd": WORKING}))  # fmt: skip
-    command = [program, *(() if os.geteuid() == 0 else ("--map-root-user",)), "--mount", "--net", "--ipc", "--pid",
-               "--fork", "--kill-child", "--", sys.executable, "-I", str(Path(__file__).with_name("jail.py")),
-               str(plan)]  # fmt: skip
-    reason = _works(command, cell.python)
-    return (None, reason) if reason else (command, "")
-
-
-def _plain(cell: Cell, unchecked: list[str]) -> Jail:
-    """A process like any other, with links where the mounts would be."""
-    root, alone, patch = cell.scratch / "input", cell.scratch / "src" / "script.py", cell.scratch / "patch"
-    for where, path in cell.inputs.items():
-        (root / where).parent.mkdir(parents=True, exist_ok=True)
-        (root / where).symlink_to(path)
-    for folder in (root, alone.parent, patch):
-        folder.mkdir(exist_ok=True)
-    shutil.copy(cell.script, alone)
-    (patch / "sitecustomize.py").write_text(_NO_NETWORK)
-    folders = _folders(cell)
-    installed, temporary = str(folders[INSTALLED]), str(folders["/tmp"])
-    environment = {"HOME": temporary, "TMPDIR": temporary, **cell.environment, **_pip(installed),
-                   "RSNA_KIT_INPUT": str(root), "RSNA_KIT_WORKING": str(cell.working)}  # fmt: skip
-    environment["PYTHONPATH"] = f"{installed}{os.pathsep}{patch}"
-    return Jail(None, [cell.python, str(alone)], environment | _token(cell, Path(temporary)), unchecked)
-
-
-_JAILS: dict[str, Callable[[Cell], tuple[list[str] | None, str]]] = {"bubblewrap": _bubblewrap, "unshare": _unshare}
+def _why_not(command: list[str]) -> str:
+    """Why a command cannot be run, "" when it can."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    except FileNotFoundError:
+        return "not installed"
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return str(error)
+    return "" if done.returncode == 0 else done.stderr.strip().rpartition("\n")[2] or f"exit code {done.returncode}"

@@ -5,9 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
@@ -64,10 +63,6 @@ class Verdict:
     def good(self) -> bool:
         """Whether Kaggle would have nothing to say."""
         return self.word == COMPLETE
-
-    def as_dict(self) -> dict[str, Any]:
-        """Ready for JSON."""
-        return asdict(self)
 
 
 def of_run(ended: Ended, limits: Limits, siblings: Sequence[str] = ()) -> Verdict:

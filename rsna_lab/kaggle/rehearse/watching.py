@@ -28,6 +28,7 @@ from rsna_lab.kaggle.credentials import Censor
 _LOOK_EVERY_S = 0.5
 _TELL_EVERY_S = 30.0
 _TAIL_LINES = 60
+_PIECE = 1 << 16
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -66,9 +67,13 @@ class Ended:
 
 
 def watch(
-    command: Sequence[str], environment: Mapping[str, str], working: Path, limits: Limits, log: Path,
+    command: Sequence[str],
+    environment: Mapping[str, str],
+    working: Path,
+    limits: Limits,
+    log: Path,
     secrets: Mapping[str, str] | None = None,
-) -> Ended:  # fmt: skip
+) -> Ended:
     """Run a command to its end, or until it breaks a limit. What it says goes to stderr and to `log`.
 
     Args:
@@ -81,8 +86,8 @@ def watch(
     Raises:
         KeyboardInterrupt: after the command and all its processes are ended.
     """
-    _adopt_orphans()
-    others, cores = _children(os.getpid()), os.sched_getaffinity(0)
+    ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER: what a child has left behind is ours to end
+    others, cores = set(_children().get(os.getpid(), ())), os.sched_getaffinity(0)
     began = time.monotonic()
     os.sched_setaffinity(0, sorted(cores)[: limits.cores])  # a child inherits it
     try:
@@ -92,88 +97,48 @@ def watch(
         )  # fmt: skip
     finally:
         os.sched_setaffinity(0, cores)
-    assert process.stdout is not None
     with open(log, "wb") as kept:
-        watcher = _Watcher(process, working, limits, began, _Log(process.stdout, kept, Censor(secrets or {})))
+        watcher = _Watcher(process, working, limits, began, kept, Censor(secrets or {}))
         try:
             stopped = watcher.wait()
         finally:
             seconds = time.monotonic() - began
             _end(process, others)
-            watcher.log.drain()
-            process.stdout.close()
+            watcher.drain()
     files, size = folder_size(working)
     if not stopped and size > limits.working_bytes:
         stopped = "disk"
     code = None if stopped else process.returncode
-    said = watcher.log.censor.found
-    return Ended(code, stopped, seconds, watcher.memory, files, size, watcher.log.tail(), said)
-
-
-class _Log:
-    """Passes on what a process says and remembers the end of it."""
-
-    def __init__(self, source: IO[bytes], kept: IO[bytes], censor: Censor) -> None:
-        self._source, self._kept, self.censor = source, kept, censor
-        self._lines: deque[bytes] = deque(maxlen=_TAIL_LINES)
-        self._open = b""
-        os.set_blocking(source.fileno(), False)
-
-    def read(self) -> bool:
-        """Pass on what there is; False when nothing will come any more."""
-        try:
-            piece = os.read(self._source.fileno(), 1 << 16)
-        except BlockingIOError:
-            return True
-        if not piece:
-            return False
-        self._pass_on(self.censor(piece))
-        return True
-
-    def _pass_on(self, piece: bytes) -> None:
-        self._kept.write(piece)
-        self._kept.flush()
-        sys.stderr.write(piece.decode("utf-8", "replace"))
-        sys.stderr.flush()
-        *whole, self._open = (self._open + piece).split(b"\n")
-        self._open = self._open[-(1 << 16) :]
-        self._lines.extend(whole)
-
-    def drain(self) -> None:
-        """Whatever a process that has ended left in the pipe."""
-        with selectors.DefaultSelector() as selector:
-            selector.register(self._source, selectors.EVENT_READ)
-            while selector.select(0) and self.read():
-                pass
-        self._pass_on(self.censor.rest())
-
-    def tail(self) -> list[str]:
-        """The last lines; of a line that was written over (a progress bar), what stands there in the end."""
-        lines = [*self._lines, self._open] if self._open else list(self._lines)
-        return [line.decode("utf-8", "replace").rstrip().rpartition("\r")[2] for line in lines]
+    return Ended(code, stopped, seconds, watcher.memory, files, size, watcher.tail(), watcher.censor.found)
 
 
 class _Watcher:
-    """Looks at a process until it ends or breaks a limit."""
+    """Looks at a process until it ends or breaks a limit, passes on what it says and remembers the end of it."""
 
     def __init__(
-        self, process: subprocess.Popen[bytes], working: Path, limits: Limits, began: float, log: _Log
+        self,
+        process: subprocess.Popen[bytes],
+        working: Path,
+        limits: Limits,
+        began: float,
+        kept: IO[bytes],
+        censor: Censor,
     ) -> None:
+        assert process.stdout is not None
         self._process, self._working, self._limits, self._began = process, working, limits, began
-        self.log, self.memory = log, 0
+        self._source, self._kept, self.censor, self.memory = process.stdout, kept, censor, 0
         self._told, self._size_at, self._size = began, 0.0, (0, 0)
+        self._lines: deque[bytes] = deque(maxlen=_TAIL_LINES)
+        self._open = b""
+        os.set_blocking(self._source.fileno(), False)
 
     def wait(self) -> str:
         """The limit that was broken, "" when the process ended by itself."""
-        looked = 0.0
-        assert self._process.stdout is not None
+        looked, talking = 0.0, True
         with selectors.DefaultSelector() as selector:
-            selector.register(self._process.stdout, selectors.EVENT_READ)
-            talking = True
-            while True:
+            selector.register(self._source, selectors.EVENT_READ)
+            while self._process.poll() is None:
                 now = time.monotonic()
-                if self._process.poll() is not None:
-                    return ""
                 left = self._limits.seconds - (now - self._began)
                 if left <= 0:
                     return "time"
@@ -184,10 +149,42 @@ class _Watcher:
                 pause = min(left, _LOOK_EVERY_S / 5)
                 if not talking:
                     time.sleep(pause)
-                elif selector.select(pause) and not self.log.read():
-                    talking = False
+                elif selector.select(pause):
+                    talking = self._read()
+        return ""
+
+    def drain(self) -> None:
+        """Whatever a process that has ended left in the pipe."""
+        with selectors.DefaultSelector() as selector, self._source:
+            selector.register(self._source, selectors.EVENT_READ)
+            while selector.select(0) and self._read():
+                pass
+        self._pass_on(self.censor.rest())
+
+    def tail(self) -> list[str]:
+        """The last lines; of a line that was written over (a progress bar), what stands there in the end."""
+        lines = [*self._lines, self._open] if self._open else list(self._lines)
+        return [line.decode("utf-8", "replace").rstrip().rpartition("\r")[2] for line in lines]
+
+    def _read(self) -> bool:
+        """Pass on what there is; False when nothing will come any more."""
+        with suppress(BlockingIOError):
+            piece = os.read(self._source.fileno(), _PIECE)
+            self._pass_on(self.censor(piece))
+            return bool(piece)
+        return True
+
+    def _pass_on(self, piece: bytes) -> None:
+        self._kept.write(piece)
+        self._kept.flush()
+        sys.stderr.write(piece.decode("utf-8", "replace"))
+        sys.stderr.flush()
+        *whole, self._open = (self._open + piece).split(b"\n")
+        self._open = self._open[-_PIECE:]
+        self._lines.extend(whole)
 
     def _look(self, now: float) -> str:
+        """The limit of memory or disk that is broken now, or ""; says twice a minute how the run is doing."""
         processes = descendants(self._process.pid)
         resident = sum(map(_resident, processes))
         if resident > self._limits.memory_bytes:
@@ -202,22 +199,20 @@ class _Watcher:
                 return "disk"
         if now - self._told >= _TELL_EVERY_S:
             self._told = now
-            self._tell(resident, now)
+            last = next((line for line in reversed(self.tail()) if line), "nothing said yet")
+            print(
+                f"[rehearse] {format_duration(now - self._began)} of {format_duration(self._limits.seconds)}, "
+                f"{resident / 1e9:.1f} GB of memory, {self._size[0]} files of {self._size[1] / 1e6:.1f} MB in "
+                f"/kaggle/working; last line: {last[:100]}",
+                file=sys.stderr,
+                flush=True,
+            )
         return ""
-
-    def _tell(self, resident: int, now: float) -> None:
-        limit = format_duration(self._limits.seconds)
-        last = next((line for line in reversed(self.log.tail()) if line), "nothing said yet")
-        print(
-            f"[rehearse] {format_duration(now - self._began)} of {limit}, {resident / 1e9:.1f} GB of memory, "
-            f"{self._size[0]} files of {self._size[1] / 1e6:.1f} MB in /kaggle/working; last line: {last[:100]}",
-            file=sys.stderr, flush=True,
-        )  # fmt: skip
 
 
 def descendants(pid: int) -> list[int]:
     """A process and all its children's children that are alive."""
-    children = _families()
+    children = _children()
     found, left = list[int](), [pid]
     while left:
         found.append(left.pop())
@@ -238,53 +233,34 @@ def folder_size(folder: Path) -> tuple[int, int]:
     return files, size
 
 
-def _families() -> dict[int, list[int]]:
+def _children() -> dict[int, list[int]]:
     """Process → its children."""
     children: dict[int, list[int]] = {}
     for entry in os.listdir("/proc"):
-        if entry.isdigit() and (parent := _parent(int(entry))) is not None:
-            children.setdefault(parent, []).append(int(entry))
+        with suppress(OSError, IndexError, ValueError):  # it has ended meanwhile, or is none
+            parent = Path("/proc", entry, "stat").read_bytes().rpartition(b")")[2].split()[1]
+            children.setdefault(int(parent), []).append(int(entry))
     return children
 
 
-def _children(pid: int) -> set[int]:
-    return set(_families().get(pid, ()))
-
-
-def _parent(pid: int) -> int | None:
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            return int(file.read().rpartition(b")")[2].split()[1])
-    except (OSError, IndexError):
-        return None
-
-
 def _resident(pid: int) -> int:
-    try:
-        with open(f"/proc/{pid}/statm", "rb") as file:
-            return int(file.read().split()[1]) * _PAGE
-    except (OSError, IndexError):
-        return 0
+    with suppress(OSError, IndexError):
+        return int(Path(f"/proc/{pid}/statm").read_bytes().split()[1]) * _PAGE
+    return 0
 
 
 def _own_share(pid: int) -> int:
     """Resident bytes with every shared page divided among those that share it."""
-    try:
-        with open(f"/proc/{pid}/smaps_rollup", "rb") as file:
-            return next(int(line.split()[1]) * 1024 for line in file if line.startswith(b"Pss:"))
-    except (OSError, StopIteration):
-        return _resident(pid)
-
-
-def _adopt_orphans() -> None:
-    """A child whose parent has ended becomes ours, so that it is seen and ended with the others."""
-    ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER
+    with suppress(OSError, StopIteration):
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_bytes().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(b"Pss:"))
+    return _resident(pid)
 
 
 def _end(process: subprocess.Popen[bytes], others: set[int]) -> None:
     """End a process, what it started, and what those have left behind. `others`: our children from before."""
     for _ in range(250):
-        ours = _children(os.getpid()) - others
+        ours = set(_children().get(os.getpid(), ())) - others
         if not ours and process.poll() is not None:
             return
         for pid in [pid for child in ours for pid in descendants(child)]:
