@@ -34,7 +34,7 @@ def prepare(where: Path | None, out: Path, config: Config, events: Events, limit
         Counts and paths, ready for JSON; `ok` is False when more images failed than
         `infer.max_failure_share` allows (the folder is complete all the same).
     """
-    from rsna_kit.data.shards import ShardWriter
+    from rsna_kit.data.shards import SHARD_IMAGES, ShardWriter
     from rsna_kit.recipes.images import open_images
 
     competition = find_competition(where)
@@ -47,8 +47,8 @@ def prepare(where: Path | None, out: Path, config: Config, events: Events, limit
         f"prepare: {len(table)} images of {table['patient_id'].nunique()} patients "
         f"at {config.image.height}x{config.image.width} -> {out}"
     )
-    writer, size = ShardWriter(out, config.image, table), config.data.shard_images
-    shards = [table.iloc[start : start + size] for start in range(0, len(table), size)]
+    writer = ShardWriter(out, config.image, table)
+    shards = [table.iloc[start : start + SHARD_IMAGES] for start in range(0, len(table), SHARD_IMAGES)]
     left = [number for number, rows in enumerate(shards) if not _is_there(writer, number, rows, out, config.data.save)]
     files = [file for number in left for file in competition.files("train", shards[number])]
     if len(files) < len(table):
@@ -78,9 +78,13 @@ def _is_there(writer: ShardWriter, number: int, rows: pd.DataFrame, out: Path, s
 
 
 def _pictures(
-    rows: pd.DataFrame, outcomes: Iterator[Outcome], failures: list[dict[str, str]], out: Path, save: str,
+    rows: pd.DataFrame,
+    outcomes: Iterator[Outcome],
+    failures: list[dict[str, str]],
+    out: Path,
+    save: str,
     progress: Progress,
-) -> Iterator[tuple[str, float, bytes]]:  # fmt: skip
+) -> Iterator[tuple[str, float, bytes]]:
     """The shard's rows; failed images go to `failures`, pictures also to `out/images/<patient>/`."""
     from rsna_kit.imaging.render import encode_picture
 
