@@ -53,16 +53,15 @@ class DataConfig:
     """Door 6 and 7: shards and batches."""
 
     save: str = "png"  # pictures kept beside the shards: "png", "jpeg" (for looking at) or "none"
-    shard_images: int = 256  # images per TFRecord file
-    augment: str = "light"  # "light", "heavy", "winner" (Albumentations), "flip" (upside down, every other) or "none"
+    augment: str = (
+        "light"  # "light", "winner" (Albumentations), "flip" (upside down, every other), "none": data/augment.py
+    )
     mix: str = "none"  # "mixup", "cutmix", "both" (one of them for each batch) or "none": pictures of a batch mixed
-    mix_share: float = 0.5  # share of the batches that are mixed
     positive_share: float = 0.25  # share of each training batch drawn from positives, at least one image
     negatives: float = 1.0  # share of the healthy images that an epoch draws, anew each time; the seed's 1/3 is 0.33
 
     choices = {  # noqa: RUF012
         "save": ("png", "jpeg", "none"),
-        "augment": ("light", "heavy", "winner", "flip", "none"),
         "mix": ("none", "mixup", "cutmix", "both"),
     }
 
@@ -120,26 +119,21 @@ class TrainConfig:
     optimizer: str = "adamw"  # "adamw", "adam" or "sgd" (Nesterov momentum 0.9)
     learning_rate: float = 3e-4  # peak of a warm-up + cosine schedule
     weight_decay: float = 1e-2  # not for normalisation and biases
-    warmup_share: float = 0.1  # share of all steps spent warming up
     clip_norm: float = 0.0  # longest gradient over all variables; 0: not clipped
     ema: float = 0.0  # momentum of the moving average of the weights that is validated and kept; 0: none
-    loss: str = "bce"  # "bce": binary cross-entropy; "focal": binary focal cross-entropy
-    focal_gamma: float = 2.0
+    loss: str = "bce"  # "bce": binary cross-entropy; "focal": binary focal cross-entropy: training/losses.py
     label_smoothing: float = 0.05  # of both classes
     soft_positive: float = 1.0  # what a cancer's label is taken for; the winner's were 0.8 and 0.9
     cancer_weight: float = 1.0  # weight of a cancer in the loss; the seed's was 5
     targets: str = ""  # further targets, e.g. "biopsy,invasive,BIRADS,density,difficult_negative_case"
-    targets_weight: float = 0.1  # weight of their mean loss beside the cancer's
     precision: str = "float32"  # "mixed_float16" (T4), "mixed_bfloat16" (newer GPUs, TPU)
     devices: str = "one"  # "all": every GPU of this machine takes its share of each batch (TensorFlow)
-    checkpoint_minutes: float = 10.0  # a run that is killed loses at most this
     keep: str = "best"  # "best" epoch by validation AUC, or "last": then out-of-fold scores chose nothing
     seed: int = 67
 
     choices = {  # noqa: RUF012
         "hold_out": ("patient", "machine", "site"),
         "optimizer": ("adamw", "adam", "sgd"),
-        "loss": ("bce", "focal"),
         "precision": ("float32", "mixed_float16", "mixed_bfloat16"),
         "devices": ("one", "all"),
         "keep": ("best", "last"),
@@ -190,7 +184,7 @@ def _check(config: Config) -> None:
     positive = {
         "image.height": config.image.height, "image.width": config.image.width, "train.epochs": config.train.epochs,
         "train.batch_size": config.train.batch_size, "infer.batch_size": config.infer.batch_size,
-        "data.shard_images": config.data.shard_images, "train.learning_rate": config.train.learning_rate,
+        "train.learning_rate": config.train.learning_rate,
         "data.negatives": config.data.negatives, "model.views": config.model.views, "cvae.latent": config.cvae.latent,
         "cvae.filters": config.cvae.filters, "train.cancer_weight": config.train.cancer_weight,
     }  # fmt: skip
@@ -202,8 +196,7 @@ def _check(config: Config) -> None:
     shares = {
         "infer.prior": config.infer.prior, "infer.max_failure_share": config.infer.max_failure_share,
         "data.positive_share": config.data.positive_share, "model.dropout": config.model.dropout,
-        "train.label_smoothing": config.train.label_smoothing, "train.warmup_share": config.train.warmup_share,
-        "data.mix_share": config.data.mix_share, "data.negatives": config.data.negatives,
+        "train.label_smoothing": config.train.label_smoothing, "data.negatives": config.data.negatives,
         "model.drop_path": config.model.drop_path, "cvae.beta_warmup": config.cvae.beta_warmup,
         "train.ema": config.train.ema, "train.soft_positive": config.train.soft_positive,
     }  # fmt: skip

@@ -60,12 +60,17 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
 
 
 def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
-    dead, alive = tmp_path / "scores.tmp-999999999.csv", tmp_path / "scores.tmp-1.csv"
+    dead, alive = tmp_path / ".scores.tmp-999999999.csv", tmp_path / ".scores.tmp-1.csv"
     for path in (dead, alive):
         path.write_text("half")
     with replacing(tmp_path / "scores.csv") as temporary:
         temporary.write_text("whole")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["scores.csv", "scores.tmp-1.csv"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".scores.tmp-1.csv", "scores.csv"]
+    left = tmp_path / ".model.weights.tmp-999999999.weights.h5"  # Keras insists on this suffix
+    left.write_text("half")
+    with replacing(tmp_path / "model.weights.h5") as temporary:
+        temporary.write_text("whole")
+    assert not left.exists()
 
 
 def test_json_goes_round_and_refuses_nan(tmp_path: Path) -> None:

@@ -29,4 +29,4 @@ def toy_learner(config: Config, image: ImageConfig, batch_norm: bool = True) -> 
 
 def use_toys(patch: Any, batch_norm: bool = True) -> None:
     """Let `Trainer` train toys while `patch` (pytest's monkeypatch) lasts."""
-    patch.setattr("rsna_kit.training.trainer.build_learner", lambda c, i: toy_learner(c, i, batch_norm))
+    patch.setattr("rsna_kit.training.fit.build_learner", lambda c, i: toy_learner(c, i, batch_norm))

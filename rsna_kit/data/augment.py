@@ -6,10 +6,12 @@ ours, and a picture with the wall on the right is one that inference never sees.
 the breast, cuts and holes become air, and what changes grey levels is undone wherever the moved picture is 0.
 
 Same image and seed, same bytes: in any thread, after any other seed, and without a look at global random state.
+A recipe of one's own is two functions here and a line in `RECIPES`; `data.augment` takes its name.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import threading
@@ -18,13 +20,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rsna_kit.data.transforms import crop_without_resize, elastic
 from rsna_kit.runtime.errors import UsageError, did_you_mean
 from rsna_kit.runtime.lazy import require
 
+Range = tuple[float, float]
 Augmentation = Callable[[np.ndarray, int], np.ndarray]
 Transforms = Callable[[Any], list[Any]]  # from the package albumentations
-NAMES = ("light", "heavy", "winner", "flip", "none")
 
 
 def build_augmentation(name: str) -> Augmentation:
@@ -33,8 +34,7 @@ def build_augmentation(name: str) -> Augmentation:
     The image is never written to; an image that a recipe leaves as it is may be returned itself.
 
     Args:
-        name: `"light"`, `"heavy"` or `"winner"` (Albumentations, see the functions below), `"flip"` (see `flips`)
-            or `"none"`.
+        name: of `RECIPES` (Albumentations), `"flip"` (see `flips`) or `"none"`.
 
     Raises:
         UsageError: another name.
@@ -43,9 +43,10 @@ def build_augmentation(name: str) -> Augmentation:
         return lambda image, seed: image
     if name == "flip":
         return lambda image, seed: image[::-1] if flips(seed) else image
-    if name not in _RECIPES:
-        raise UsageError(f"data.augment: got {name!r}, expected one of {', '.join(NAMES)}.{did_you_mean(name, NAMES)}")
-    return _Augmentation(_RECIPES[name])
+    if name not in RECIPES:
+        names = (*RECIPES, "flip", "none")
+        raise UsageError(f"data.augment: got {name!r}, expected one of {', '.join(names)}.{did_you_mean(name, names)}")
+    return _Augmentation(RECIPES[name])
 
 
 def flips(seed: int) -> bool:
@@ -53,7 +54,9 @@ def flips(seed: int) -> bool:
     return bool(seed & 1)
 
 
-class _Recipe(NamedTuple):
+class Recipe(NamedTuple):
+    """Two lists of Albumentations transforms."""
+
     geometry: Transforms  # where a pixel goes
     tone: Transforms  # what becomes of its grey level
     share: float  # of the pictures that are changed at all
@@ -62,7 +65,7 @@ class _Recipe(NamedTuple):
 class _Augmentation:
     """Albumentations objects hold their own random state, so each thread has its own pair."""
 
-    def __init__(self, recipe: _Recipe) -> None:
+    def __init__(self, recipe: Recipe) -> None:
         # Otherwise the import asks the network for a newer version.
         os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
         self._albumentations = require("albumentations", "train")
@@ -115,65 +118,15 @@ def _light_tone(albumentations: Any) -> list[Any]:
     ]
 
 
-def _heavy_geometry(albumentations: Any) -> list[Any]:
-    """`light` with about twice its ranges, shear and deformations."""
-    return [
-        albumentations.VerticalFlip(p=0.5),
-        albumentations.Affine(
-            scale=(0.8, 1.25),
-            rotate=(-20, 20),
-            shear={"x": (-6, 6), "y": (-6, 6)},
-            translate_percent={"x": (-0.05, 0.05), "y": (-0.1, 0.1)},
-            balanced_scale=True,
-            fill=0,
-            p=0.9,
-        ),
-        albumentations.OneOf(
-            [
-                elastic(albumentations, strength=0.012, p=1.0),
-                albumentations.GridDistortion(num_steps=5, distort_limit=0.2, fill=0, p=1.0),
-            ],
-            p=0.3,
-        ),
-        albumentations.CoarseDropout(
-            num_holes_range=(1, 8), hole_height_range=(0.03, 0.12), hole_width_range=(0.05, 0.20), fill=0, p=0.4
-        ),
-    ]
-
-
-def _heavy_tone(albumentations: Any) -> list[Any]:
-    return [
-        albumentations.OneOf(
-            [
-                albumentations.RandomBrightnessContrast(brightness_limit=0.2, contrast_limit=0.3, p=1.0),
-                albumentations.RandomGamma(gamma_limit=(65, 150), p=1.0),
-                albumentations.RandomToneCurve(scale=0.2, p=1.0),
-                albumentations.CLAHE(clip_limit=(1.0, 2.5), tile_grid_size=(8, 8), p=1.0),
-            ],
-            p=0.8,
-        ),
-        albumentations.OneOf(
-            [
-                albumentations.GaussianBlur(sigma_limit=(0.5, 1.5), blur_limit=0, p=1.0),
-                albumentations.Sharpen(alpha=(0.1, 0.3), lightness=(1.0, 1.0), p=1.0),
-                albumentations.GaussNoise(std_range=(0.01, 0.03), p=1.0),
-                _downscale(albumentations, (0.5, 0.9)),
-            ],
-            p=0.4,
-        ),
-    ]
-
-
 def _winner_geometry(albumentations: Any) -> list[Any]:
     """What the 2023 winner's training did to a picture's geometry, with the numbers of its code.
 
     Source: github.com/dangnh0611/kaggle_rsna_breast_cancer (MIT), exp7_fully_reproduce.py. Three things differ: no
-    horizontal flip (above); geometry comes before tone, so that air can be kept; and the elastic transform is one
-    that shows: theirs moved a pixel by a hundredth of a pixel and the whole picture by an affine of some 10 pixels,
-    which version 2 of Albumentations no longer has.
+    horizontal flip (above); geometry comes before tone, so that air can be kept; and no elastic transform: theirs moved
+    a pixel by a hundredth of a pixel, and the whole picture by an affine map, whose share is larger here.
     """
     return [
-        crop_without_resize(albumentations, share=(0.5, 1.0), aspect=(0.5, 0.8), p=0.4),
+        _crop_without_resize(albumentations, share=(0.5, 1.0), aspect=(0.5, 0.8), p=0.4),
         albumentations.VerticalFlip(p=0.5),
         albumentations.OneOf(
             [
@@ -183,9 +136,8 @@ def _winner_geometry(albumentations: Any) -> list[Any]:
                     translate_percent={"x": (-0.1, 0.1), "y": (-0.2, 0.2)},
                     keep_ratio=True,
                     fill=0,
-                    p=0.6,
+                    p=0.8,
                 ),
-                elastic(albumentations, strength=0.01, p=0.2),
                 albumentations.GridDistortion(num_steps=5, distort_limit=0.3, fill=0, p=0.2),
             ],
             p=0.5,
@@ -199,7 +151,9 @@ def _winner_geometry(albumentations: Any) -> list[Any]:
 def _winner_tone(albumentations: Any) -> list[Any]:
     """The same source's tone changes."""
     return [
-        _downscale(albumentations, (0.75, 0.95), p=0.125),
+        albumentations.Downscale(  # a coarser detector; 1 is OpenCV's INTER_LINEAR
+            scale_range=(0.75, 0.95), interpolation_pair={"downscale": 1, "upscale": 1}, p=0.125
+        ),
         albumentations.OneOf(
             [
                 albumentations.RandomToneCurve(scale=0.3, p=0.5),
@@ -212,13 +166,49 @@ def _winner_tone(albumentations: Any) -> list[Any]:
     ]
 
 
-def _downscale(albumentations: Any, scale: tuple[float, float], p: float = 1.0) -> Any:
-    """Smaller and large again: a coarser detector. 1 is OpenCV's INTER_LINEAR."""
-    return albumentations.Downscale(scale_range=scale, interpolation_pair={"downscale": 1, "upscale": 1}, p=p)
+def crop_box(height: int, width: int, share: Range, aspect: Range, draw: random.Random) -> tuple[int, int, int, int]:
+    """A random rectangle inside a picture.
+
+    Args:
+        height, width: of the picture, pixels.
+        share: least and most of the picture's area; the drawn share is uniform between them, for any picture.
+        aspect: least and most width / height; drawn log-uniformly from what fits into the picture, and the nearest
+            that fits when nothing between them does.
+        draw: where the randomness comes from.
+
+    Returns:
+        Top, left, height, width in pixels.
+    """
+    part = draw.uniform(*share)
+    fits = part * width / height, width / height / part
+    low, high = (min(max(bound, fits[0]), fits[1]) for bound in aspect)
+    ratio = math.exp(draw.uniform(math.log(low), math.log(high)))
+    area = part * height * width
+    rows, columns = min(round(math.sqrt(area / ratio)), height), min(round(math.sqrt(area * ratio)), width)
+    return draw.randint(0, height - rows), draw.randint(0, width - columns), rows, columns
 
 
-_RECIPES: Mapping[str, _Recipe] = {
-    "light": _Recipe(_light_geometry, _light_tone, 1.0),
-    "heavy": _Recipe(_heavy_geometry, _heavy_tone, 1.0),
-    "winner": _Recipe(_winner_geometry, _winner_tone, 0.9),
+def _crop_without_resize(albumentations: Any, share: Range, aspect: Range, p: float) -> Any:
+    """A transform that keeps a random rectangle (`crop_box`) at its scale and makes the rest air.
+
+    The rectangle is placed as rendering places a breast: at the left edge, in the middle between top and bottom.
+    """
+
+    class CropWithoutResize(albumentations.ImageOnlyTransform):
+        def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
+            height, width = params["shape"][:2]
+            return {"box": crop_box(height, width, share, aspect, self.py_random)}
+
+        def apply(self, img: np.ndarray, box: tuple[int, int, int, int], **params: Any) -> np.ndarray:
+            top, left, rows, columns = box
+            cropped, start = np.zeros_like(img), (img.shape[0] - rows) // 2
+            cropped[start : start + rows, :columns] = img[top : top + rows, left : left + columns]
+            return cropped
+
+    return CropWithoutResize(p=p)
+
+
+RECIPES: Mapping[str, Recipe] = {
+    "light": Recipe(_light_geometry, _light_tone, 1.0),
+    "winner": Recipe(_winner_geometry, _winner_tone, 0.9),
 }

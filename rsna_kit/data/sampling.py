@@ -40,65 +40,41 @@ def positives_per_batch(labels: np.ndarray, batch_size: int, positive_share: flo
 
 
 def epoch_order(
-    labels: np.ndarray, batch_size: int, positive_share: float, seed: int, epoch: int, negatives: float = 1.0
+    labels: np.ndarray, batch_size: int, per_batch: int, seed: int, epoch: int, negatives: float = 1.0
 ) -> np.ndarray:
     """The order of one epoch, decided by `seed` and `epoch` alone.
 
-    Each batch holds `positives_per_batch` cancers, drawn without replacement until all have come, then again
-    from a new shuffle. All healthy examples come once, or the share of them that is drawn for this epoch; what the last
-    batch lacks is drawn again. Where cancers are so many that one pass over the healthy would leave some out, the
-    epoch is as long as the cancers need.
+    Each batch holds `per_batch` cancers, drawn without replacement until all have come, then again from a new shuffle.
+    All healthy examples come once, or the share of them that is drawn for this epoch; what the last batch lacks is
+    drawn again. Where cancers are so many that one pass over the healthy would leave some out, the epoch is as long as
+    the cancers need.
 
     Args:
         labels: (N,) of 0 and 1.
         batch_size: examples in a batch.
-        positive_share: see `positives_per_batch`.
+        per_batch: see `positives_per_batch`; 0 where there is no cancer to learn.
         seed: of the run.
         epoch: its number.
         negatives: share of the healthy examples to draw, in (0, 1], at least one; others in every epoch.
 
     Returns:
         int64 (steps * batch_size,) positions in `labels`.
+
+    Raises:
+        RsnaKitError: no healthy example.
     """
     rng = np.random.default_rng([seed, epoch])
     positives, healthy = np.flatnonzero(labels == 1), np.flatnonzero(labels != 1)
-    per_batch = positives_per_batch(labels, batch_size, positive_share, negatives)
+    if not len(healthy):
+        raise RsnaKitError("training images: none is without cancer, expected some. Use more patients or fewer folds.")
     if (drawn := _drawn(len(healthy), negatives)) < len(healthy):
         healthy = rng.choice(healthy, drawn, replace=False)
     steps = -(-len(healthy) // (batch_size - per_batch))
-    if len(positives) > positive_share * (len(positives) + len(healthy)):  # then the batch share is the natural one
+    if per_batch:
         steps = max(steps, -(-len(positives) // per_batch))
-    order = np.concatenate(
-        [
-            _repeated(positives, steps * per_batch, rng).reshape(steps, per_batch),
-            _repeated(healthy, steps * (batch_size - per_batch), rng).reshape(steps, -1),
-        ],
-        axis=1,
-    )
-    return rng.permuted(order, axis=1).reshape(-1).astype(np.int64)
-
-
-def plain_order(count: int, batch_size: int, seed: int, epoch: int, share: float = 1.0) -> np.ndarray:
-    """The order of one epoch where all examples are of one kind: shuffled, what the last batch lacks drawn again.
-
-    Args:
-        count: number of examples.
-        batch_size: examples in a batch.
-        seed: of the run.
-        epoch: its number.
-        share: of the examples to draw, in (0, 1], at least one; others in every epoch.
-
-    Returns:
-        int64 (steps * batch_size,) positions in 0..count-1.
-
-    Raises:
-        RsnaKitError: no example.
-    """
-    if count == 0:
-        raise RsnaKitError("training images: none is without cancer, expected some. Use more patients or fewer folds.")
-    rng = np.random.default_rng([seed, epoch])
-    drawn = rng.choice(count, _drawn(count, share), replace=False)
-    return _repeated(drawn, -(-len(drawn) // batch_size) * batch_size, rng).astype(np.int64)
+    cancers = _repeated(positives, steps * per_batch, rng).reshape(steps, -1)
+    others = _repeated(healthy, steps * (batch_size - per_batch), rng).reshape(steps, -1)
+    return rng.permuted(np.concatenate([cancers, others], axis=1), axis=1).reshape(-1)
 
 
 def _drawn(count: int, share: float) -> int:
@@ -107,5 +83,5 @@ def _drawn(count: int, share: float) -> int:
 
 def _repeated(items: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
     """`count` items: whole shuffles one after the other, the last one cut."""
-    shuffles = [rng.permutation(items) for _ in range(-(-count // len(items)))]
-    return np.concatenate(shuffles)[:count]
+    shuffles = [rng.permutation(items) for _ in range(-(-count // max(len(items), 1)))]
+    return np.concatenate([np.empty(0, np.int64), *shuffles])[:count]

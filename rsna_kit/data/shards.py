@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +34,7 @@ from rsna_kit.runtime.lazy import require
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
+SHARD_IMAGES = 256  # images in a shard, at most
 _TEXT_COLUMNS = ("patient_id", "image_id", "prediction_id", "laterality", "view", "density")
 _RECORD_HEAD = 12  # a TFRecord frames its payload: uint64 length, uint32 CRC before it, uint32 CRC behind it
 _RECORD_TAIL = 4
@@ -60,7 +60,6 @@ class Prepared:
     """
 
     root: Path
-    fingerprint: str
     data_fingerprint: str
     image: ImageConfig
     table: pd.DataFrame
@@ -150,12 +149,9 @@ class ShardWriter:
             number: 0, 1, 2, ...
             rows: image id, label, PNG bytes; may be a generator.
             failures: image_id, stage, reason of images without a picture; read after `rows` is exhausted.
-
-        Raises:
-            ShardError: a picture is not a PNG of the image section's size.
         """
         path = self._root / _name(number, "tfrecord")
-        entries = write_shard(path, (self._checked(path, row) for row in rows))
+        entries = write_shard(path, rows)
         content = {
             "format_version": FORMAT_VERSION,
             "fingerprint": self._fingerprint,
@@ -166,15 +162,6 @@ class ShardWriter:
         }
         write_json(path.with_suffix(".json"), content)
         self._sidecars[number] = content
-
-    def _checked(self, path: Path, row: tuple[str, float, bytes]) -> tuple[str, float, bytes]:
-        width, height = (int.from_bytes(row[2][start : start + 4], "big") for start in (16, 20))  # PNG's IHDR
-        if not row[2].startswith(b"\x89PNG") or (height, width) != (self._image.height, self._image.width):
-            raise ShardError(
-                f"{path}: image {row[0]}: got {height}x{width} (or no PNG at all), expected a PNG of "
-                f"{self._image.height}x{self._image.width}, the size of the image section."
-            )
-        return row
 
     def finish(self) -> dict[str, Any]:
         """Write table.csv, failures.csv and, last, manifest.json; return the manifest.
@@ -205,14 +192,10 @@ class ShardWriter:
             "sha256": {name: sha256_file(self._root / name) for name in [*names, "table.csv", "failures.csv"]},
         }
         write_json(self._root / MANIFEST, manifest)
-        self._remove_stale(set(names))
-        return manifest
-
-    def _remove_stale(self, names: set[str]) -> None:
-        """Shards of an earlier, larger run would only confuse: the manifest does not name them."""
         for path in self._root.glob("shard-[0-9][0-9][0-9][0-9][0-9].*"):
-            if path.name not in names:
+            if path.name not in names:  # of an earlier, larger run
                 path.unlink()
+        return manifest
 
 
 def _name(number: int, kind: str) -> str:
@@ -230,53 +213,42 @@ def open_prepared(root: Path, expect: ImageConfig | None = None, verify: bool = 
     Raises:
         ShardError: no manifest, another image section or format, a missing or damaged file. Names the file.
     """
-    manifest = _read_manifest(root)
-    image = ImageConfig(**manifest["image"])
-    found = manifest["fingerprint"]
-    if found != image_fingerprint(image):
-        raise ShardError(f"{root / MANIFEST}: made by another version of the image recipe (got {found}, expected "
-                         f"{image_fingerprint(image)}). Prepare the images again.")  # fmt: skip
+    path, again = root / MANIFEST, "Prepare the images again."
+    if not path.is_file():
+        raise ShardError(f"{path}: no such file. Run prepare first; if it was stopped, run it again to finish.")
+    try:
+        manifest = read_json(path)
+        version, found, digests = (manifest[key] for key in ("format_version", "fingerprint", "sha256"))
+        image = ImageConfig(**manifest["image"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ShardError(f"{path}: not a manifest of a prepared folder ({error}). {again}") from error
+    if version != FORMAT_VERSION:
+        raise ShardError(f"{path}: got format version {version}, expected {FORMAT_VERSION}. {again}")
+    if found != (wanted := image_fingerprint(image)):
+        raise ShardError(
+            f"{path}: made by another version of the image recipe (got {found}, expected {wanted}). {again}"
+        )
     if expect is not None and image != expect:
-        raise ShardError(f"{root / MANIFEST}: got images made with {image}, expected {expect}. "
-                         "Prepare the images again, or train with the preset that made them.")  # fmt: skip
-    _check_files(root, manifest["sha256"], verify)
+        raise ShardError(
+            f"{path}: got images made with {image}, expected {expect}. Prepare the images again, or train with the "
+            "preset that made them."
+        )
+    for name, expected in digests.items():
+        if not (root / name).is_file():
+            raise ShardError(f"{root / name}: missing, but {MANIFEST} names it. Run prepare again: it makes only that.")
+        if verify and (digest := sha256_file(root / name)) != expected:
+            raise ShardError(
+                f"{root / name}: damaged: sha256 is {digest[:12]}..., expected {expected[:12]}... Run prepare again: "
+                "it makes only what is damaged."
+            )
     index: dict[str, IndexEntry] = {}
-    for name in manifest["sha256"]:
+    for name in digests:
         if name.startswith("shard-") and name.endswith(".json"):
             for row in read_json(root / name)["images"]:
                 index[row["image_id"]] = IndexEntry(**row)
     table = pd.read_csv(root / "table.csv", dtype=dict.fromkeys(_TEXT_COLUMNS, str))
-    if len(index) != manifest["images"] or set(index) != set(table["image_id"]) or len(table) != len(index):
-        raise ShardError(f"{root / 'table.csv'}: {len(table)} rows, {len(index)} pictures in the shards, "
-                         f"{manifest['images']} in the manifest. Prepare the images again.")  # fmt: skip
-    content = "".join(manifest["sha256"].values())
-    return Prepared(root, found, hashlib.sha256(content.encode()).hexdigest()[:12], image, table, index)
-
-
-def _read_manifest(root: Path) -> dict[str, Any]:
-    path = root / MANIFEST
-    if not path.is_file():
-        raise ShardError(f"{path}: no such file. Run prepare first; if it was stopped, run it again to finish.")
-    try:
-        manifest: dict[str, Any] = read_json(path)
-        version = manifest["format_version"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ShardError(f"{path}: not a manifest of a prepared folder ({error}). Prepare the images again.") from error
-    if version != FORMAT_VERSION:
-        raise ShardError(f"{path}: got format version {version}, expected {FORMAT_VERSION}. Prepare the images again.")
-    return manifest
-
-
-def _check_files(root: Path, digests: dict[str, str], verify: bool) -> None:
-    for name, expected in digests.items():
-        path = root / name
-        if not path.is_file():
-            raise ShardError(
-                f"{path}: missing, but {MANIFEST} names it. Run prepare again: it makes only what is missing."
-            )
-        if verify and (digest := sha256_file(path)) != expected:
-            raise ShardError(f"{path}: damaged: sha256 is {digest[:12]}..., expected {expected[:12]}... "
-                             "Run prepare again: it makes only what is damaged.")  # fmt: skip
+    content = "".join(digests.values())
+    return Prepared(root, hashlib.sha256(content.encode()).hexdigest()[:12], image, table, index)
 
 
 def read_picture(prepared: Prepared, image_id: str) -> np.ndarray:
@@ -292,13 +264,12 @@ def read_picture(prepared: Prepared, image_id: str) -> np.ndarray:
     if entry is None:
         raise ShardError(f"{prepared.root}: no image {image_id!r} in the shards; it may stand in failures.csv.")
     path = prepared.root / entry.shard
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        content = os.pread(descriptor, entry.length, entry.offset)
-    finally:
-        os.close(descriptor)
+    with open(path, "rb") as file:
+        file.seek(entry.offset)
+        content = file.read(entry.length)
     image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED) if content else None
     if image is None or image.dtype != np.uint8 or image.shape != (prepared.image.height, prepared.image.width):
-        raise ShardError(f"{path}: image {image_id} at byte {entry.offset} is damaged. "
-                         "Delete the shard and run prepare again: it makes only that shard.")  # fmt: skip
+        raise ShardError(
+            f"{path}: image {image_id} at byte {entry.offset} is damaged. Run prepare again: it makes only that shard."
+        )
     return image

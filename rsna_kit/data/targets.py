@@ -80,15 +80,19 @@ def target_values(rows: pd.DataFrame, further: str) -> np.ndarray:
     values = []
     for column in _columns(further):
         if column not in rows.columns:
-            raise TableError(f"training table: no column {column!r}, which train.targets asks for. Got "
-                             f"{', '.join(map(str, rows.columns))}.{did_you_mean(column, rows.columns)}")  # fmt: skip
+            raise TableError(
+                f"training table: no column {column!r}, which train.targets asks for. Got "
+                f"{', '.join(map(str, rows.columns))}.{did_you_mean(column, rows.columns)}"
+            )
         cells = rows[column]
         for meaning in _TARGETS[column].values():
             made = np.array([meaning.get(cell, np.nan) for cell in cells], np.float32)  # True is 1 here, 1.0 too
             strange = cells[np.isnan(made) & cells.notna().to_numpy()]
             if len(strange):
-                raise TableError(f"training table: {column} is {str(strange.iloc[0])!r} in {len(strange)} rows, "
-                                 f"expected one of {', '.join(map(str, meaning))}, or nothing")  # fmt: skip
+                raise TableError(
+                    f"training table: {column} is {str(strange.iloc[0])!r} in {len(strange)} rows, expected one of "
+                    f"{', '.join(map(str, meaning))}, or nothing"
+                )
             values.append(made)
     return np.stack(values, axis=1)
 

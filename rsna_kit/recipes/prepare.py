@@ -50,7 +50,7 @@ def prepare(
     Raises:
         UsageError: pictures of that size would not fit, said before the first one is read.
     """
-    from rsna_kit.data.shards import ShardWriter
+    from rsna_kit.data.shards import SHARD_IMAGES, ShardWriter
     from rsna_kit.recipes.images import open_images
 
     competition = find_competition(where)
@@ -63,8 +63,8 @@ def prepare(
         f"prepare: {len(table)} images of {table['patient_id'].nunique()} patients "
         f"at {config.image.height}x{config.image.width} -> {out}"
     )
-    writer, size = ShardWriter(out, config.image, table), config.data.shard_images
-    shards = [table.iloc[start : start + size] for start in range(0, len(table), size)]
+    writer = ShardWriter(out, config.image, table)
+    shards = [table.iloc[start : start + SHARD_IMAGES] for start in range(0, len(table), SHARD_IMAGES)]
     left = [number for number, rows in enumerate(shards) if not _is_there(writer, number, rows, out, config.data.save)]
     files = [file for number in left for file in competition.files("train", shards[number])]
     if len(files) < len(table):
@@ -112,9 +112,13 @@ def _is_there(writer: ShardWriter, number: int, rows: pd.DataFrame, out: Path, s
 
 
 def _pictures(
-    rows: pd.DataFrame, outcomes: Iterator[Outcome], failures: list[dict[str, str]], out: Path, save: str,
+    rows: pd.DataFrame,
+    outcomes: Iterator[Outcome],
+    failures: list[dict[str, str]],
+    out: Path,
+    save: str,
     progress: Progress,
-) -> Iterator[tuple[str, float, bytes]]:  # fmt: skip
+) -> Iterator[tuple[str, float, bytes]]:
     """The shard's rows; failed images go to `failures`, pictures also to `out/images/<patient>/`."""
     from rsna_kit.imaging.render import encode_picture
 

@@ -27,19 +27,20 @@ def naming(path: Path) -> Iterator[None]:
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path; on success it replaces `path` in one step, on error it is removed.
 
-    The temporary name keeps the suffix of `path` (`scores.tmp-1234.csv`), because writers choose
-    their format by it. A crash leaves the old `path` untouched.
+    The temporary name keeps the suffix of `path` (`.scores.tmp-1234.csv`), because writers choose
+    their format by it, and begins with a dot, so that no pattern for `path` finds it. A crash leaves the old `path`
+    untouched.
 
     Raises:
         OSError: it cannot be written; names `path`.
     """
     with naming(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        for left in path.parent.glob(f"{glob.escape(path.stem)}.tmp-*{glob.escape(path.suffix)}"):
-            pid = left.name.removeprefix(f"{path.stem}.tmp-").removesuffix(path.suffix)
+        for left in path.parent.glob(f".{glob.escape(path.stem)}.tmp-*{glob.escape(path.suffix)}"):
+            pid = left.name.removeprefix(f".{path.stem}.tmp-").partition(".")[0]  # Keras' have a suffix more
             if pid.isdigit() and not Path(f"/proc/{pid}").exists():
                 left.unlink(missing_ok=True)  # of a process that was killed while it wrote
-        temporary = path.with_name(f"{path.stem}.tmp-{os.getpid()}{path.suffix}")
+        temporary = path.with_name(f".{path.stem}.tmp-{os.getpid()}{path.suffix}")
         try:
             yield temporary
             with open(temporary, "rb") as written:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from rsna_kit.config import Config, ImageConfig
-from rsna_kit.data.targets import CANCER, target_names
+from rsna_kit.data.targets import target_names
 from rsna_kit.models.breast import over_views
 from rsna_kit.models.classifier import split_classifier
 from rsna_kit.models.cvae import build_cvae
@@ -26,19 +26,6 @@ Predict = Callable[[Sequence[str]], np.ndarray]
 
 
 @dataclass(frozen=True)
-class Halves:
-    """A learner cut in two at the frozen trunk's feature map; all share their variables with the learner's network.
-
-    `trunk`: uint8 (B, h, w, 1) to maps float (B, h', w', c). `scored`: maps to what `network` gives. `trained`: maps
-    (B, h', w', c), or (B, V, h', w', c) of breasts, to what the learner's `trained` gives.
-    """
-
-    trunk: Any
-    scored: Any
-    trained: Any
-
-
-@dataclass(frozen=True)
 class Learner:
     """What is trained, and how. K is the number of targets.
 
@@ -46,59 +33,62 @@ class Learner:
     `trained`: keras.Model to compile; it shares what `network` learns and may be the same object. uint8
         (B, h, w, 1), or (B, V, h, w, 1) of breasts, to float32 (B, K).
     `loss`: of targets (B, K) with NaN for missing, and outputs (B, K), to (B,).
-    `targets`: their K names, "cancer" first.
     `shift`: whether the logit's bias is to be moved from the odds of a batch to natural odds.
-    `maps`: whether the trunk is frozen and its maps may be computed once; then `halves()` gives the parts.
     `progress`: told the share of the training that is done, in [0, 1].
     `calibrate`: None, or called before each validation with a function from image ids to the network's output (N,)
         and the ids of the training rows.
+    `halves`: None, or where the trunk is frozen three models that share their variables with `network`: the trunk,
+        uint8 (B, h, w, 1) to maps float (B, h', w', c); maps to what `network` gives; maps (B, h', w', c), or
+        (B, V, h', w', c) of breasts, to what `trained` gives.
     """
 
     network: Any
     trained: Any
     loss: Loss
-    targets: tuple[str, ...] = (CANCER,)
     shift: bool = True
-    maps: bool = False
     progress: Callable[[float], None] = lambda share: None
     calibrate: Callable[[Predict, Sequence[str]], None] | None = None
-    halves: Callable[[], Halves] | None = None
+    halves: Callable[[], tuple[Any, Any, Any]] | None = None
 
 
 def build_learner(config: Config, image: ImageConfig) -> Learner:
     """The learner for a configuration, with random weights.
 
     Args:
-        config: its model, cvae, train and (for `maps`) data sections are used.
+        config: its model, cvae, train and (for `halves`) data sections are used.
         image: size of the input.
 
     Raises:
-        UsageError: unknown targets, or a CVAE that is to learn targets.
+        UsageError: an unknown loss, unknown targets, or a CVAE that is to learn targets.
     """
-    names = target_names(config.train.targets)
+    names, ops = target_names(config.train.targets), require("keras", "train").ops
     if config.model.kind == "cvae":
         if len(names) > 1:
             raise UsageError(f"train.targets={config.train.targets}: a CVAE learns no targets, expected none")
-        return _cvae_learner(config, image)
-    network = build_network(config, image)
+        cvae = build_cvae(config.cvae, image)
+        return Learner(
+            cvae.network,
+            cvae.trained,
+            lambda targets, outputs: ops.sum(outputs, axis=-1),
+            shift=False,
+            progress=cvae.progress,
+            calibrate=cvae.calibrate,
+        )
+    loss, network = build_loss(config.train), build_network(config, image)
     scorer = _with_targets(network, len(names) - 1)
-    whole = over_views if config.model.kind == "breast" else _as_it_is
 
-    def halves() -> Halves:
+    def whole(scorer: Any) -> Any:
+        return over_views(scorer) if config.model.kind == "breast" else scorer
+
+    def halves() -> tuple[Any, Any, Any]:
         keras = require("keras", "train")
         logit = keras.Model(network.input, network.get_layer("logit").output)
         trunk, _ = split_classifier(logit, config.model)
         scored, trained = (keras.Model(trunk.output, model.output, name="head") for model in (network, scorer))
-        return Halves(trunk, scored, whole(trained))
+        return trunk, scored, whole(trained)
 
-    return Learner(
-        network,
-        whole(scorer),
-        build_loss(config.train),
-        names,
-        maps=config.model.trunk == "frozen" and config.data.mix == "none",
-        halves=halves,
-    )
+    kept = config.model.trunk == "frozen" and config.data.mix == "none"
+    return Learner(network, whole(scorer), loss, halves=halves if kept else None)
 
 
 def _with_targets(network: Any, count: int) -> Any:
@@ -109,19 +99,3 @@ def _with_targets(network: Any, count: int) -> Any:
     further = keras.layers.Dense(count, dtype="float32", name="targets")(network.get_layer("logit").input)
     columns = keras.layers.Concatenate(dtype="float32", name="with_targets")([network.output, further])
     return keras.Model(network.input, columns, name=network.name)
-
-
-def _as_it_is(scorer: Any) -> Any:
-    return scorer
-
-
-def _cvae_learner(config: Config, image: ImageConfig) -> Learner:
-    cvae, ops = build_cvae(config.cvae, image), require("keras", "train").ops
-    return Learner(
-        cvae.network,
-        cvae.trained,
-        lambda targets, outputs: ops.sum(outputs, axis=-1),
-        shift=False,
-        progress=cvae.progress,
-        calibrate=cvae.calibrate,
-    )

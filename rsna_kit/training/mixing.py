@@ -17,19 +17,20 @@ from rsna_kit.config import DataConfig
 from rsna_kit.runtime.errors import UsageError
 from rsna_kit.runtime.lazy import require
 
+MIX_SHARE = 0.5  # of the batches
 MIXUP_ALPHA = 0.2  # Beta(0.2, 0.2): mostly one of the two pictures; Zhang et al. use 0.1 to 0.4 for ImageNet
 CUTMIX_ALPHA = 1.0  # Beta(1, 1): every size of rectangle alike, as Yun et al.
 Mixer = Callable[[Any, Any, Any, int], tuple[Any, Any, Any]]
 
 
-def build_mixer(data: DataConfig, seed: int, kind: str = "image") -> Mixer | None:
+def build_mixer(data: DataConfig, seed: int, kind: str = "image", share: float = MIX_SHARE) -> Mixer | None:
     """What `data.mix` does to a batch; None where it does nothing.
 
     The result is called with images uint8 (B, h, w, 1), targets float32 (B, K), weights float32 (B,) and the number
     of the step (at least 0), and returns the same three, with the same shapes and dtypes:
 
-    * `data.mix_share` of the steps are mixed; the others get back what they gave. Which ones, by which of the two
-      with `"both"`, and how, depends on (seed, step) and on Keras' backend, and on nothing else.
+    * `share` of the steps are mixed; the others get back what they gave. Which ones, by which of the two with
+      `"both"`, and how, depends on (seed, step) and on Keras' backend, and on nothing else.
     * MixUp (Zhang et al., mixup: Beyond Empirical Risk Minimization, 2018): the weighted mean of a picture and
       another of the batch. CutMix (Yun et al., CutMix, 2019): a rectangle of the other picture, pasted at its place;
       Keras keeps it inside the picture, where the paper cuts it off at the border. Pictures are rounded to uint8.
@@ -40,16 +41,16 @@ def build_mixer(data: DataConfig, seed: int, kind: str = "image") -> Mixer | Non
     * A target that is NaN (missing) in either of the two is missing in the mixture.
 
     Args:
-        data: `mix` and `mix_share` are used.
+        data: `mix` is used.
         seed: of the training.
         kind: `model.kind`. Only pictures are mixed: the mixture of two breasts has views that no breast has, and
             that of two healthy breasts is not the healthy breast that an anomaly detector learns.
+        share: of the steps, in [0, 1].
 
     Raises:
-        UsageError: another kind than `"image"` with a `mix`; when called, images that are not uint8 (B, h, w, 1),
-            such as the feature maps of a frozen trunk.
+        UsageError: another kind than `"image"` with a `mix`.
     """
-    if data.mix == "none" or data.mix_share == 0:
+    if data.mix == "none":
         return None
     if kind != "image":
         raise UsageError(
@@ -64,14 +65,8 @@ def build_mixer(data: DataConfig, seed: int, kind: str = "image") -> Mixer | Non
         layers.append(keras.layers.CutMix(factor=(CUTMIX_ALPHA, CUTMIX_ALPHA), seed=0, dtype="float32"))
 
     def mix(images: Any, targets: Any, weights: Any, step: int) -> tuple[Any, Any, Any]:
-        shape, dtype = tuple(images.shape), keras.backend.standardize_dtype(images.dtype)
-        if len(shape) != 4 or dtype != "uint8":
-            raise UsageError(
-                f"data.mix: got a batch {dtype} {shape}, expected pictures uint8 (B, h, w, 1). Only whole pictures are "
-                "mixed: set data.mix=none, or model.trunk=train when the batch holds feature maps"
-            )
         draw = np.random.default_rng([seed, step])
-        if draw.random() >= data.mix_share:
+        if draw.random() >= share:
             return images, targets, weights
         layer = layers[int(draw.integers(len(layers)))]
         layer.generator.state.assign(draw.integers(0, 2**31, 2))

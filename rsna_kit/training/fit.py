@@ -1,0 +1,330 @@
+"""A prepared folder and a fold → the best epoch's weights and its validation scores; goes on where it was killed.
+
+The learning rate warms up and falls as a cosine, per step. Each batch holds more cancers than the population does
+(`rsna_kit.data.sampling`), so the network learns odds that are too high by a known factor. Around every validation,
+and in the weights kept, the head's bias is lowered by the logarithm of that factor (King and Zeng, Logistic
+regression in rare events data, 2001): scores are then probabilities in the training population, which the mean over
+folds and the prior of an unreadable image rely on. The order of the scores does not change.
+
+Tracing the network takes 14 to 30 seconds, so one `Trainer` serves all folds of a process and returns to the same
+starting state for each: a fold's result does not depend on the folds before it, nor on how often it was interrupted.
+The loop is our own because Keras' `fit` with `BackupAndRestore` repeats the epoch in which it was killed.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy.special import expit
+
+from rsna_kit.config import Config
+from rsna_kit.data.batches import Examples, Pictures, TrainingSet, picture_stream, training_stream
+from rsna_kit.data.shards import Prepared
+from rsna_kit.models.network import dtype_policy
+from rsna_kit.models.weights import load_start, save_weights
+from rsna_kit.runtime.clock import Clock
+from rsna_kit.runtime.errors import BundleError, RsnaKitError
+from rsna_kit.runtime.events import Events, Progress
+from rsna_kit.runtime.files import write_json
+from rsna_kit.runtime.hardware import versions
+from rsna_kit.runtime.lazy import require
+from rsna_kit.training.checkpoint import load_checkpoint, save_checkpoint, training_fingerprint
+from rsna_kit.training.features import FeatureMaps, fits
+from rsna_kit.training.learner import build_learner
+from rsna_kit.training.mixing import build_mixer
+from rsna_kit.training.steps import Replicas, build_optimizer, build_schedule
+
+WEIGHTS, HISTORY, CHECKPOINT = "model.weights.h5", "history.json", "checkpoint.npz"
+CHECKPOINT_S = 600.0  # a run that is killed loses at most this
+MONITOR = "roc_auc"  # decides which epoch is kept; where there is no such number, the validation loss
+_SAVED = ("losses", "history", "best", "best_epoch", "validation_s")  # of the fields of `Fold`, as they are
+# What may change a training's numbers: OpenCV 5 moves a quarter of the pixels of a rotation by up to 5 levels.
+_DECISIVE = ("numpy", "opencv-python-headless", "albumentations", "keras", "tensorflow", "tensorflow-cpu", "jax")
+Evaluate = Callable[[pd.DataFrame], Mapping[str, float]]
+
+
+@dataclass
+class Fold:
+    """One fold, while it is trained and afterwards. A checkpoint holds `_SAVED`, `outputs` and `kept` of it.
+
+    `history` has a row for each epoch, its seconds since the last interruption; `best_epoch` was kept. `stopped` says
+    that the clock ended the training before the last epoch.
+    """
+
+    number: int
+    training: TrainingSet
+    validation: pd.DataFrame  # image_id, cancer
+    out: Path
+    clock: Clock
+    fingerprint: str
+    rate: Callable[[int], float]  # learning rate of a step
+    losses: list[float] = field(default_factory=list)  # of all batches so far
+    history: list[dict[str, Any]] = field(default_factory=list)
+    best: Sequence[float] = (-math.inf, -math.inf)
+    best_epoch: int = 0
+    outputs: np.ndarray = field(default_factory=lambda: np.empty((0, 1)))  # of the network, in the best epoch
+    kept: list[np.ndarray] = field(default_factory=list)  # the network's weights then
+    stopped: bool = False
+    validation_s: float = 0.0
+    step_s: float = 0.0
+    save_s: float = 0.0
+    saved: float = field(default_factory=time.monotonic)
+
+    @property
+    def epoch(self) -> int:
+        """The epoch in training, from 1."""
+        return len(self.history) + 1
+
+    @property
+    def step(self) -> int:
+        """How many of its batches are done."""
+        return len(self.losses) - len(self.history) * self.training.steps
+
+    @property
+    def scores(self) -> pd.DataFrame:
+        """`_score_frame` of the validation images, in table order, by the epoch that was kept."""
+        return _score_frame(self.validation, self.outputs)
+
+
+class Trainer:
+    """Trains folds one after the other with one compiled network.
+
+    Args:
+        prepared: the pictures.
+        config: all sections but infer (of which only the batch size) are used.
+        events: progress and one line per epoch go there.
+        evaluate: image scores (as `Fold.scores`) to validation metrics, all better when higher.
+        clock: the time there is for what comes before the folds.
+        weights: folders in which starting weights are looked for.
+
+    `model` is the network, `start` the provenance of its starting weights, empty for random ones; `prepared` and
+    `config` are what was given.
+    """
+
+    def __init__(
+        self,
+        prepared: Prepared,
+        config: Config,
+        events: Events,
+        evaluate: Evaluate = lambda scores: {},
+        clock: Clock | None = None,
+        weights: Sequence[Path] = (),
+    ) -> None:
+        self.prepared, self.config, self._events, self._evaluate = prepared, config, events, evaluate
+        self._pictures: Examples = Pictures(prepared, config.data.augment)
+        self._mixer = build_mixer(config.data, config.train.seed, config.model.kind)
+        self._replicas = Replicas(config, events)
+        with self._replicas.scope(), dtype_policy(config.train.precision):
+            require("keras", "train").utils.set_random_seed(config.train.seed)
+            self._learner = build_learner(config, prepared.image)
+            self.model = self._learner.network
+            self.start = load_start(self.model, config.model, weights)
+            self._trained, self._scored = self._learner.trained, self.model
+            if self._learner.halves is not None:  # then the head learns on maps that the frozen trunk gives once
+                trunk, scored, trained = self._learner.halves()
+                ids, give = prepared.table["image_id"].tolist(), partial(self._replicas.predict, trunk)
+                if fits(shape := trunk.output.shape[1:], len(ids), config.data.augment):
+                    self._scored, self._trained = scored, trained
+                    self._pictures = FeatureMaps(give, shape, self._pictures, ids, config, events, clock or Clock())
+            self._optimizer = build_optimizer(self._trained, config.train, self._replicas.count)
+            self._trained.compile(optimizer=self._optimizer, loss=self._learner.loss, auto_scale_loss=False)
+        held = [*self.model.variables, *self._trained.variables, *self._optimizer.variables]
+        self._variables = list({id(variable): variable for variable in held}.values())
+        self._start = _values(self._variables)
+
+    def train_fold(self, table: pd.DataFrame, fold: int, out: Path, clock: Clock) -> Fold:
+        """Train on the rows whose `fold` is another, validate on the rest; keep the best epoch.
+
+        `out` receives model.weights.h5 whenever an epoch is the best so far, history.json after every epoch, and
+        checkpoint.npz after every epoch and every ten minutes. A checkpoint of the same training that is there is gone
+        on from: same batches, same random numbers, same result. It is left for the caller to remove when what this
+        returns is safe. Afterwards `model` holds the weights that were kept. Training ends by itself when the clock
+        leaves less than 1.3 epochs, and inside an epoch when it leaves just the time to validate; the checkpoint is
+        then the one of that moment, so that a later call goes on there.
+
+        Args:
+            table: columns image_id, cancer, fold, and what the kind of model needs; rows of `prepared.table`.
+            fold: number of the validation fold.
+            out: folder for the results.
+            clock: the time this fold may take.
+
+        Raises:
+            RsnaKitError: the loss is no longer finite, the training rows are of one class, or the device's memory is
+                too small.
+        """
+        state = self._begin(table, fold, out, clock)
+        self._resume(state)
+        epochs, steps = self.config.train.epochs, state.training.steps
+        with self._events.progress(steps * epochs - len(state.losses), f"fold {fold}", "batches") as progress:
+            while state.epoch <= epochs and not state.stopped:
+                begun = time.monotonic()
+                state.stopped = not self._train_epoch(state, progress)
+                if state.stopped:  # the validation of half an epoch is none that a later run should know of
+                    self._save(state)
+                self._validate(state, begun)
+                if not state.stopped:
+                    self._save(state)
+                    ahead_s = steps * state.step_s + state.validation_s + state.save_s
+                    state.stopped = state.epoch <= epochs and clock.remaining_s() < 1.3 * ahead_s
+        if state.stopped:
+            self._events.say(f"fold {fold}: stopped by the clock after epoch {state.epoch - 1} of {epochs}")
+        _assign(self.model.weights, state.kept)
+        return state
+
+    def _begin(self, table: pd.DataFrame, fold: int, out: Path, clock: Clock) -> Fold:
+        """Return to the starting state, with the head's bias at the odds of a batch."""
+        held = table["fold"] == fold
+        training = TrainingSet(self._pictures, table[~held], self.config)
+        for note in training.notes:
+            self._events.say(f"fold {fold}: {note}")
+        _assign(self._variables, self._start)
+        if self._learner.shift:
+            self.model.get_layer("logit").bias.assign([training.log_odds])
+        out.mkdir(parents=True, exist_ok=True)
+        rate = build_schedule(self.config.train.learning_rate, training.steps * self.config.train.epochs)
+        fingerprint = training_fingerprint(self.config, self.prepared.data_fingerprint, table, fold, self.start)
+        return Fold(fold, training, table.loc[held, ["image_id", "cancer"]], out, clock, fingerprint, rate)
+
+    def _save(self, state: Fold) -> None:
+        """Write every array that the rest of the training depends on, and what is known of it."""
+        began, path = time.monotonic(), state.out / CHECKPOINT
+        groups = {"variables": _values(self._variables), "outputs": [state.outputs], "kept": state.kept}
+        fields = {name: getattr(state, name) for name in _SAVED} | {"packages": versions(_DECISIVE)}
+        size = save_checkpoint(path, state.fingerprint, groups, fields)
+        if not state.save_s:
+            self._events.say(f"fold {state.number}: checkpoint of {size / 1e6:.1f} MB, {path}")
+        state.saved = time.monotonic()
+        state.save_s = state.saved - began
+
+    def _resume(self, state: Fold) -> None:
+        """Go on from the checkpoint, if there is one of this training; one that cannot be used is named and left."""
+        path, number = state.out / CHECKPOINT, state.number
+        if not path.exists():
+            return
+        try:
+            groups, fields = load_checkpoint(path, state.fingerprint, {"variables": self._start})
+        except BundleError as error:
+            self._events.say(f"fold {number}: begins anew, the checkpoint is not used: {error}")
+            return
+        for name in _SAVED:
+            setattr(state, name, fields[name])
+        state.outputs, state.kept = groups["outputs"][0], groups["kept"]
+        if state.kept:  # an epoch that the checkpoint does not know may have been kept since
+            _assign(self.model.weights, state.kept)
+            save_weights(self.model, state.out / WEIGHTS)
+        _assign(self._variables, groups["variables"])
+        then, now = fields["packages"], versions(_DECISIVE)
+        if other := [f"{name} {then[name]} (now {now.get(name)})" for name in then if then[name] != now.get(name)]:
+            self._events.say(
+                f"fold {number}: goes on from a checkpoint made with {', '.join(other)}: the result is not the one "
+                "that either alone would give"
+            )
+        where = f"epoch {state.epoch}, step {state.step + 1} of {state.training.steps}"
+        self._events.say(f"fold {number}: resumes at {where}")
+
+    def _train_epoch(self, state: Fold, progress: Progress) -> bool:
+        """Train to the end of the epoch; False when the clock ends it before."""
+        train, steps, first = self.config.train, state.training.steps, state.step
+        begun = time.monotonic()
+        for images, targets, weights in training_stream(state.training, state.epoch, first):
+            done = len(state.losses)
+            self._optimizer.learning_rate = rate = state.rate(done)
+            self._learner.progress(done / (steps * train.epochs))
+            if self._mixer:
+                images, targets, weights = self._mixer(images, targets, weights, done)
+            loss = self._replicas.train_step(self._trained, images, targets, weights)
+            if not math.isfinite(loss):
+                raise self._error(state, loss, rate)
+            state.losses.append(loss)
+            progress.advance(1, f"epoch {state.epoch}/{train.epochs} loss {loss:.3f}")
+            state.step_s = (time.monotonic() - begun) / (state.step - first)
+            reserve = state.validation_s or 10 + state.step_s * len(state.validation) / train.batch_size
+            if state.clock.remaining_s() < 1.3 * (reserve + state.save_s) and state.step < steps:
+                return False
+            if time.monotonic() - state.saved >= CHECKPOINT_S and state.step < steps:
+                self._save(state)
+        return True
+
+    def _validate(self, state: Fold, begun: float) -> None:
+        """Score the validation images; keep weights and scores when they are the best so far."""
+        validating, epoch = time.monotonic(), state.epoch
+        with self._as_scored(state):
+            if self._learner.calibrate:
+                ids = [image_id for example in state.training.examples for image_id in example]
+                self._learner.calibrate(lambda wanted: self._predict(wanted)[:, 0], ids)
+            outputs = self._predict(state.validation["image_id"].tolist())
+            state.validation_s = time.monotonic() - validating
+            labels = state.validation["cancer"].to_numpy()
+            val_loss = float(np.mean(np.logaddexp(0, outputs[:, 0]) - outputs[:, 0] * labels))
+            metrics = self._evaluate(_score_frame(state.validation, outputs))
+            monitored = float(metrics.get(MONITOR, math.nan))
+            key = [monitored if math.isfinite(monitored) else -math.inf, -val_loss]
+            if not state.history or key > list(state.best) or self.config.train.keep == "last":
+                state.best, state.best_epoch, state.outputs = key, epoch, outputs
+                state.kept = _values(self.model.weights)
+                save_weights(self.model, state.out / WEIGHTS)
+        row = {"epoch": epoch, "loss": float(np.mean(state.losses[-state.step :])), "val_loss": val_loss}
+        row |= {f"val_{name}": float(value) for name, value in metrics.items()}
+        row |= {"learning_rate": float(np.array(self._optimizer.learning_rate)), "seconds": time.monotonic() - begun}
+        rounded = {name: (None if not math.isfinite(value) else round(value, 6)) for name, value in row.items()}
+        state.history.append(rounded)
+        write_json(state.out / HISTORY, state.history)
+        shown = ", ".join(f"{name} {value:.3f}" for name, value in row.items() if "loss" in name or "val_" in name)
+        line = f"fold {state.number} epoch {epoch}/{self.config.train.epochs}: {shown}"
+        self._events.say(line + " (kept)" * (state.best_epoch == epoch), kind="epoch", fold=state.number, **rounded)
+
+    @contextmanager
+    def _as_scored(self, state: Fold) -> Iterator[None]:
+        """The network as it is validated and kept: averaged weights, and the head's bias at natural odds."""
+        with ExitStack() as stack:
+            if self.config.train.ema:
+                learned = self._trained.trainable_variables
+                stack.callback(_assign, learned, _values(learned))
+                self._optimizer.finalize_variable_values(learned)  # Keras' word for putting the averages in their place
+            if self._learner.shift:
+                bias = self.model.get_layer("logit").bias
+                stack.callback(bias.assign, value := np.array(bias))
+                bias.assign(value - state.training.odds_shift)
+            yield
+
+    def _predict(self, image_ids: Sequence[str]) -> np.ndarray:
+        """Outputs of the network, float64 (N, 1) or (N, 2)."""
+        stream = picture_stream(self._pictures, image_ids, self.config.infer.batch_size)
+        return np.concatenate([self._replicas.predict(self._scored, batch) for batch in stream], dtype=np.float64)
+
+    def _error(self, state: Fold, loss: float, rate: float) -> RsnaKitError:
+        """An error that names the batch it happened in."""
+        training, step = state.training, state.step
+        part = slice(step * training.batch_size, (step + 1) * training.batch_size)
+        batch = zip(*(values[part] for values in training.plan(state.epoch)), strict=True)
+        ids = ", ".join(image_id for position, seed in batch for image_id, _ in training.views(position, seed))
+        half = "" if self.config.train.precision == "float32" else ", or train.precision=float32"
+        return RsnaKitError(
+            f"fold {state.number}, epoch {state.epoch}, step {step + 1} of {training.steps}: the loss is {loss}, "
+            f"expected a finite number. The learning rate was {rate:.3g}: lower train.learning_rate or set "
+            f"train.clip_norm=1{half}. The images of the batch: {ids}."
+        )
+
+
+def _score_frame(rows: pd.DataFrame, outputs: np.ndarray) -> pd.DataFrame:
+    """`image_id`, `score` in [0, 1], and `attention` where the network gives one: float64 (N, 1) or (N, 2)."""
+    frame = pd.DataFrame({"image_id": rows["image_id"].to_numpy(), "score": expit(outputs[:, 0])})
+    return frame.assign(attention=outputs[:, 1]) if outputs.shape[1] > 1 else frame
+
+
+def _values(variables: Sequence[Any]) -> list[np.ndarray]:
+    return [np.array(variable) for variable in variables]
+
+
+def _assign(variables: Sequence[Any], values: Sequence[np.ndarray]) -> None:
+    for variable, value in zip(variables, values, strict=True):
+        variable.assign(value)

@@ -1,0 +1,216 @@
+"""A compiled model and a batch → one training step or one prediction, on one device or shared by all of them.
+
+Sharing is TensorFlow's MirroredStrategy: every device holds the weights, takes its part of the batch, and gradients are
+summed. Keras' `train_on_batch` would give each device the whole batch, so the parts are cut here. Batch normalisation
+sees the part of its device, as it does with every data-parallel trainer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from rsna_kit.config import Config, TrainConfig
+from rsna_kit.runtime.errors import RsnaKitError, UsageError
+from rsna_kit.runtime.events import Events
+from rsna_kit.runtime.lazy import require
+
+MOMENTUM = 0.9  # of SGD, in Nesterov's form
+WARMUP_SHARE = 0.1  # of all steps
+
+
+def build_schedule(peak: float, total: int) -> Callable[[int], float]:
+    """Learning rate of each step, counted from 0: linear warm-up to `peak`, then a cosine that reaches 0 at `total`.
+
+    Loshchilov and Hutter, SGDR, 2017, as Keras computes it.
+    """
+    warmup = max(round(WARMUP_SHARE * total) - 1, 0)  # steps before the one at `peak`; the first is not 0
+    target = {"warmup_target": peak, "warmup_steps": warmup} if warmup else {}
+    cosine = require("keras", "train").optimizers.schedules.CosineDecay
+    schedule = cosine(peak / (warmup + 1), total - warmup, **target)
+    return lambda step: float(schedule(step))
+
+
+def build_optimizer(trained: Any, train: TrainConfig, replicas: int = 1) -> Any:
+    """The optimiser of the train section, built for a model's trainable variables.
+
+    `adamw`: Adam with decoupled weight decay (Loshchilov and Hutter, Decoupled weight decay regularization, 2019).
+    `sgd`: Nesterov momentum 0.9 with the same decay. `adam`: Kingma and Ba, 2015, which knows no decay:
+    `weight_decay` is not used. Nothing with fewer than two dimensions decays: biases, scales and shifts of
+    normalisation, LayerScale, the exponent of a pooling.
+
+    Args:
+        trained: keras.Model.
+        train: `optimizer`, `learning_rate`, `weight_decay`, `clip_norm`, `ema` and `precision` are used.
+        replicas: how many devices share a batch. Keras clips the gradient of each before they are summed, so each may
+            be `clip_norm / replicas` long: the sum is never longer than `clip_norm`.
+
+    Returns:
+        keras.optimizers.Optimizer; with mixed_float16 it scales the loss. With `ema` it averages the trainable weights,
+        from the first step on, without those that are not trained (moving statistics).
+    """
+    optimizers = require("keras", "train").optimizers
+    options: dict[str, Any] = {"global_clipnorm": train.clip_norm / replicas} if train.clip_norm else {}
+    if train.ema:
+        options |= {"use_ema": True, "ema_momentum": train.ema}
+    if train.optimizer == "adamw":
+        optimizer = optimizers.AdamW(train.learning_rate, weight_decay=train.weight_decay, **options)
+    elif train.optimizer == "adam":
+        optimizer = optimizers.Adam(train.learning_rate, **options)
+    else:
+        options |= {"momentum": MOMENTUM, "nesterov": True, "weight_decay": train.weight_decay or None}
+        optimizer = optimizers.SGD(train.learning_rate, **options)
+    flat = [variable for variable in trained.trainable_variables if len(variable.shape) < 2]
+    optimizer.exclude_from_weight_decay(var_list=flat)
+    if train.precision == "mixed_float16":
+        optimizer = _loss_scale()(optimizer)
+    optimizer.build(trained.trainable_variables)
+    return optimizer
+
+
+@cache
+def _loss_scale() -> Any:
+    """Keras' LossScaleOptimizer, which asks only the first replica whether a step's gradients are finite.
+
+    An overflow on another replica would be added to the weights (Keras 3.13). This one asks all of them.
+    """
+    keras = require("keras", "train")
+    if keras.backend.backend() != "tensorflow":  # replicas are TensorFlow's
+        return keras.optimizers.LossScaleOptimizer
+    tensorflow = require("tensorflow", "train")
+
+    class LossScale(keras.optimizers.LossScaleOptimizer):  # type: ignore[name-defined]
+        """Skips a step that is not finite on any replica."""
+
+        def _tf_apply(self, grads: Any, trainable_variables: Any = None) -> None:
+            def across(strategy: Any, grads: Any, variables: Any) -> None:
+                each = strategy.extended.call_for_each_replica
+                finite = strategy.experimental_local_results(each(self.check_finite, args=(grads,)))
+                keras.ops.cond(
+                    tensorflow.reduce_all(tensorflow.stack(finite)),
+                    lambda: each(self._stateful_handle_finite_grads, args=(grads, variables)),
+                    self._stateful_handle_non_finite_grads,
+                )
+
+            replica = tensorflow.distribute.get_replica_context()
+            if replica is None or replica.num_replicas_in_sync == 1:
+                super()._tf_apply(grads, trainable_variables)
+            else:
+                replica.merge_call(across, args=(grads, trainable_variables))
+
+    return LossScale
+
+
+class Replicas:
+    """The devices that work together; `count` of them.
+
+    `train.devices` is `"one"`, or `"all"` GPUs of this machine (where it has none, all logical CPU devices, which is
+    one unless TensorFlow was told to split it).
+
+    Args:
+        config: its train section; the others are named when memory is too small.
+        events: told once what is used where `"all"` was asked for.
+
+    Raises:
+        UsageError: the batch size is no multiple of the number of devices.
+    """
+
+    def __init__(self, config: Config, events: Events) -> None:
+        self._strategy: Any = None
+        self._config, self.count = config, 1
+        if config.train.devices != "all":
+            return
+        backend = require("keras", "train").backend.backend()
+        if backend != "tensorflow":
+            events.say(f"train.devices=all: needs Keras' TensorFlow backend, this is {backend}; one device trains")
+            return
+        tensorflow, batch_size = require("tensorflow", "train"), config.train.batch_size
+        names = [device.name for device in tensorflow.config.list_logical_devices("GPU")]
+        names = names or [device.name for device in tensorflow.config.list_logical_devices("CPU")]
+        if len(names) < 2:
+            events.say(f"train.devices=all: this machine has one device, {names[0].removeprefix('/device:')}")
+            return
+        if batch_size % len(names):
+            raise UsageError(
+                f"train.batch_size: got {batch_size}, expected a multiple of {len(names)}, the number of devices that "
+                "share it (train.devices=all)"
+            )
+        self._strategy, self.count = _strategy(tuple(names)), len(names)
+        events.say(f"{self.count} devices, each takes {batch_size // self.count} of a batch of {batch_size}")
+
+    def scope(self) -> AbstractContextManager[Any]:
+        """Models and optimisers are made inside."""
+        return nullcontext() if self._strategy is None else self._strategy.scope()
+
+    def train_step(self, model: Any, images: Any, targets: Any, weights: Any) -> float:
+        """One step of a compiled model; the mean loss of the batch.
+
+        Raises:
+            RsnaKitError: the device has too little memory.
+        """
+        model.reset_metrics()
+        with self._enough_memory("train.batch_size", images):
+            if self._strategy is None:
+                logs = model.train_on_batch(images, targets, sample_weight=weights, return_dict=True)
+            else:
+                model.make_train_function()
+                logs = model.train_function(iter([tuple(map(self._share, (images, targets, weights)))]))
+            return float(logs["loss"])
+
+    def predict(self, model: Any, batch: np.ndarray) -> np.ndarray:
+        """Outputs of up to `infer.batch_size` examples; the batch is padded, so that one shape is traced.
+
+        Raises:
+            RsnaKitError: the device has too little memory.
+        """
+        size = -(-self._config.infer.batch_size // self.count) * self.count
+        padded = np.zeros((size, *batch.shape[1:]), batch.dtype)
+        padded[: len(batch)] = batch
+        with self._enough_memory("infer.batch_size", batch):
+            if self._strategy is None:
+                predicted = model.predict_on_batch(padded)
+            else:
+                model.make_predict_function()
+                predicted = model.predict_function([(self._share(padded),)])
+            return np.asarray(predicted)[: len(batch)]
+
+    def _share(self, values: Any) -> Any:
+        """The rows of each device."""
+        tensorflow = require("tensorflow", "train")
+        part = len(values) // self.count
+
+        def rows(context: Any) -> Any:
+            first = context.replica_id_in_sync_group * part
+            return tensorflow.convert_to_tensor(values[first : first + part])
+
+        return self._strategy.experimental_distribute_values_from_function(rows)
+
+    @contextmanager
+    def _enough_memory(self, key: str, batch: Any) -> Iterator[None]:
+        """Turn a device's "out of memory" into an error that says what asked for it and what to try."""
+        try:
+            yield
+        except Exception as error:
+            text = str(error)
+            used_up = "ResourceExhausted" in type(error).__name__ or "RESOURCE_EXHAUSTED" in text
+            if not (used_up or "Out of memory" in text):
+                raise
+            size, model, precision = len(batch), self._config.model, self._config.train.precision
+            smaller = f"Try --set {key}={size // 2}"
+            if size < 2:
+                smaller = "Prepare smaller images (image.height, image.width) or take a smaller backbone"
+            half = ", or --set train.precision=mixed_float16, which takes half of it" if precision == "float32" else ""
+            raise RsnaKitError(
+                f"the device has too little memory for {key}={size}: {model.backbone} in {precision}, a batch "
+                f"{tuple(batch.shape)}. {smaller}{half}."
+            ) from error
+
+
+@cache
+def _strategy(names: tuple[str, ...]) -> Any:
+    """One for a process: the collective operations of a second one would be taken for those of the first."""
+    return require("tensorflow", "train").distribute.MirroredStrategy(list(names))
