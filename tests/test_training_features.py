@@ -15,7 +15,7 @@ from rsna_kit.data.augment import build_augmentation, flips
 from rsna_kit.data.batches import Pictures, iterate, make_training_set
 from rsna_kit.data.shards import Prepared
 from rsna_kit.models.bundle import load_model, open_bundle, write_bundle
-from rsna_kit.models.classifier import build_classifier, split_classifier
+from rsna_kit.models.network import build_classifier, split_classifier
 from rsna_kit.presets import preset
 from rsna_kit.runtime.clock import Clock
 from rsna_kit.runtime.errors import RsnaKitError
@@ -60,7 +60,7 @@ def test_the_flip_turns_every_other_seed_upside_down() -> None:
 
 def test_trunk_and_head_together_are_the_network(prepared: Prepared) -> None:
     network = build_classifier(CONFIG.model, CONFIG.image)
-    trunk, head = split_classifier(network, CONFIG.model)
+    trunk, head = split_classifier(network)
     pictures = Pictures(prepared)
     batch = np.stack([pictures[i] for i in prepared.table["image_id"][:16]])[..., None]
     maps = trunk.predict_on_batch(batch)

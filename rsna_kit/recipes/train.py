@@ -196,13 +196,11 @@ def _find_start(model: ModelConfig, weights: Sequence[Path]) -> tuple[str | None
 
     The second is a digest of patients (`competition.leaks`), "" where nobody says.
     """
-    from rsna_kit.models.starts import check_digest, find_imagenet, find_trunk
+    from rsna_kit.models.starts import find_start
 
-    if model.weights == "none" or model.kind == "cvae":
-        return "", ""
     try:
-        start = (find_imagenet if model.weights == "imagenet" else find_trunk)(model, weights)
-        return check_digest(start), start.trained_on
+        start = find_start(model, weights)
+        return (start.sha256, start.trained_on) if start else ("", "")
     except (BundleError, MissingDependencyError):
         return None, ""  # a run that is done needs them no more; a training will say what is missing
 

@@ -19,7 +19,6 @@ from rsna_kit.training.checkpoint import Groups, load_checkpoint, save_checkpoin
 from rsna_kit.training.guard import LossGuard, batch_ids
 
 WEIGHTS, HISTORY, CURVES, CHECKPOINT = "model.weights.h5", "history.json", "curves.png", "checkpoint.npz"
-EXTREMES = "reconstructions.png"
 _SAVED = ("epoch", "step", "history", "best_epoch", "validation_s")  # of the fields below, as they are
 
 

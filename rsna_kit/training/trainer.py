@@ -25,10 +25,9 @@ import pandas as pd
 from rsna_kit.config import Config
 from rsna_kit.data.batches import Pictures, make_training_set, picture_stream, training_stream
 from rsna_kit.data.shards import Prepared
-from rsna_kit.models.cvae import picture_models
+from rsna_kit.models.bundle import save_weights
 from rsna_kit.models.network import dtype_policy
-from rsna_kit.models.reconstructions import draw_extremes
-from rsna_kit.models.weights import load_start, save_weights
+from rsna_kit.models.starts import load_start
 from rsna_kit.runtime.clock import Clock
 from rsna_kit.runtime.events import Events, Progress
 from rsna_kit.runtime.files import write_json
@@ -36,7 +35,7 @@ from rsna_kit.runtime.lazy import require
 from rsna_kit.training.checkpoint import training_fingerprint
 from rsna_kit.training.curves import draw_curves
 from rsna_kit.training.features import FeatureMaps
-from rsna_kit.training.fold import CURVES, EXTREMES, HISTORY, WEIGHTS, Fold, FoldResult, score_frame
+from rsna_kit.training.fold import CURVES, HISTORY, WEIGHTS, Fold, FoldResult, score_frame
 from rsna_kit.training.guard import check_fold, enough_memory, says_nothing
 from rsna_kit.training.learner import build_learner
 from rsna_kit.training.mixing import build_mixer
@@ -99,8 +98,7 @@ class Trainer:
         """Train on the rows whose `fold` is another, validate on the rest; keep the best epoch.
 
         `out` receives model.weights.h5 whenever an epoch is the best so far, history.json after every epoch,
-        checkpoint.npz after every epoch and every `train.checkpoint_minutes`, and curves.png at the end (of a CVAE
-        reconstructions.png, too: the pictures with the highest and lowest scores). A checkpoint
+        checkpoint.npz after every epoch and every `train.checkpoint_minutes`, and curves.png at the end. A checkpoint
         of the same training that is there is gone on from: same batches, same random numbers, same result. It is left
         for the caller to remove when what this returns is safe. Afterwards `model` holds the weights that were kept.
         Training ends by itself when the clock leaves less than 1.3 epochs, and inside an epoch when it leaves just
@@ -140,9 +138,6 @@ class Trainer:
         minutes = (state.spent_s + time.monotonic() - state.begun) / 60
         stopped = not whole or state.epoch <= epochs
         scores = score_frame(state.validation["image_id"], state.outputs)
-        if self._config.model.kind == "cvae":
-            labelled = scores.merge(state.validation, on="image_id")
-            draw_extremes(out / EXTREMES, self._pictures.__getitem__, picture_models(self.model), labelled)
         return FoldResult(scores, state.history, state.best_epoch, minutes, stopped)
 
     def _begin(self, table: pd.DataFrame, fold: int, out: Path, clock: Clock) -> Fold:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -238,9 +238,7 @@ class _Machine:
         self.compute(fixed + decoding * (self.costs.halving**coarser if frame.kind.wavelet else 1.0))
         return Rendered(np.zeros((2, 1), np.uint8), Box(0, 0, 2, 1, False))
 
-    def compile_for(
-        self, runtime: str, network: SimpleNamespace, batch_size: int
-    ) -> Callable[[np.ndarray], np.ndarray]:
+    def load_model(self, bundle: Bundle) -> SimpleNamespace:
         """In the place of a network: its first batch takes longer, and a lost GPU raises."""
         traced: list[bool] = []
 
@@ -252,12 +250,12 @@ class _Machine:
             if gone and self.process == 1:
                 raise RuntimeError("CUDA_ERROR_LAUNCH_FAILED: unspecified launch failure")
             if self.costs.gpu_s is None or (gone and not self.scenario.spare):
-                self.compute(self.costs.forward_s * batch_size, self.costs.cores)
+                self.compute(self.costs.forward_s * len(pictures), self.costs.cores)
             else:
-                self.world.sleep(self.costs.gpu_s * batch_size)
-            return np.zeros((batch_size, 1), np.float32)
+                self.world.sleep(self.costs.gpu_s * len(pictures))
+            return np.zeros((len(pictures), 1), np.float32)
 
-        return run
+        return SimpleNamespace(output_shape=(None, 1), predict_on_batch=run)
 
 
 class _Gpu:
@@ -309,8 +307,7 @@ def _in_the_place_of_work(machine: _Machine) -> Iterator[None]:
         (rsna_kit.dicom.survey, {"_survey_one": machine.survey_one}),
         (rsna_kit.dicom.proof, {"prove": machine.prove}),
         (rsna_kit.dicom.dali, {"DaliDecoder": lambda number: _Gpu(machine, number), "gpu_count": lambda: gpus}),
-        (rsna_kit.models.ensemble, {"load_model": lambda bundle: SimpleNamespace(output_shape=(None, 1)),
-                                    "compile_for": machine.compile_for}),
+        (rsna_kit.models.ensemble, {"load_model": machine.load_model}),
         (os, {"fsync": lambda file: None}),  # hundreds of savings; what one takes is `write_s`
         (recipe, {"open_members": lambda paths, events: members, "_write_results": write_results}),
     ]  # fmt: skip
