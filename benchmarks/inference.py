@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""Images a second of a network under Keras, LiteRT and OpenVINO on this machine's CPU: models, sizes, batch sizes.
+"""Images a second of a network under Keras and OpenVINO on this machine's CPU: models, sizes, batch sizes.
 
     python benchmarks/inference.py                                    # everything; an hour on two free cores
     python benchmarks/inference.py --models efficientnet_lite0 --sizes 256x128 --batches 1 8 --rounds 5
 
-All runtimes take turns in one run on the same pictures; a figure is the median of the rounds. Images/s is wall time,
+Both take turns in one run on the same pictures; a figure is the median of the rounds. Images/s is wall time,
 which other work on the machine spoils; CPU time, of all threads, hardly changes, so the factors are of that. Every
-runtime's outputs are compared with Keras' first. Weights are random: speed does not depend on them (equality with
-trained ones is `tests/test_models_runtimes.py`).
+runtime's outputs are compared with Keras' first. Weights are random: speed does not depend on them (`infer` compares
+both with trained ones on its first batch).
 
 The last table projects folds of one network over the hidden test: forward passes alone, in core-hours, since decoding
 runs beside them and is measured by `prepare.py`. It is a projection from the figures above it, not a measurement, and
@@ -30,15 +30,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rsna_kit.config import Config, with_overrides
-from rsna_kit.models.ensemble import score_difference
+from rsna_kit.models.ensemble import Run, compile_openvino, score_difference
 from rsna_kit.models.network import build_network
-from rsna_kit.models.runtimes import RUNTIMES, Run, compile_for
 from rsna_kit.runtime.errors import MissingDependencyError
 from rsna_kit.runtime.events import Events
 from rsna_kit.runtime.files import write_json
 from rsna_kit.runtime.hardware import cpu_count, versions
 
 MODELS = ("efficientnet_lite0", "efficientnetv2_b0", "convnext_tiny")
+RUNTIMES = ("keras", "openvino")
 SIZES = ("256x128", "512x256", "1536x768")
 BATCHES = (1, 8)
 PROJECTED = ("convnext_tiny", "1536x768")
@@ -67,12 +67,12 @@ def measure(case: Case, runtimes: Sequence[str], rounds: int, events: Events) ->
     for runtime in runtimes:
         begun = time.perf_counter()
         try:
-            runs[runtime] = compile_for(runtime, network, case.batch)
+            runs[runtime] = network.predict_on_batch if runtime == "keras" else compile_openvino(network, case.batch)
         except MissingDependencyError as error:
             events.say(f"{runtime} is left out: {error}")
             continue
         made = time.perf_counter() - begun
-        difference = score_difference(wanted, runs[runtime](pictures))
+        difference = score_difference(wanted, np.asarray(runs[runtime](pictures)))
         rows[runtime] = {**case._asdict(), "runtime": runtime, "seconds_to_convert": made, "difference": difference,
                          "images_per_s": [], "cpu_s": []}  # fmt: skip
     for _ in range(rounds):

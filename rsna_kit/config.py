@@ -19,6 +19,7 @@ from rsna_kit.runtime.errors import UsageError, did_you_mean
 
 # Raised whenever code in rsna_kit.imaging changes the bytes of an image for the same section.
 IMAGE_RECIPE_VERSION = 4
+PRIOR = 0.0211676964  # score of an image that cannot be read: positive share of images in the competition's train.csv
 
 
 @dataclass(frozen=True)
@@ -72,25 +73,21 @@ class ModelConfig:
 
     kind: str = "image"  # "image": one logit a picture; "breast": trained on all views of a breast; "cvae": anomalies
     backbone: str = "efficientnet_lite0"  # one of rsna_kit.models.backbones.BACKBONES
-    weights: str = "imagenet"  # "imagenet"; "start": a trunk of our own (--weights FOLDER brings either); "none"
+    weights: str = "imagenet"  # "imagenet"; "start": the trunk of a bundle (--weights FOLDER brings either); "none"
     tap: int = 32  # stride of the map that the head looks at: 32 (the last one) or 16
     head: str = "linear"  # layers before the pooling: "linear": none; "conv": two convolutions; "residual": two blocks
-    pool: str = "avg"  # "avg", "max", "avgmax" (both, joined) or "gem" (generalised mean, its exponent is learned)
-    view_pool: str = "attention"  # kind "breast": "attention" over the views, or their "mean"
+    pool: str = "avg"  # "avg", "max" or "avgmax" (both, joined)
+    view_pool: str = "attention"  # kind "breast": one of rsna_kit.models.views.POOLINGS
     views: int = 4  # kind "breast": most views of one breast in a training example; inference takes any number
     trunk: str = "train"  # "train": all layers learn; "frozen": only the head does, on features computed once
     dropout: float = 0.2
-    drop_path: float = 0.2  # stochastic depth: rate of the last block, growing from 0 at the first
-    batch_norm: str = "train"  # "train": statistics follow the mammograms; "frozen": those of the starting weights
 
     choices = {  # noqa: RUF012
         "kind": ("image", "breast", "cvae"),
         "weights": ("imagenet", "start", "none"),
         "tap": (32, 16),
         "head": ("linear", "conv", "residual"),
-        "pool": ("avg", "max", "avgmax", "gem"),
-        "view_pool": ("attention", "mean"),
-        "batch_norm": ("train", "frozen"),
+        "pool": ("avg", "max", "avgmax"),
         "trunk": ("train", "frozen"),
     }
 
@@ -102,10 +99,6 @@ class CvaeConfig:
     latent: int = 64  # numbers that a picture is squeezed into
     filters: int = 32  # channels at half the size; each further halving doubles them, up to 8 times as many
     beta: float = 1.0  # weight of the KL term (Higgins et al., beta-VAE, 2017)
-    beta_warmup: float = 0.3  # share of all steps over which beta grows from 0
-    score: str = "masked"  # "error": over the picture; "masked": inside the breast; "error_kl", "masked_kl": with KL
-
-    choices = {"score": ("error", "masked", "error_kl", "masked_kl")}  # noqa: RUF012
 
 
 @dataclass(frozen=True)
@@ -146,11 +139,10 @@ class InferConfig:
 
     batch_size: int = 16
     tta: str = "none"  # "flip": the mean with the picture upside down
-    runtime: str = "keras"  # "litert" or "openvino": faster on a CPU for most networks, from wheels of their own
-    prior: float = 0.0211676964  # score of an image that cannot be read: positive share of images in train.csv
+    runtime: str = "keras"  # "openvino": faster on a CPU for most networks, from wheels of its own
     max_failure_share: float = 0.01  # more failed images than this fail the run, after a valid submission is written
 
-    choices = {"tta": ("none", "flip"), "runtime": ("keras", "litert", "openvino")}  # noqa: RUF012
+    choices = {"tta": ("none", "flip"), "runtime": ("keras", "openvino")}  # noqa: RUF012
 
 
 @dataclass(frozen=True)
@@ -194,15 +186,13 @@ def _check(config: Config) -> None:
     if config.train.folds < 2:
         raise UsageError(f"train.folds: got {config.train.folds}, expected at least 2")
     shares = {
-        "infer.prior": config.infer.prior, "infer.max_failure_share": config.infer.max_failure_share,
+        "infer.max_failure_share": config.infer.max_failure_share,
         "data.positive_share": config.data.positive_share, "model.dropout": config.model.dropout,
         "train.label_smoothing": config.train.label_smoothing, "data.negatives": config.data.negatives,
-        "model.drop_path": config.model.drop_path, "cvae.beta_warmup": config.cvae.beta_warmup,
         "train.ema": config.train.ema, "train.soft_positive": config.train.soft_positive,
     }  # fmt: skip
-    for name in ("model.dropout", "model.drop_path"):  # a rate of 1 drops everything
-        if shares[name] == 1:
-            raise UsageError(f"{name}: got 1, expected less: nothing would be left")
+    if config.model.dropout == 1:
+        raise UsageError("model.dropout: got 1, expected less: nothing would be left")
     for name, share in shares.items():
         if share > 1:
             raise UsageError(f"{name}: got {share}, expected a share between 0 and 1")

@@ -49,7 +49,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory, tiny: Config) -> Path:
     """An untrained network as a bundle with the threshold 0.5."""
     keras = pytest.importorskip("keras")
     from rsna_kit.models.bundle import set_threshold, write_bundle
-    from rsna_kit.models.classifier import build_classifier
+    from rsna_kit.models.network import build_classifier
 
     keras.utils.set_random_seed(1)
     out = tmp_path_factory.mktemp("bundles") / "fold0"

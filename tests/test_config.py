@@ -36,10 +36,9 @@ def test_overrides_are_typed() -> None:
         ("image.height=0", "expected more than 0"),
         ("image.voi=sigmoid", "expected one of window, lut, minmax"),
         ("train.folds=1", "at least 2"),
-        ("infer.prior=1.5", "between 0 and 1"),
+        ("infer.max_failure_share=1.5", "between 0 and 1"),
         ("train.learning_rate=nan", "finite"),
         ("model.dropout=1", "model.dropout: got 1, expected less"),
-        ("model.drop_path=1", "model.drop_path: got 1, expected less"),
         ("image.choices=x", "unknown key"),
     ],
 )

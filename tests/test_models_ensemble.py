@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from rsna_kit.models import ensemble as module
 from rsna_kit.models.bundle import Bundle
 from rsna_kit.models.ensemble import Ensemble, Part, score_difference
 from rsna_kit.models.members import Member
-from rsna_kit.runtime.errors import BundleError, UsageError
+from rsna_kit.runtime.errors import BundleError, MissingDependencyError, UsageError
 
 keras = pytest.importorskip("keras")
 pytestmark = pytest.mark.tf
@@ -121,60 +122,80 @@ def test_extreme_logits_are_scores_all_the_same(members: Any) -> None:
     np.testing.assert_array_equal(ensemble.score(PICTURES), 0.0)
 
 
-def test_an_unknown_runtime_is_refused(members: Any) -> None:
-    with pytest.raises(UsageError, match=r"infer\.runtime: got 'onnx', expected one of keras, litert, openvino"):
-        Ensemble(members((1.0, (1.0,))), 4, runtime="onnx")
+# ---- OpenVINO ----
 
 
-def runtime_that(change: float, calls: list[int]) -> Any:
-    """A runtime that adds `change` to every logit."""
-    original = module.compile_for
-
-    def compile_for(runtime: str, model: Any, batch_size: int) -> Any:
-        run = original("keras", model, batch_size)
-        if runtime == "keras":
-            return run
-
-        def changed(pictures: np.ndarray) -> np.ndarray:
-            calls.append(len(pictures))
-            return run(pictures) + np.float32(change)
-
-        return changed
-
-    return compile_for
+def test_openvino_gives_what_keras_gives_in_every_column() -> None:
+    """A network of the kinds of layers that ours have, from its uint8 picture to a logit and an attention."""
+    pytest.importorskip("openvino")
+    keras.utils.set_random_seed(4)
+    layers = keras.layers
+    picture = keras.Input((16, 8, 1), dtype="uint8", name="picture")
+    tensor = layers.Concatenate(dtype="uint8")([picture] * 3)
+    tensor = layers.Rescaling([0.01, 0.02, 0.03], [-1.0, -2.0, -3.0])(tensor)
+    tensor = layers.Conv2D(8, 3, strides=2, padding="same", activation="gelu")(tensor)
+    tensor = layers.LayerNormalization()(layers.DepthwiseConv2D(3, padding="same")(tensor))
+    small = keras.Model(picture, layers.Dense(2)(layers.GlobalAveragePooling2D()(tensor)))
+    batch = np.random.default_rng(0).integers(0, 256, (3, 16, 8, 1), np.uint8)
+    run = module.compile_openvino(small, 3)
+    for rows in (batch, batch[::-1].copy()):
+        got, wanted = run(rows), np.asarray(small(rows))
+        assert (got.shape, got.dtype) == ((3, 2), np.float32)
+        np.testing.assert_allclose(got, wanted, atol=1e-5)
+    assert np.ptp(wanted, axis=0).min() > 1e-2  # or a constant would pass
+    first = run(batch)
+    run(np.zeros_like(batch))
+    np.testing.assert_allclose(first, np.asarray(small(batch)), atol=1e-5)  # not overwritten by the next answer
 
 
 @pytest.mark.parametrize(("change", "kept"), [(0.0, True), (3e-3, True), (5e-3, False), (math.nan, False)])
-def test_a_runtime_is_believed_once_it_scores_as_keras_does(
+def test_openvino_is_believed_once_it_scores_as_keras_does(
     members: Any, monkeypatch: pytest.MonkeyPatch, change: float, kept: bool
 ) -> None:
     """At a logit near 0 a quarter of the change arrives in the probability: 3e-3 is within 1e-3, 5e-3 is not."""
+    pytest.importorskip("openvino")
     calls, said = list[int](), list[str]()
-    monkeypatch.setattr(module, "check_runtime", lambda runtime: None)
-    monkeypatch.setattr(module, "compile_for", runtime_that(change, calls))
-    ensemble = Ensemble(members((1.0, (0.01,))), 4, runtime="litert", say=said.append)
+
+    def compile_changed(model: Any, batch_size: int) -> Any:
+        def run(pictures: np.ndarray) -> np.ndarray:
+            calls.append(len(pictures))
+            return model.predict_on_batch(pictures) + np.float32(change)
+
+        return run
+
+    monkeypatch.setattr(module, "compile_openvino", compile_changed)
+    ensemble = Ensemble(members((1.0, (0.01,))), 4, runtime="openvino", say=said.append)
     scores = [ensemble.score(PICTURES) for _ in range(2)]
     np.testing.assert_allclose(scores, np.tile(sigmoid(0.01 * upper(PICTURES))[:, None], (2, 1, 1)), atol=1e-3)
     assert len(said) == 1
-    assert ("bundle0: litert scores as Keras does" in said[0]) == kept
+    assert ("bundle0: openvino scores as Keras does" in said[0]) == kept
     assert ("more than 0.001: Keras scores" in said[0]) != kept
     assert len(calls) == (3 if kept else 1)  # the proof, and the batches that it was believed for
 
 
 def test_what_cannot_be_converted_is_left_to_keras(members: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("openvino")
     said = list[str]()
-    original = module.compile_for
 
-    def refuse(runtime: str, model: Any, batch_size: int) -> Any:
-        if runtime != "keras":
-            raise RuntimeError("no such operation: Erfc")
-        return original(runtime, model, batch_size)
+    def refuse(model: Any, batch_size: int) -> Any:
+        raise RuntimeError("no such operation: Erfc")
 
-    monkeypatch.setattr(module, "check_runtime", lambda runtime: None)
-    monkeypatch.setattr(module, "compile_for", refuse)
+    monkeypatch.setattr(module, "compile_openvino", refuse)
     ensemble = Ensemble(members((1.0, (2.0,))), 4, runtime="openvino", say=said.append)
     np.testing.assert_allclose(ensemble.score(PICTURES)[:, 0], sigmoid(2 * upper(PICTURES)), atol=1e-6)
     assert said == ["bundle0: openvino cannot take it, Keras scores (RuntimeError: no such operation: Erfc)"]
+
+
+def test_openvino_that_cannot_work_here_is_refused(members: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = members((1.0, (1.0,)))
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "openvino", None)
+        with pytest.raises(MissingDependencyError, match=r"rsna-kit\[runtimes\]'.*attach the wheels dataset"):
+            Ensemble(given, 4, runtime="openvino")
+    pytest.importorskip("openvino")
+    monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
+    with pytest.raises(UsageError, match=r"got 'openvino' with Keras on jax;.*KERAS_BACKEND=tensorflow"):
+        Ensemble(given, 4, runtime="openvino")
 
 
 def test_the_difference_of_two_answers_is_one_of_probabilities() -> None:

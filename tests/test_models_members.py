@@ -55,8 +55,8 @@ def test_the_folder_may_be_moved(folder: Path, tmp_path: Path) -> None:
 
 
 def test_weights_are_made_to_add_up(folder: Path) -> None:
-    write_list(folder, {"bundles/a-fold0": 1, "bundles/b-fold0": 3}, "none", 0.5, {})
-    assert [member.weight for member in open_list(folder).members] == [0.25, 0.75]
+    write_list(folder, {"bundles/a-fold0": 0.2, "bundles/b-fold0": 0.6}, "none", 0.5, {})
+    assert [member.weight for member in open_list(folder).members] == pytest.approx([0.25, 0.75])
 
 
 def test_bundles_without_a_list_count_alike(bundle: Path, tmp_path: Path) -> None:
@@ -79,7 +79,7 @@ def test_a_calibration_is_common_or_there_is_none(bundle: Path, tmp_path: Path) 
 
 def test_a_list_carries_a_calibration_of_its_own(folder: Path) -> None:
     assert open_list(folder).calibration is None
-    weights = {"bundles/a-fold0": 1, "bundles/b-fold0": 3}
+    weights = {"bundles/a-fold0": 0.25, "bundles/b-fold0": 0.75}
     write_list(folder, weights, "none", 0.5, {}, {"method": "platt"})
     assert open_list(folder).calibration == {"method": "platt"}
 
@@ -162,7 +162,10 @@ def test_a_bundle_named_twice_is_refused(folder: Path) -> None:
         open_list(folder)
 
 
-@pytest.mark.parametrize(("content", "message"), [('{"members', "not JSON"), ("[]", "got format version None")])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [('{"members', "not JSON"), ("[]", "got a list, expected an object"), ("{}", "got format version None")],
+)
 def test_what_is_no_list_is_refused(folder: Path, content: str, message: str) -> None:
     (folder / LIST).write_text(content)
     with pytest.raises(BundleError, match=f"ensemble.json: {message}"):

@@ -19,7 +19,7 @@ import pytest
 from rsna_kit.competition.paths import find_competition
 from rsna_kit.competition.submission import check_submission
 from rsna_kit.competition.tables import read_sample, read_test
-from rsna_kit.config import Config, DecodeConfig, ImageConfig
+from rsna_kit.config import PRIOR, Config, DecodeConfig, ImageConfig
 from rsna_kit.dicom.trust import Trust
 from rsna_kit.imaging.render import Rendered, read_image
 from rsna_kit.models.bundle import load_model, open_bundle, set_threshold
@@ -87,7 +87,7 @@ def test_a_calibration_adds_probabilities_and_changes_nothing_else(
     wanted = 1 / (1 + np.exp(-(1.5 * np.log(score) - 0.5 * np.log(1 - score) - 2)))
     unseen = tables["fitted"]["images"] == 0
     assert unseen.any()
-    np.testing.assert_allclose(tables["fitted"]["probability"], np.where(unseen, tiny.infer.prior, wanted), rtol=1e-12)
+    np.testing.assert_allclose(tables["fitted"]["probability"], np.where(unseen, PRIOR, wanted), rtol=1e-12)
     files = [(tmp_path / name / "submission.csv").read_bytes() for name in ("plain", "fitted")]
     assert files[0] == files[1]
 
@@ -148,7 +148,7 @@ def test_bad_files_cost_their_images_only(
     assert failures["reason"].str.len().min() > 20
     submission(tmp_path / "out", hidden)
     scores = pd.read_csv(tmp_path / "out" / "scores.csv").set_index("prediction_id")
-    assert scores.loc[first["prediction_id"].iloc[0], "score"] == tiny.infer.prior
+    assert scores.loc[first["prediction_id"].iloc[0], "score"] == PRIOR
     assert scores.loc[first["prediction_id"].iloc[0], "images"] == 0
 
 
@@ -197,7 +197,7 @@ def test_other_weights_start_from_nothing(
     hidden: Path, bundle: Path, tmp_path: Path, tiny: Config, quiet: Events
 ) -> None:
     from rsna_kit.models.bundle import write_bundle
-    from rsna_kit.models.classifier import build_classifier
+    from rsna_kit.models.network import build_classifier
 
     infer(hidden, tmp_path / "out", [bundle], tiny.infer, quiet, Clock())
     before = pd.read_csv(tmp_path / "out" / "image_scores.csv")["score"]
@@ -253,13 +253,13 @@ def test_bundles_of_other_images_are_refused_together(
     hidden: Path, bundle: Path, tmp_path: Path, tiny: Config, quiet: Events
 ) -> None:
     from rsna_kit.models.bundle import write_bundle
-    from rsna_kit.models.classifier import build_classifier
+    from rsna_kit.models.network import build_classifier
 
     other = replace(tiny, image=replace(tiny.image, margin=0.2))
     write_bundle(tmp_path / "other", build_classifier(tiny.model, tiny.image), other, 1, 0.5, {}, "none")
     with pytest.raises(BundleError, match="share one image section"):
         infer(hidden, tmp_path / "out", [bundle, tmp_path / "other"], tiny.infer, quiet, Clock())
-    assert set(submission(tmp_path / "out", hidden)["cancer"]) == {tiny.infer.prior}
+    assert set(submission(tmp_path / "out", hidden)["cancer"]) == {PRIOR}
 
 
 def test_a_damaged_bundle_is_refused_by_name(
@@ -320,7 +320,7 @@ def test_a_test_table_that_cannot_be_used_leaves_the_prior(
     table.to_csv(hidden / "test.csv", index=False)
     with pytest.raises(TableError, match="laterality"):
         infer(hidden, tmp_path / "out", [bundle], tiny.infer, quiet, Clock())
-    assert set(submission(tmp_path / "out", hidden)["cancer"]) == {tiny.infer.prior}
+    assert set(submission(tmp_path / "out", hidden)["cancer"]) == {PRIOR}
 
 
 def test_tables_that_disagree_are_refused_before_work(
@@ -610,7 +610,7 @@ def test_a_runtime_that_is_not_installed_leaves_the_prior(
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(MissingDependencyError, match=r"rsna-kit\[runtimes\]"):
         infer(hidden, tmp_path / "out", [bundle], replace(tiny.infer, runtime="openvino"), quiet, Clock())
-    assert set(submission(tmp_path / "out", hidden)["cancer"]) == {tiny.infer.prior}
+    assert set(submission(tmp_path / "out", hidden)["cancer"]) == {PRIOR}
 
 
 def test_infer_decodes_in_its_own_process(

@@ -258,7 +258,7 @@ def test_pictures_of_another_size_have_no_maps(run: Path, prepared: Path, tiny: 
     path = run / "bundles" / "fold0"
     shutil.rmtree(path)
     from rsna_kit.models.bundle import set_threshold, write_bundle
-    from rsna_kit.models.classifier import build_classifier
+    from rsna_kit.models.network import build_classifier
 
     other = replace(tiny, image=replace(tiny.image, height=96, width=64))
     write_bundle(path, build_classifier(other.model, other.image), other, 0, None, {}, "none")

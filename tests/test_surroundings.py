@@ -20,7 +20,7 @@ import pytest
 
 from rsna_kit.cli import main
 from rsna_kit.data.shards import write_shard
-from rsna_kit.models.weights import save_weights
+from rsna_kit.models.bundle import save_weights
 from rsna_kit.runtime.errors import one_line
 from rsna_kit.runtime.events import Events
 from rsna_kit.runtime.files import write_bytes, write_csv, write_json

@@ -16,7 +16,7 @@ def toy_network(kernel: tuple[float, float], columns: int = 1) -> Any:
     layers = keras.layers
     picture = keras.Input((*SIZE, 1), dtype="uint8", name="picture")
     grey = layers.AveragePooling2D(8)(layers.Rescaling(1 / 255)(picture))
-    convolution = layers.Conv2D(2, 1, name="cells")
+    convolution = layers.Conv2D(2, 1, name="features")
     pooled = layers.Dropout(0.5, name="dropout")(layers.GlobalAveragePooling2D(name="pool")(convolution(grey)))
     outputs = layers.Dense(1, name="logit", use_bias=False)(pooled)
     if columns > 1:

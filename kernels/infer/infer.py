@@ -48,7 +48,7 @@ def work(session: Session) -> dict:
     from rsna_kit.recipes.infer import first_submission, infer
 
     out, config = session.working, session.config()
-    first_submission(None, out, config.infer, session.events)
+    first_submission(None, out, session.events)
     bundles = session.bundles()
     session.require_gpu()
     told, clock = session.events, session.clock

@@ -1,4 +1,4 @@
-"""Reconstruction errors → one anomaly score a picture, over the picture or inside the breast, and its calibration."""
+"""Reconstruction errors → one anomaly score a picture, inside the breast, and its calibration."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from rsna_kit.config import InferConfig
+from rsna_kit.config import PRIOR
 from rsna_kit.runtime.errors import RsnaKitError
 from rsna_kit.runtime.lazy import require
 
@@ -40,7 +40,7 @@ def inside_breast(reduced: Any) -> Any:
     return ops.where(some, inside, ops.ones_like(inside))
 
 
-def anomaly_score(standardised: Any, inside: Any | None, divergence: Any | None) -> Any:
+def anomaly_score(standardised: Any, inside: Any) -> Any:
     """How unlikely a picture is: the logarithm of its mean squared error, in units of the decoder's variance.
 
     The logarithm, because a few pictures have many times the error of the others: their scores would saturate, and they
@@ -48,18 +48,14 @@ def anomaly_score(standardised: Any, inside: Any | None, divergence: Any | None)
 
     Args:
         standardised: squared error of each pixel over the variance, float32 (B, h, w, 1); twice its nats.
-        inside: weights of the pixels, (B, h, w, 1), or None for the whole picture.
-        divergence: weighted KL term of each picture in nats, (B, 1), or None to leave it out.
+        inside: weights of the pixels, (B, h, w, 1).
 
     Returns:
-        float32 (B, 1): log((sum inside * standardised + 2 * divergence) / sum inside), at least log(1e-6).
+        float32 (B, 1): log(sum inside * standardised / sum inside), at least log(1e-6).
     """
     ops = require("keras", "train").ops
-    inside = ops.ones_like(standardised) if inside is None else inside
-    total = ops.sum(inside * standardised, axis=(1, 2))
-    if divergence is not None:
-        total = total + 2 * divergence
-    return ops.log(ops.maximum(total / ops.sum(inside, axis=(1, 2)), _SMALLEST))
+    mean = ops.sum(inside * standardised, axis=(1, 2)) / ops.sum(inside, axis=(1, 2))
+    return ops.log(ops.maximum(mean, _SMALLEST))
 
 
 def calibration(predict: Callable[[Sequence[str]], np.ndarray], image_ids: Sequence[str]) -> tuple[float, float]:
@@ -86,9 +82,10 @@ def calibration(predict: Callable[[Sequence[str]], np.ndarray], image_ids: Seque
     scores = np.asarray(predict(chosen), np.float64).reshape(count, -1)[:, 0]
     if not np.isfinite(scores).all():
         bad = chosen[int(np.argmin(np.isfinite(scores)))]
-        raise RsnaKitError(f"CVAE calibration: the score of picture {bad} is not finite, so training has diverged. "
-                           "Lower train.learning_rate or set train.clip_norm.")  # fmt: skip
+        raise RsnaKitError(
+            f"CVAE calibration: the score of picture {bad} is not finite, so training has diverged. Lower "
+            "train.learning_rate or set train.clip_norm."
+        )
     mean, deviation = float(scores.mean()), float(scores.std())
     slope = 1 / deviation if deviation > 1e-9 * max(abs(mean), 1) else 1.0
-    prior = InferConfig().prior
-    return slope, math.log(prior / (1 - prior)) - slope * mean
+    return slope, math.log(PRIOR / (1 - PRIOR)) - slope * mean

@@ -1,59 +1,95 @@
 """A backbone's name and a uint8 picture → its feature map at stride 32 or 16, scaling included.
 
-Every backbone takes one grey channel. Layers are named as in keras.applications (keras-cv for EfficientNet-Lite), so
-weights find their place by name; only the stem's kernel has another shape. A stock network gives each colour a scale
-and an offset of its own. On a grey picture the scales fold into one kernel. The offsets fold into the stem's bias where
-it has one and does not pad (ConvNeXt). Where the stem pads with zeros and has no bias they need a second input, a plane
-of ones, which the padding cuts off just as it cuts off the offsets.
+Every network sees one grey channel as it saw colours: three times the same, each scaled as it was on ImageNet. So
+stock networks keep their own stem, and published weights fit as they are. To add a backbone, add its line to
+`BACKBONES`; nothing else has to know of it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
-from types import MappingProxyType
 from typing import Any
 
+import numpy as np
+
 from rsna_kit.models.convnext import build_convnext
-from rsna_kit.models.efficientnet import build_efficientnet
 from rsna_kit.models.lite import build_lite
 from rsna_kit.runtime.errors import UsageError, did_you_mean
 from rsna_kit.runtime.lazy import require
 
-SCALE = 1 / 128  # with a whole number as centre every grey value stays exact, in float16 and bfloat16 too
 SMALLEST = 32  # pixels on the shorter side: one cell at stride 32
+
+# What a grey value 0..255 becomes in each channel: value * scale + offset.
+Scaling = tuple[list[float], list[float]]
+_MEAN, _STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])  # of ImageNet's colours in [0, 1]
+IMAGENET: Scaling = ((1 / (255 * _STD)).tolist(), (-_MEAN / _STD).tolist())
+HALVES: Scaling = ([1 / 128] * 3, [-1.0] * 3)
+LITE: Scaling = ([1 / 128] * 3, [-127 / 128] * 3)
 
 
 @dataclass(frozen=True)
 class Backbone:
-    """One network without its classifier, as the registry knows it."""
+    """One network without its classifier.
 
-    family: str  # "convnext", "efficientnet", "efficientnetv2" or "efficientnet_lite"
-    stock: str  # function in keras.applications that builds the three-channel network; "" for Lite, which has none
-    centre: int  # grey value that becomes 0: a stem that pads with zeros must see what it saw on ImageNet
-    plane: bool  # whether the stem's second input channel is a plane of ones
-    build: Callable[[Any, int, float], Any]  # (scaled picture, tap, drop_path) → feature map
+    Attributes:
+        build: (scaled picture, float (B, h, w, 3); stride 32 or 16) → feature map of that stride.
+        scaling: of the colours on ImageNet.
+        stock: function in keras.applications that builds the network whose published weights fit; "" where none does.
+        file: name of the published ImageNet weights, "" where there are none.
+        digest: their MD5 or SHA-256.
+    """
 
-
-def _registry() -> dict[str, Backbone]:
-    found = {}
-    for name, stock in (("convnext_tiny", "ConvNeXtTiny"), ("convnext_small", "ConvNeXtSmall")):
-        found[name] = Backbone("convnext", stock, 128, False, partial(build_convnext, name))
-    for size in range(5):
-        stock = f"EfficientNetB{size}"
-        found[f"efficientnet_b{size}"] = Backbone("efficientnet", stock, 128, True, partial(build_efficientnet, stock))
-    for variant in ("b0", "b1", "b2", "b3", "s"):
-        stock = f"EfficientNetV2{variant.upper()}"
-        build = partial(build_efficientnet, stock)
-        found[f"efficientnetv2_{variant}"] = Backbone("efficientnetv2", stock, 128, variant != "s", build)
-    for size in range(3):
-        name = f"efficientnet_lite{size}"
-        found[name] = Backbone("efficientnet_lite", "", 127, False, partial(build_lite, name))
-    return found
+    build: Callable[[Any, int], Any]
+    scaling: Scaling = IMAGENET
+    stock: str = ""
+    file: str = ""
+    digest: str = ""
 
 
-BACKBONES: Mapping[str, Backbone] = MappingProxyType(_registry())
+def _stock(function: str, file: str, digest: str, scaling: Scaling = IMAGENET) -> Backbone:
+    return Backbone(lambda scaled, tap: _build_stock(function, scaled, tap), scaling, function, file, digest)
+
+
+def _convnext(name: str, function: str, digest: str) -> Backbone:
+    build = lambda scaled, tap: build_convnext(name, scaled, tap)  # noqa: E731
+    return Backbone(build, IMAGENET, function, f"{name}_notop.h5", digest)
+
+
+def _lite(name: str, digest: str) -> Backbone:
+    file = f"{name.replace('_', '-')}-{digest[:8]}.pth"
+    return Backbone(lambda scaled, tap: build_lite(name, scaled, tap), LITE, "", file, digest)
+
+
+BACKBONES: Mapping[str, Backbone] = {
+    "convnext_tiny": _convnext(
+        "convnext_tiny", "ConvNeXtTiny", "d547c096cabd03329d7be5562c5e14798aa39ed24b474157cef5e85ab9e49ef1"
+    ),
+    "convnext_small": _convnext(
+        "convnext_small", "ConvNeXtSmall", "6fc8009faa2f00c1c1dfce59feea9b0745eb260a7dd11bee65c8e20843da6eab"
+    ),
+    "efficientnet_b0": _stock("EfficientNetB0", "efficientnetb0_notop.h5", "50bc09e76180e00e4465e1a485ddc09d"),
+    "efficientnet_b1": _stock("EfficientNetB1", "efficientnetb1_notop.h5", "74c4e6b3e1f6a1eea24c589628592432"),
+    "efficientnet_b2": _stock("EfficientNetB2", "efficientnetb2_notop.h5", "111f8e2ac8aa800a7a99e3239f7bfb39"),
+    "efficientnet_b3": _stock("EfficientNetB3", "efficientnetb3_notop.h5", "af6d107764bb5b1abb91932881670226"),
+    "efficientnet_b4": _stock("EfficientNetB4", "efficientnetb4_notop.h5", "ebc24e6d6c33eaebbd558eafbeedf1ba"),
+    "efficientnetv2_b0": _stock("EfficientNetV2B0", "efficientnetv2-b0_notop.h5", "893217f2bb855e2983157299931e43ff"),
+    "efficientnetv2_b1": _stock("EfficientNetV2B1", "efficientnetv2-b1_notop.h5", "0e80663031ca32d657f9caa404b6ec37"),
+    "efficientnetv2_b2": _stock("EfficientNetV2B2", "efficientnetv2-b2_notop.h5", "1dfe2e7a5d45b6632553a8961ea609eb"),
+    "efficientnetv2_b3": _stock("EfficientNetV2B3", "efficientnetv2-b3_notop.h5", "f6abf7b5849ac99a89b50dd3fd532856"),
+    "efficientnetv2_s": _stock(
+        "EfficientNetV2S", "efficientnetv2-s_notop.h5", "af0682fb74e8c54910f2d4393339c070", HALVES
+    ),
+    "efficientnet_lite0": _lite(
+        "efficientnet_lite0", "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+    ),
+    "efficientnet_lite1": _lite(
+        "efficientnet_lite1", "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850"
+    ),
+    "efficientnet_lite2": _lite(
+        "efficientnet_lite2", "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d"
+    ),
+}
 
 
 def backbone(name: str) -> Backbone:
@@ -69,16 +105,16 @@ def backbone(name: str) -> Backbone:
     return BACKBONES[name]
 
 
-def build_backbone(name: str, picture: Any, tap: int = 32, drop_path: float = 0.2) -> Any:
+def build_backbone(name: str, picture: Any, tap: int = 32) -> Any:
     """Feature map of a picture, through layers with random weights.
+
+    Scaling is float32 under a mixed policy too: bfloat16 would merge neighbouring grey values.
 
     Args:
         name: one of `BACKBONES`.
         picture: Keras tensor uint8 (batch, height, width, 1), values 0..255; both sides known, 32 or more.
         tap: stride of the map: 32, after the last activation (ConvNeXt: normalisation), or 16, the sum that ends the
             last block at that stride.
-        drop_path: rate of stochastic depth (Huang et al. 2016). It grows from 0 at the first block: to `drop_path` at
-            the last one of ConvNeXt, to (n - 1) / n of it at the last of n blocks of an EfficientNet.
 
     Returns:
         Keras tensor float (batch, height / tap, width / tap, channels): rounded down for ConvNeXt, up for the others.
@@ -95,8 +131,31 @@ def build_backbone(name: str, picture: Any, tap: int = 32, drop_path: float = 0.
             f"image.height, image.width: got {height} and {width}, {name} needs at least {SMALLEST} pixels each way"
         )
     layers = require("keras", "train").layers
-    scaled = layers.Rescaling(SCALE, offset=-found.centre * SCALE, name="scale")(picture)
-    if found.plane:
-        ones = layers.Rescaling(0.0, offset=1.0, name="ones")(picture)
-        scaled = layers.Concatenate(name="picture_and_ones")([scaled, ones])
-    return found.build(scaled, tap, drop_path)
+    colours = layers.Concatenate(dtype="uint8", name="colours")([picture] * 3)
+    scale, offset = found.scaling
+    scaled = layers.Rescaling(scale, offset, dtype="float32", name="scale")(colours)
+    return found.build(scaled, tap)
+
+
+def _build_stock(function: str, scaled: Any, tap: int) -> Any:
+    """Feature map by a network of keras.applications: EfficientNet (Tan and Le 2019), EfficientNetV2 (Tan and Le 2021).
+
+    The stock graph is copied onto the scaled picture without its own scaling, whose statistics EfficientNet would keep
+    as three more weights. It ends after the last activation, or at the last sum of the fifth stage.
+    """
+    keras = require("keras", "train")
+    inputs = keras.Input(scaled.shape[1:])  # of this size: the paddings depend on it
+    options = {"include_preprocessing": False} if "V2" in function else {}
+    whole = getattr(keras.applications, function)(include_top=False, weights=None, input_tensor=inputs, **options)
+    sums = [layer.name for layer in whole.layers if layer.name.startswith("block5") and layer.name.endswith("_add")]
+    last = "top_activation" if tap == 32 else sums[-1]
+
+    def called(layer: Any, tensor: Any, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(layer, keras.layers.Rescaling | keras.layers.Normalization):
+            return tensor
+        return layer(tensor, *args, **kwargs)
+
+    wanted = keras.Model(inputs, whole.get_layer(last).output)
+    copy = keras.models.clone_model(wanted, input_tensors=scaled, call_function=called)
+    # `copy.output` belongs to another clone of the graph; the layer's first call belongs to ours.
+    return copy.get_layer(last).output

@@ -12,6 +12,7 @@ JSON and arrays only: nothing in a bundle is executed.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,15 +22,15 @@ import numpy as np
 
 from rsna_kit import __version__
 from rsna_kit.config import Config, from_dict, image_fingerprint, to_dict
-from rsna_kit.models.h5_file import count_arrays, open_weights
 from rsna_kit.models.network import build_network, dtype_policy
-from rsna_kit.models.weights import save_weights
 from rsna_kit.runtime.errors import BundleError, UsageError, one_line
-from rsna_kit.runtime.files import read_json, replacing, sha256_file, write_json
+from rsna_kit.runtime.files import read_json, replacing, sha256_file, write_bytes, write_json
 from rsna_kit.runtime.hardware import commit, versions
+from rsna_kit.runtime.lazy import require
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 1: networks that saw one channel
 WEIGHTS, CONFIG, THRESHOLD, METADATA = "model.weights.h5", "config.json", "threshold.json", "metadata.json"
+_MOST_INFLATION = 16  # compressed weights shrink by less than 2; a file that claims more is made to fill memory
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ def write_bundle(
 
     Args:
         out: folder.
-        model: the Keras model that `rsna_kit.training.learner.build_network(config, config.image)` made.
+        model: the Keras model that `rsna_kit.models.network.build_network(config, config.image)` made.
         config: what it was trained with.
         fold: number of its validation fold.
         threshold: None when it is chosen later, with `set_threshold`.
@@ -86,6 +87,25 @@ def write_bundle(
         "sha256": {name: sha256_file(out / name) for name in (WEIGHTS, CONFIG, THRESHOLD)},
     }
     write_json(out / METADATA, metadata)
+
+
+class _Memory(io.BytesIO):
+    """A file in memory by a name that Keras takes: it looks at the suffix of what `str` gives."""
+
+    def __str__(self) -> str:
+        return "model.weights.h5"
+
+
+def save_weights(model: Any, path: Path) -> None:
+    """Write a Keras model's weights to `path` (`*.weights.h5`), whole or not at all; no optimiser's state.
+
+    HDF5 ends the process where a disk is full, so it writes to memory.
+    """
+    if getattr(model, "optimizer", None) is not None:  # Keras would add it: twice the size of the weights
+        model = require("keras", "train").Model(model.inputs, model.outputs)
+    memory = _Memory()
+    model.save_weights(memory)
+    write_bytes(path, memory.getbuffer())
 
 
 def set_threshold(
@@ -123,14 +143,18 @@ def open_bundle(path: Path) -> Bundle:
         BundleError: a file is missing or damaged, the format or the configuration is unknown, or another version
             of the image recipe made the training images. Names the file and what to do.
     """
-    metadata = _read(path, METADATA)
-    version = metadata.get("format_version")
+    metadata = read_object(path / METADATA, f"{path} is not a whole bundle. Train or copy again.")
+    version, maker = metadata.get("format_version"), f"the rsna-kit that made it ({metadata.get('rsna_kit')})"
     if version is None:
-        raise BundleError(f"{path / METADATA}: no format_version, so {path} is no bundle of rsna-kit (a preset of "
-                          "Keras looks like one). Give bundles that train wrote, and nothing else.")  # fmt: skip
+        raise BundleError(
+            f"{path / METADATA}: no format_version, so {path} is no bundle of rsna-kit (a preset of Keras looks like "
+            "one). Give bundles that train wrote, and nothing else."
+        )
     if version != FORMAT_VERSION:
-        raise BundleError(f"{path / METADATA}: got format version {version}, expected {FORMAT_VERSION}. Train again, "
-                          f"or use the rsna-kit that made it ({metadata.get('rsna_kit')}).")  # fmt: skip
+        raise BundleError(
+            f"{path / METADATA}: got format version {version}, expected {FORMAT_VERSION}: its network is another one. "
+            f"Train again, or use {maker}."
+        )
     digests = metadata.get("sha256")
     if not isinstance(digests, dict):
         raise BundleError(f"{path / METADATA}: sha256 is {digests!r}, expected one for each file. Copy it again.")
@@ -139,23 +163,28 @@ def open_bundle(path: Path) -> Bundle:
             raise BundleError(f"{path / name}: no such file. Copy the whole bundle again.")
         admitted = digests.get(name)
         if sha256_file(path / name) not in (admitted if isinstance(admitted, list) else [admitted]):
-            raise BundleError(f"{path / name}: damaged or exchanged: its sha256 is not the one in {METADATA}. "
-                              "Copy the whole bundle again.")  # fmt: skip
+            raise BundleError(
+                f"{path / name}: damaged or exchanged: its sha256 is not the one in {METADATA}. Copy the whole bundle "
+                "again."
+            )
     try:
-        config = from_dict(_completed(_read(path, CONFIG)))
-        decision = _read(path, THRESHOLD)
-        threshold, calibration = decision["threshold"], decision.get("calibration")  # the first bundles had none
-    except (UsageError, TypeError, KeyError, AttributeError) as error:
-        raise BundleError(f"{path / CONFIG}: {error}. Use the rsna-kit that made it "
-                          f"({metadata.get('rsna_kit')}).") from error  # fmt: skip
+        config = from_dict(read_object(path / CONFIG, "Copy the whole bundle again."))
+    except (UsageError, TypeError, AttributeError) as error:
+        raise BundleError(f"{path / CONFIG}: {error}. Use {maker}.") from error
+    decision = read_object(path / THRESHOLD, "Copy the whole bundle again.")
+    threshold = decision.get("threshold")
     if threshold is not None and not is_score(threshold):
-        raise BundleError(f"{path / THRESHOLD}: threshold is {threshold!r}, expected a number from 0 to 1, or null. "
-                          "Run train again, which chooses it.")  # fmt: skip
+        raise BundleError(
+            f"{path / THRESHOLD}: threshold is {threshold!r}, expected a number from 0 to 1, or null. Run train again, "
+            "which chooses it."
+        )
     expected, found = image_fingerprint(config.image), metadata.get("image_fingerprint")
     if found != expected:
-        raise BundleError(f"{path / METADATA}: trained on images of fingerprint {found}, this version makes {expected} "
-                          "from the same section. Train again, or use the rsna-kit that made it.")  # fmt: skip
-    return Bundle(path, config, threshold, metadata, calibration)
+        raise BundleError(
+            f"{path / METADATA}: trained on images of fingerprint {found}, this version makes {expected} from the same "
+            f"section. Train again, or use {maker}."
+        )
+    return Bundle(path, config, threshold, metadata, decision.get("calibration"))
 
 
 def is_score(value: object) -> TypeGuard[int | float]:
@@ -163,13 +192,10 @@ def is_score(value: object) -> TypeGuard[int | float]:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1  # NaN is not
 
 
-def load_model(bundle: Bundle, precision: str = "float32") -> Any:
-    """Build the bundle's network and load its weights.
+def load_model(bundle: Bundle) -> Any:
+    """Build the network of a bundle of any kind and load its weights.
 
-    Args:
-        bundle: an opened bundle of any kind.
-        precision: Keras' dtype policy. Weights are float32 whatever they were trained in, so a network that was trained
-            in mixed precision is scored in float32 unless another policy is asked for.
+    It computes in float32: weights are float32 whatever precision they were trained in.
 
     Returns:
         keras.Model from uint8 (batch, h, w, 1) to float32 (batch, 1), a logit, or (batch, 2), logit and attention, for
@@ -179,20 +205,17 @@ def load_model(bundle: Bundle, precision: str = "float32") -> Any:
         BundleError: the weights do not fit the network, belong to a larger one, or hold NaN or infinite numbers; or the
             configuration asks for a network that this version does not know.
     """
-    try:
-        with dtype_policy(precision):
-            model = build_network(bundle.config, bundle.config.image)
-    except UsageError as error:
-        raise BundleError(f"{bundle.path / CONFIG}: {error} Use the rsna-kit that made it.") from error
     path, kind = bundle.path / WEIGHTS, bundle.config.model.kind
     name = kind if kind == "cvae" else bundle.config.model.backbone
-    with open_weights(path) as opened:
-        held = count_arrays(opened)
-    if held > len(model.weights):  # Keras does not mind what it has no place for
-        raise BundleError(f"{path}: does not fit {name}: it holds {held} arrays, expected {len(model.weights)}. "
-                          "Copy the whole bundle again.")  # fmt: skip
     try:
+        held = _count_arrays(path)
+        with dtype_policy("float32"):
+            model = build_network(bundle.config, bundle.config.image)
+        if held > len(model.weights):  # Keras does not mind what it has no place for
+            raise ValueError(f"it holds {held} arrays, expected {len(model.weights)}.")
         model.load_weights(str(path))
+    except UsageError as error:
+        raise BundleError(f"{bundle.path / CONFIG}: {error} Use the rsna-kit that made it.") from error
     except (ValueError, KeyError, OSError, TypeError, RuntimeError) as error:
         raise BundleError(f"{path}: does not fit {name}: {one_line(error)} Copy the whole bundle again.") from error
     for weight in model.weights:
@@ -203,23 +226,39 @@ def load_model(bundle: Bundle, precision: str = "float32") -> Any:
     return model
 
 
-def _completed(values: dict[str, Any]) -> dict[str, Any]:
-    """A configuration as today's keys say it. The first bundles named only the head, which implied tap and pooling."""
-    model = values.get("model")
-    if isinstance(model, dict) and "tap" not in model and model.get("head") == "conv":
-        return values | {"model": model | {"tap": 16, "pool": "avgmax"}}
-    return values
+def _count_arrays(path: Path) -> int:
+    """How many float arrays an HDF5 file holds. HDF5 holds numbers and no code; links out of the file are not followed.
+
+    Raises:
+        ValueError: it claims more numbers than it can hold.
+        OSError: not HDF5, or truncated.
+    """
+    h5py = require("h5py", "train")
+    arrays: list[Any] = []
+    with h5py.File(path, "r") as file:
+        file.visititems(lambda name, item: arrays.append(item) if isinstance(item, h5py.Dataset) else None)
+        claimed, size = sum(array.nbytes for array in arrays), path.stat().st_size
+        if claimed > _MOST_INFLATION * size:
+            raise ValueError(f"{size} bytes that claim to hold {claimed}.")
+        return sum(array.dtype.kind == "f" for array in arrays)
 
 
-def _read(path: Path, name: str) -> dict[str, Any]:
+def read_object(path: Path, hint: str) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Args:
+        path: its file.
+        hint: what to do where it is missing.
+
+    Raises:
+        BundleError: it is missing, or no JSON object.
+    """
     try:
-        content = read_json(path / name)
+        content = read_json(path)
     except FileNotFoundError as error:
-        raise BundleError(
-            f"{path / name}: no such file, so {path} is not a whole bundle. Train or copy again."
-        ) from error
+        raise BundleError(f"{path}: no such file. {hint}") from error
     except ValueError as error:
-        raise BundleError(f"{path / name}: not JSON ({error}). Copy the whole bundle again.") from error
+        raise BundleError(f"{path}: not JSON ({error}). Copy the whole folder again.") from error
     if not isinstance(content, dict):
-        raise BundleError(f"{path / name}: got a {type(content).__name__}, expected an object. Copy the bundle again.")
+        raise BundleError(f"{path}: got a {type(content).__name__}, expected an object. Copy the whole folder again.")
     return content

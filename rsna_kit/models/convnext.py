@@ -16,11 +16,12 @@ from rsna_kit.runtime.lazy import require
 
 DEPTHS = {"convnext_tiny": (3, 3, 9, 3), "convnext_small": (3, 3, 27, 3)}  # blocks of each stage
 CHANNELS = (96, 192, 384, 768)
+DROP_PATH = 0.2  # stochastic depth (Huang et al. 2016): rate at the last block, growing linearly from 0 at the first
 _EPSILON = 1e-6
 _SCALE = 1e-6  # where layer scale starts: every block starts as nearly nothing
 
 
-def build_convnext(name: str, scaled: Any, tap: int, drop_path: float) -> Any:
+def build_convnext(name: str, scaled: Any, tap: int) -> Any:
     """Feature map of a scaled picture.
 
     Args:
@@ -28,14 +29,13 @@ def build_convnext(name: str, scaled: Any, tap: int, drop_path: float) -> Any:
         scaled: Keras tensor float (batch, h, w, channels).
         tap: 32: the last stage, normalised over its channels as by the stock network without its top (that layer is
             called `<name>_head_layernorm` here; the stock one has a number for a name); 16: the third stage.
-        drop_path: rate of stochastic depth at the last block, growing linearly from 0 at the first.
 
     Returns:
         Keras tensor float (batch, h // 32, w // 32, 768) or (batch, h // 16, w // 16, 384).
     """
     layers = require("keras", "train").layers
     depths = DEPTHS[name]
-    rates = iter(np.linspace(0.0, drop_path, sum(depths)).tolist())
+    rates = iter(np.linspace(0.0, DROP_PATH, sum(depths)).tolist())
     tensor = layers.Conv2D(CHANNELS[0], 4, strides=4, name=f"{name}_stem_conv")(scaled)
     tensor = layers.LayerNormalization(epsilon=_EPSILON, name=f"{name}_stem_layernorm")(tensor)
     for stage in range(4 if tap == 32 else 3):

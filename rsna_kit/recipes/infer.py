@@ -16,7 +16,7 @@ import pandas as pd
 from rsna_kit.competition.paths import find_competition, find_inputs
 from rsna_kit.competition.submission import check_submission, expected_ids, prior_submission, write_submission
 from rsna_kit.competition.tables import read_sample, read_test
-from rsna_kit.config import DecodeConfig, InferConfig
+from rsna_kit.config import PRIOR, DecodeConfig, InferConfig
 from rsna_kit.runtime.clock import Clock, format_duration
 from rsna_kit.runtime.errors import BundleError, TableError, UsageError
 from rsna_kit.runtime.events import Events
@@ -80,12 +80,12 @@ def infer(
     competition = find_competition(where)
     sample = None if competition.sample_submission is None else read_sample(competition.sample_submission)
     if sample is not None:  # before test.csv is read: a bad row there must not cost the submission
-        _write_prior(out / "submission.csv", sample, settings.prior, events)
+        _write_prior(out / "submission.csv", sample, events)
     test = read_test(competition.table("test.csv"))
     ids = expected_ids(test, sample)
     if sample is None:
         sample = pd.DataFrame({"prediction_id": ids})
-        _write_prior(out / "submission.csv", sample, settings.prior, events)
+        _write_prior(out / "submission.csv", sample, events)
     events.say(f"infer: {len(test)} images, {len(sample)} breasts")
 
     chosen = open_members(bundle_paths, events)
@@ -122,7 +122,7 @@ def infer(
         now = [{**entry, "after_images": int(entry["after_images"]) + done} for entry in pace.lightened]
         coarser = max(before["coarser"], pace.coarsest)
         ledger.given_up = {"coarser": coarser, "given_up": [*before["given_up"], *now]}
-        return _write_results(out, test, sample, ledger, ensemble.parts, settings.prior, chosen.threshold, calibration)
+        return _write_results(out, test, sample, ledger, ensemble.parts, chosen.threshold, calibration)
 
     save_every_s = SAVE_EVERY_S if attempt == 1 else min(SAVE_EVERY_S, SAVE_SOON_S)
     begun = clock.elapsed_s()
@@ -178,20 +178,20 @@ def _ordered(left: pd.DataFrame, attempt: int) -> pd.DataFrame:
     return turned if attempt % 2 else turned[::-1]
 
 
-def first_submission(where: Path | None, out: Path, settings: InferConfig, events: Events) -> None:
+def first_submission(where: Path | None, out: Path, events: Events) -> None:
     """Write a valid `submission.csv` of priors, for whatever comes before `infer` and may fail; arguments as there."""
     competition = find_competition(where)
     sample = read_sample(competition.table("sample_submission.csv"))
-    _write_prior(out / "submission.csv", sample, settings.prior, events)
+    _write_prior(out / "submission.csv", sample, events)
 
 
-def _write_prior(path: Path, sample: pd.DataFrame, prior: float, events: Events) -> None:
+def _write_prior(path: Path, sample: pd.DataFrame, events: Events) -> None:
     """The first submission: the prior, unless an earlier run left one that would score."""
     try:
         check_submission(pd.read_csv(path, dtype={"prediction_id": str}), sample)
         events.say(f"{path} is valid and stays until there is a better one")
     except (OSError, ValueError):
-        write_submission(prior_submission(sample, prior), sample, path)
+        write_submission(prior_submission(sample, PRIOR), sample, path)
         events.say(f"{path} holds the prior")
 
 
@@ -259,8 +259,8 @@ def _score_batch(batch: Sequence[Outcome], ensemble: Ensemble, ledger: ScoreLedg
 
 
 def _write_results(
-    out: Path, test: pd.DataFrame, sample: pd.DataFrame, ledger: ScoreLedger, parts: Sequence[Part], prior: float,
-    threshold: float, calibration: Calibration | None,
+    out: Path, test: pd.DataFrame, sample: pd.DataFrame, ledger: ScoreLedger, parts: Sequence[Part], threshold: float,
+    calibration: Calibration | None,
 ) -> pd.DataFrame:  # fmt: skip
     """Save the ledger, submission.csv (0 or 1) and scores.csv (with probabilities, where there is a calibration).
 
@@ -270,11 +270,11 @@ def _write_results(
     ledger.save(test["image_id"])  # and at once what is made of it: nothing may come between the two
     breasts = weighted_breasts(ledger.table(test["image_id"]), test, parts)
     breasts = breasts.set_index("prediction_id").reindex(sample["prediction_id"]).reset_index()
-    breasts = breasts.fillna({"score": prior, "images": 0}).astype({"images": "int64"})
+    breasts = breasts.fillna({"score": PRIOR, "images": 0}).astype({"images": "int64"})
     called = breasts.assign(cancer=apply_threshold(breasts, threshold)["cancer"].where(breasts["images"] > 0, 0))
     write_submission(called, sample, out / "submission.csv")
     if calibration is not None:
         known = calibration.apply(breasts["score"])
-        breasts.insert(2, "probability", np.where(breasts["images"] > 0, known, prior))
+        breasts.insert(2, "probability", np.where(breasts["images"] > 0, known, PRIOR))
     write_csv(out / "scores.csv", breasts)
     return called

@@ -189,13 +189,11 @@ def _validate(scores: pd.DataFrame, table: pd.DataFrame) -> dict[str, float]:
 
 def _find_start(model: ModelConfig, weights: Sequence[Path]) -> tuple[str, str]:
     """Digest of the starting weights that a training would find, and of the patients they have seen; "" for unknown."""
-    from rsna_kit.models.starts import check_digest, find_imagenet, find_trunk
+    from rsna_kit.models.starts import find_start
 
-    if model.weights == "none" or model.kind == "cvae":
-        return "", ""
     try:
-        start = (find_imagenet if model.weights == "imagenet" else find_trunk)(model, weights)
-        return check_digest(start), start.trained_on
+        start = find_start(model, weights)
+        return (start.sha256, start.trained_on) if start else ("", "")
     except (BundleError, MissingDependencyError):
         return "", ""  # a run that is done needs them no more; a training will say what is missing
 

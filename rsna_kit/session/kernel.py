@@ -149,15 +149,14 @@ class Session:
                          f"(kernel_sources), and no other. Attached is:\n{self.attached()}")  # fmt: skip
 
     def check_start(self, model: ModelConfig, folders: Sequence[Path]) -> None:
-        """See that the weights a network starts from are there, before shards are read.
+        """See that the weights a network starts from are there and whole, before shards are read.
 
         Raises:
             RsnaKitError: what is missing, and what to attach.
         """
-        from rsna_kit.models.starts import find_imagenet, find_trunk
+        from rsna_kit.models.starts import find_start
 
-        if model.weights != "none" and model.kind != "cvae":
-            (find_imagenet if model.weights == "imagenet" else find_trunk)(model, folders)
+        find_start(model, folders)
 
     def bundles(self) -> list[Path]:
         """Where the bundles come from: the sources that BUNDLES names, or else the one Model, kernel or dataset.

@@ -29,8 +29,9 @@ from scipy.special import expit
 from rsna_kit.config import Config
 from rsna_kit.data.batches import Examples, Pictures, TrainingSet, picture_stream, training_stream
 from rsna_kit.data.shards import Prepared
+from rsna_kit.models.bundle import save_weights
 from rsna_kit.models.network import dtype_policy
-from rsna_kit.models.weights import load_start, save_weights
+from rsna_kit.models.starts import load_start
 from rsna_kit.runtime.clock import Clock
 from rsna_kit.runtime.errors import BundleError, RsnaKitError
 from rsna_kit.runtime.events import Events, Progress

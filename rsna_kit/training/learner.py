@@ -14,10 +14,9 @@ import numpy as np
 
 from rsna_kit.config import Config, ImageConfig
 from rsna_kit.data.targets import target_names
-from rsna_kit.models.breast import over_views
-from rsna_kit.models.classifier import split_classifier
 from rsna_kit.models.cvae import build_cvae
-from rsna_kit.models.network import build_network
+from rsna_kit.models.network import build_network, split_classifier
+from rsna_kit.models.views import over_views
 from rsna_kit.runtime.errors import UsageError
 from rsna_kit.runtime.lazy import require
 from rsna_kit.training.losses import Loss, build_loss
@@ -82,9 +81,8 @@ def build_learner(config: Config, image: ImageConfig) -> Learner:
 
     def halves() -> tuple[Any, Any, Any]:
         keras = require("keras", "train")
-        logit = keras.Model(network.input, network.get_layer("logit").output)
-        trunk, _ = split_classifier(logit, config.model)
-        scored, trained = (keras.Model(trunk.output, model.output, name="head") for model in (network, scorer))
+        trunk, scored = split_classifier(network)
+        trained = keras.Model(trunk.output, scorer.output, name="head")
         return trunk, scored, whole(trained)
 
     kept = config.model.trunk == "frozen" and config.data.mix == "none"

@@ -19,10 +19,9 @@ from typing import Any
 import cv2
 import numpy as np
 
-from rsna_kit.config import ModelConfig
 from rsna_kit.models.bundle import Bundle, load_model
-from rsna_kit.models.classifier import split_classifier
-from rsna_kit.models.cvae import picture_models
+from rsna_kit.models.cvae import error_model
+from rsna_kit.models.network import split_classifier
 from rsna_kit.runtime.errors import UsageError
 from rsna_kit.runtime.lazy import require
 
@@ -30,22 +29,16 @@ METHODS = ("grad-cam", "occlusion", "error")
 # uint8 (B, h, w, 1) → float32 (B, h, w), at least 0. B pictures must fit in memory at once; another B is traced anew.
 Explainer = Callable[[np.ndarray], np.ndarray]
 
-_PATCH = 1 / 8  # side of the square that occlusion hides, as a share of the picture's shorter side
-_STRIDE = 1 / 2  # from one square to the next, as a share of its side
-_WINDOW = 1 / 32  # side of the window over which errors are averaged, as a share of the picture's shorter side
+# Sides of squares as shares of the picture's shorter side.
+_PATCH = 1 / 8  # what occlusion hides; from one to the next is half a side
+_WINDOW = 1 / 32  # what errors are averaged over; the error of a single pixel is noise
 
 
-def build_explainer(bundle: Bundle, method: str | None, batch_size: int) -> Explainer:
-    """Load a bundle's network and make it explain pictures.
-
-    Args:
-        bundle: opened; any kind of model. One for breasts is asked for each picture's own logit.
-        method: one of `METHODS`; None is `error` for a CVAE and `grad-cam` for all others.
-        batch_size: variants of a picture that occlusion scores at once.
+def choose_method(bundle: Bundle, method: str | None) -> str:
+    """The method that explains a bundle: the one asked for, or `error` for a CVAE and `grad-cam` for all others.
 
     Raises:
         UsageError: an unknown method, or one that this kind of model does not have.
-        BundleError: the weights do not fit the network.
     """
     kind = bundle.config.model.kind
     method = method or ("error" if kind == "cvae" else "grad-cam")
@@ -56,12 +49,26 @@ def build_explainer(bundle: Bundle, method: str | None, batch_size: int) -> Expl
             f"--method {method}: {bundle.path} is of kind {kind}. Reconstruction errors belong to a CVAE, Grad-CAM to "
             "a classifier; occlusion works for every network."
         )
+    return method
+
+
+def build_explainer(bundle: Bundle, method: str | None, batch_size: int) -> Explainer:
+    """Load a bundle's network and make it explain pictures.
+
+    Args:
+        bundle: opened; any kind of model. One for breasts is asked for each picture's own logit.
+        method: see `choose_method`.
+        batch_size: variants of a picture that occlusion scores at once.
+
+    Raises:
+        UsageError: see `choose_method`.
+        BundleError: the weights do not fit the network.
+    """
+    method = choose_method(bundle, method)
     network = load_model(bundle)
-    if method == "grad-cam":
-        return GradCam(network, bundle.config.model)
     if method == "occlusion":
-        return Occlusion(network, batch_size)
-    return ErrorMap(network)
+        return occlusion(network, batch_size)
+    return grad_cam(network) if method == "grad-cam" else error_map(network)
 
 
 def combine(maps: Sequence[np.ndarray], weights: Sequence[float] | None = None) -> np.ndarray:
@@ -95,32 +102,25 @@ def peak(heat: np.ndarray, picture: np.ndarray) -> tuple[int, int] | None:
 # ---- Grad-CAM ----
 
 
-class GradCam:
-    """Gradient-weighted class activation maps of the cancer logit.
+def grad_cam(network: Any) -> Explainer:
+    """Gradient-weighted class activation maps of a classifier's cancer logit.
 
     The feature map's channels, weighted with the mean gradient of the logit over the map, are added up; what is
     negative speaks against cancer and becomes 0. Cells are interpolated linearly between their centres.
-
-    Args:
-        network: a classifier, of kind "image" or "breast".
-        model: its section.
     """
+    keras = require("keras", "train")
+    logit = keras.Model(network.input, network.get_layer("logit").output)  # without attention
+    trunk, head = split_classifier(logit)
+    centres = cell_centres(trunk)
 
-    def __init__(self, network: Any, model: ModelConfig) -> None:
-        keras = require("keras", "train")
-        logit = keras.Model(network.input, network.get_layer("logit").output)  # without attention or further targets
-        self._trunk, self._head = split_classifier(logit, model)
-        self._centres = cell_centres(self._trunk)
-
-    def __call__(self, pictures: np.ndarray) -> np.ndarray:
-        """uint8 (B, h, w, 1) → float32 (B, h, w)."""
-        features = np.asarray(self._trunk.predict_on_batch(pictures), np.float32)
-        weights = gradient_of_logit(self._head, features).mean(axis=(1, 2))
+    def explain(pictures: np.ndarray) -> np.ndarray:
+        features = np.asarray(trunk.predict_on_batch(pictures), np.float32)
+        weights = gradient_of_logit(head, features).mean(axis=(1, 2))
         cells = np.maximum(np.einsum("bijc,bc->bij", features, weights), 0)
-        down, across = (
-            _interpolation(cells.shape[axis], pictures.shape[axis], *self._centres[axis - 1]) for axis in (1, 2)
-        )
+        down, across = (_interpolation(cells.shape[axis], pictures.shape[axis], *centres[axis - 1]) for axis in (1, 2))
         return np.asarray(np.einsum("yi,bij,xj->byx", down, cells, across, optimize=True), np.float32)
+
+    return explain
 
 
 def gradient_of_logit(head: Any, features: np.ndarray) -> np.ndarray:
@@ -166,39 +166,30 @@ def cell_centres(trunk: Any) -> tuple[tuple[float, float], tuple[float, float]]:
         For rows and for columns: centre of the first cell, in pixels from the picture's edge, and the step from one
         cell to the next.
     """
-    centres = []
-    for axis in (0, 1):
-        size, centre, step = trunk.input.shape[1 + axis], 0.5, 1
-        for kernel, stride, padding in _steps(trunk, axis):
-            before = padding[0] if isinstance(padding, tuple) else 0
-            total = sum(padding) if isinstance(padding, tuple) else 0
-            if padding == "same":
+    rows, columns = (_centre(trunk, axis) for axis in (0, 1))
+    return rows, columns
+
+
+def _centre(trunk: Any, axis: int) -> tuple[float, float]:
+    pixels, cells = trunk.input.shape[1 + axis], trunk.output.shape[1 + axis]
+    size, centre, step = pixels, 0.5, 1
+    for layer in trunk.layers:
+        kernel, stride, before, total = 1, 1, 0, 0
+        if type(layer).__name__ == "ZeroPadding2D":
+            before, total = layer.padding[axis][0], sum(layer.padding[axis])
+        elif hasattr(layer, "strides") and len(layer.strides) == 2:
+            stride = layer.strides[axis]
+            kernel = (layer.kernel_size if hasattr(layer, "kernel_size") else layer.pool_size)[axis]
+            if layer.padding == "same":
+                if stride == 1:
+                    continue  # it keeps the size and moves nothing; one inside a branch must not be counted
                 total = max((math.ceil(size / stride) - 1) * stride + kernel - size, 0)
                 before = total // 2
-            centre += ((kernel - 1) / 2 - before) * step
-            size, step = (size + total - kernel) // stride + 1, step * stride
-        cells = trunk.output.shape[1 + axis]
-        if size != cells:  # branches with strides of their own: the middles of equal cells are the best guess
-            step = trunk.input.shape[1 + axis] / cells
-            centre = step / 2
-        centres.append((centre, float(step)))
-    return centres[0], centres[1]
-
-
-def _steps(model: Any, axis: int) -> list[tuple[int, int, Any]]:
-    """Kernel, stride and padding along one axis, of every layer that moves or strides, in order."""
-    found: list[tuple[int, int, Any]] = []
-    for layer in model.layers:
-        if hasattr(layer, "layers"):
-            found += _steps(layer, axis)
-        elif type(layer).__name__ == "ZeroPadding2D":
-            found.append((1, 1, tuple(layer.padding[axis])))
-        elif hasattr(layer, "strides") and len(layer.strides) == 2:
-            kernel = layer.kernel_size if hasattr(layer, "kernel_size") else layer.pool_size
-            # A layer of stride 1 that keeps the size moves nothing; one inside a branch must not be counted.
-            if layer.strides[axis] > 1 or (layer.padding == "valid" and kernel[axis] > 1):
-                found.append((kernel[axis], layer.strides[axis], layer.padding))
-    return found
+        centre += ((kernel - 1) / 2 - before) * step
+        size, step = (size + total - kernel) // stride + 1, step * stride
+    if size == cells:
+        return centre, float(step)
+    return pixels / cells / 2, pixels / cells  # branches with strides of their own: the middles of equal cells
 
 
 def _interpolation(cells: int, pixels: int, centre: float, step: float) -> np.ndarray:
@@ -210,8 +201,8 @@ def _interpolation(cells: int, pixels: int, centre: float, step: float) -> np.nd
 # ---- occlusion ----
 
 
-class Occlusion:
-    """How far the cancer logit falls when a square of tissue is hidden.
+def occlusion(network: Any, batch_size: int) -> Explainer:
+    """How far the cancer logit falls when a square of tissue is hidden, in logits.
 
     Hidden means: replaced by its surroundings' mean grey, over a window three squares wide, tissue only. A black square
     would be a hole such as no mammogram has, and would darken the picture besides; the local mean takes away the
@@ -220,43 +211,32 @@ class Occlusion:
     Args:
         network: anything that gives a logit in column 0.
         batch_size: variants of a picture that are scored at once.
-        patch: side of the square, as a share of the picture's shorter side.
-        stride: from one square to the next, as a share of its side.
     """
 
-    def __init__(self, network: Any, batch_size: int, patch: float = _PATCH, stride: float = _STRIDE) -> None:
-        self._network, self._batch_size, self._patch, self._stride = network, batch_size, patch, stride
-
-    def __call__(self, pictures: np.ndarray) -> np.ndarray:
-        """uint8 (B, h, w, 1) → float32 (B, h, w), in logits."""
-        return np.stack([self._one(picture) for picture in pictures[..., 0]])
-
-    def _logits(self, pictures: np.ndarray) -> np.ndarray:
-        """float32 (B,) of uint8 (B, h, w), B at most the batch size; filled up to it, so that it is traced once."""
-        padded = np.zeros((self._batch_size, *pictures.shape[1:], 1), np.uint8)
+    def logits(pictures: np.ndarray) -> np.ndarray:
+        """float32 (N,) of uint8 (N, h, w), in batches that are filled up, so that one size is traced."""
+        padded = np.zeros((-(-len(pictures) // batch_size) * batch_size, *pictures.shape[1:], 1), np.uint8)
         padded[: len(pictures), ..., 0] = pictures
-        return np.asarray(self._network.predict_on_batch(padded), np.float32)[: len(pictures), 0]
+        parts = [network.predict_on_batch(part) for part in np.split(padded, len(padded) // batch_size)]
+        return np.concatenate(parts)[: len(pictures), 0].astype(np.float32)
 
-    def _one(self, picture: np.ndarray) -> np.ndarray:
-        side = max(2, round(self._patch * min(picture.shape)))
+    def explain(picture: np.ndarray) -> np.ndarray:
+        side = max(2, round(_PATCH * min(picture.shape)))
         filled = local_mean(picture, 3 * side)
-        (tops, down), (lefts, across) = (_squares(length, side, self._stride) for length in picture.shape)
+        (tops, down), (lefts, across) = (_squares(length, side) for length in picture.shape)
         cells = np.zeros((len(tops), len(lefts)), np.float32)
-        squares = {
-            (i, j): (slice(top, top + side), slice(left, left + side))
-            for i, top in enumerate(tops)
-            for j, left in enumerate(lefts)
-            if picture[top : top + side, left : left + side].any()
-        }
-        places, logit = list(squares), float(self._logits(picture[None])[0])
-        for start in range(0, len(places), self._batch_size):
-            part = places[start : start + self._batch_size]
-            batch = np.repeat(picture[None], len(part), axis=0)
-            for row, place in enumerate(part):
-                batch[row][squares[place]] = filled[squares[place]]
-            for place, hidden in zip(part, self._logits(batch), strict=True):
-                cells[place] = max(logit - float(hidden), 0.0)
+        (whole,) = logits(picture[None])
+        for i, top in enumerate(tops):  # a row of squares at a time
+            squares = {j: np.s_[top : top + side, left : left + side] for j, left in enumerate(lefts)}
+            squares = {j: square for j, square in squares.items() if picture[square].any()}
+            if squares:
+                hidden = np.repeat(picture[None], len(squares), axis=0)
+                for variant, square in zip(hidden, squares.values(), strict=True):
+                    variant[square] = filled[square]
+                cells[i, list(squares)] = np.maximum(whole - logits(hidden), 0)
         return np.asarray(down @ cells @ across.T, np.float32)
+
+    return lambda pictures: np.stack([explain(picture) for picture in pictures[..., 0]])
 
 
 def local_mean(picture: np.ndarray, window: int) -> np.ndarray:
@@ -268,9 +248,9 @@ def local_mean(picture: np.ndarray, window: int) -> np.ndarray:
     return np.where(picture > 0, np.rint(np.clip(total / np.maximum(share, 1e-6), 1, 255)), 0).astype(np.uint8)
 
 
-def _squares(length: int, side: int, stride: float) -> tuple[np.ndarray, np.ndarray]:
+def _squares(length: int, side: int) -> tuple[np.ndarray, np.ndarray]:
     """First pixels of the squares along one axis, from edge to edge, and the interpolation between their centres."""
-    count = 1 + math.ceil((length - side) / max(1, round(stride * side)))
+    count = 1 + math.ceil((length - side) / max(1, side // 2))
     step = (length - side) / max(count - 1, 1)
     starts = np.rint(np.arange(count) * step).astype(int)
     return starts, _interpolation(count, length, side / 2, step or 1.0)
@@ -279,19 +259,13 @@ def _squares(length: int, side: int, stride: float) -> tuple[np.ndarray, np.ndar
 # ---- reconstruction error ----
 
 
-class ErrorMap:
-    """Differences between a picture and its reconstruction where the score looks, averaged over a small window.
+def error_map(network: Any) -> Explainer:
+    """Differences between a picture and its reconstruction where a CVAE's score looks, averaged over a small window."""
+    errors = error_model(network)
 
-    Args:
-        network: of a CVAE.
-        window: side of the window, as a share of the picture's shorter side; the error of a single pixel is noise.
-    """
+    def explain(pictures: np.ndarray) -> np.ndarray:
+        differences = np.asarray(errors.predict_on_batch(pictures), np.float32)[..., 0]
+        side = max(1, round(_WINDOW * min(differences.shape[1:]))) | 1
+        return np.stack([cv2.blur(error, (side, side)) for error in differences])
 
-    def __init__(self, network: Any, window: float = _WINDOW) -> None:
-        self._errors, self._window = picture_models(network)[1], window
-
-    def __call__(self, pictures: np.ndarray) -> np.ndarray:
-        """uint8 (B, h, w, 1) → float32 (B, h, w)."""
-        errors = np.asarray(self._errors.predict_on_batch(pictures), np.float32)[..., 0]
-        side = max(1, round(self._window * min(errors.shape[1:]))) | 1
-        return np.stack([cv2.blur(error, (side, side)) for error in errors])
+    return explain

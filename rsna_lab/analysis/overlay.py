@@ -1,8 +1,7 @@
-"""Masks and maps between the full picture and the image a model sees; a map drawn over its mammogram.
+"""Lesion masks and points between the full picture and the image a model sees; a map drawn over its mammogram.
 
 `render` cuts a box out of the full picture, scales it, mirrors it where the chest wall is right, and places it in the
-image. Here any other plane of the same picture (a lesion mask) goes the same way, and what was found on the image (a
-map, a point) goes back. `Box` and the image section say all that is needed.
+image. A mask of the same picture goes the same way, and a point that was found on the image goes back.
 """
 
 from __future__ import annotations
@@ -18,65 +17,28 @@ _OPACITY = 0.7  # how far the strongest colour covers the picture
 _VERMILION = (213, 94, 0)  # Okabe and Ito: told apart from the map's blue to yellow with any colour vision
 
 
-def to_image(plane: np.ndarray, box: Box, image: ImageConfig) -> np.ndarray:
-    """A plane of the full picture as the image shows it.
+def mask_to_image(mask: np.ndarray, box: Box, image: ImageConfig) -> np.ndarray:
+    """A mask of the full picture as the image shows it.
 
     Args:
-        plane: (rows, columns) of the full picture; any numbers, or bool for a mask.
+        mask: (rows, columns) of the full picture, more than 0 inside.
         box: of the rendered picture.
         image: the section it was rendered with.
 
     Returns:
-        float32 (height, width): each pixel the average of what it covers (a mask's share), linear where the picture
-        was enlarged; 0 outside the box.
+        bool (height, width): the pixels at least half covered. A mask too small for that keeps the pixel that it covers
+        most; one outside the box is empty.
     """
     rows, columns = box.fitted(image.height, image.width)
-    crop = plane[box.top : box.bottom, box.left : box.right].astype(np.float32)
+    crop = (mask[box.top : box.bottom, box.left : box.right] > 0).astype(np.float32)
     if crop.shape != (box.height, box.width):
-        raise ValueError(f"plane {plane.shape} does not hold {box}: it is not of the picture that was rendered")
+        raise ValueError(f"mask {mask.shape} does not hold {box}: it is not of the picture that was rendered")
     grows = rows > box.height or columns > box.width
     small = cv2.resize(crop, (columns, rows), interpolation=cv2.INTER_LINEAR if grows else cv2.INTER_AREA)
-    placed = np.zeros((image.height, image.width), np.float32)
+    share = np.zeros((image.height, image.width), np.float32)
     top = (image.height - rows) // 2
-    placed[top : top + rows, :columns] = small[:, ::-1] if box.flip else small
-    return placed
-
-
-def mask_to_image(mask: np.ndarray, box: Box, image: ImageConfig) -> np.ndarray:
-    """A mask of the full picture on the image: bool (height, width), the pixels at least half covered.
-
-    A mask too small to cover half a pixel keeps the pixel that it covers most; one outside the box is empty.
-    """
-    share = to_image(mask > 0, box, image)
+    share[top : top + rows, :columns] = small[:, ::-1] if box.flip else small
     return (share >= min(0.5, float(share.max()))) & (share > 0)
-
-
-def to_picture(plane: np.ndarray, box: Box, image: ImageConfig, shape: tuple[int, int]) -> np.ndarray:
-    """The inverse: a map on the image, laid over the full picture.
-
-    Args:
-        plane: float (height, width) of the image section.
-        box: of the rendered picture.
-        image: the section it was rendered with.
-        shape: rows and columns of the full picture.
-
-    Returns:
-        float32 of `shape`, interpolated linearly; 0 outside the box.
-    """
-    if plane.shape != (image.height, image.width):
-        raise ValueError(f"plane: got {plane.shape}, expected {(image.height, image.width)} of the image section")
-    rows, columns = box.fitted(image.height, image.width)
-    top = (image.height - rows) // 2
-    small = plane[top : top + rows, :columns].astype(np.float32)
-    shrinks = rows > box.height or columns > box.width
-    large = cv2.resize(
-        np.ascontiguousarray(small[:, ::-1] if box.flip else small),
-        (box.width, box.height),
-        interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR,
-    )
-    full = np.zeros(shape, np.float32)
-    full[box.top : box.bottom, box.left : box.right] = large
-    return full
 
 
 def point_in_picture(row: int, column: int, box: Box, image: ImageConfig) -> tuple[int, int]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,8 +25,6 @@ if TYPE_CHECKING:
     from rsna_kit.imaging.render import Rendered
     from rsna_kit.imaging.stream import ImageStream
     from rsna_kit.models.ensemble import Ensemble
-    from rsna_kit.models.members import Member
-    from rsna_lab.analysis.explain import Explainer
 
 TOP = 20
 _PAGE_HEIGHT = 560  # rows of a picture on the page; the files are as large as what the model sees
@@ -39,20 +36,19 @@ _MEANING = (
 )
 
 
-@dataclass(frozen=True)
-class _Scored:
-    """A picture, its row in the table and its score."""
-
-    row: int
-    score: float
-    rendered: Rendered
-
-
 def explain(
-    where: Path | None, out: Path, bundle_paths: Sequence[Path], settings: InferConfig, events: Events, *,
-    images: Sequence[str] = (), top: int = TOP, method: str | None = None, split: str | None = None,
+    where: Path | None,
+    out: Path,
+    bundle_paths: Sequence[Path],
+    settings: InferConfig,
+    events: Events,
+    *,
+    images: Sequence[str] = (),
+    top: int = TOP,
+    method: str | None = None,
+    split: str | None = None,
     decode: DecodeConfig | None = None,
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """Score mammograms and show what in the highest scoring ones made for cancer.
 
     Writes to `out`: `pictures/<image_id>.png` (the mammogram beside its map), `maps/<image_id>.png` (the map alone, on
@@ -83,7 +79,7 @@ def explain(
     from rsna_kit.models.ensemble import Ensemble
     from rsna_kit.models.members import common_image
     from rsna_kit.recipes.images import open_stream
-    from rsna_lab.analysis.explain import build_explainer, combine
+    from rsna_lab.analysis.explain import build_explainer, choose_method, combine
 
     decode = decode or DecodeConfig()
     if decode.backend != "threads":
@@ -93,44 +89,39 @@ def explain(
     competition = find_competition(where)
     split, table = _table(competition, split, images)
     chosen = open_members(bundle_paths, events)
-    members, weights = chosen.members, [member.weight for member in chosen.members]
-    image = common_image([member.bundle for member in members])
-    explainers = [build_explainer(member.bundle, method, settings.batch_size) for member in members]
-    ensemble = Ensemble(members, settings.batch_size, chosen.tta)
-    events.say(f"explain: {len(table)} pictures of {competition.root} ({split}), {len(members)} bundles")
+    bundles, weights = zip(*((member.bundle, member.weight) for member in chosen.members), strict=True)
+    image = common_image(bundles)
+    methods = " and ".join(dict.fromkeys(choose_method(bundle, method) for bundle in bundles))
+    explainers = [build_explainer(bundle, method, settings.batch_size) for bundle in bundles]
+    ensemble = Ensemble(chosen.members, settings.batch_size, chosen.tta)
+    events.say(f"explain: {len(table)} pictures of {competition.root} ({split}), {len(bundles)} bundles")
 
     outcomes = open_stream(list(competition.files(split, table)), image, decode, events)
     failures: list[dict[str, str]] = []
     scored = _score(table, outcomes, ensemble, settings.batch_size, failures, events)
-    worth = list(scored) if images else heapq.nlargest(top, scored, key=lambda one: one.score)
-    shown, figures = [], []
+    worth = list(scored) if images else heapq.nlargest(top, scored, key=lambda one: one[0])
+    drawn: list[tuple[dict[str, Any], bytes]] = []
     with events.progress(len(worth), "explain") as progress:
         for one in worth:
-            batch = one.rendered.image[None, ..., None]
-            heat = combine([explainer(batch) for explainer in explainers], weights)[0]
-            row = table.iloc[one.row]
-            facts = _facts(row, one, heat, image)
-            figure = _figure(one.rendered, heat)
-            _write_picture(out / "pictures" / f"{row['image_id']}.png", _captioned(figure, _caption(facts)), "png")
-            _write_picture(out / "maps" / f"{row['image_id']}.png", np.rint(heat * 65535).astype(np.uint16), "png")
-            figures.append((_for_page(figure), _caption(facts)))
-            shown.append(facts)
+            heat = combine([explainer(one[2].image[None, ..., None]) for explainer in explainers], weights)[0]
+            drawn.append(_draw(out, *one, heat, image))
             progress.advance()
-
+    shown = [facts for facts, _ in drawn]
     write_csv(out / "explain.csv", pd.DataFrame(shown))
     write_csv(out / "failures.csv", pd.DataFrame(failures, columns=["image_id", "stage", "reason"]))
     if failures:
         events.say(f"{len(failures)} of {len(table)} pictures could not be used: {out / 'failures.csv'}")
-    _write_page(out / "index.html", figures, competition, split, members, explainers)
+    paths = [str(bundle.path) for bundle in bundles]
+    said = {"competition": str(competition.root), "split": split, "method": methods, "bundles": ", ".join(paths)}
+    _write_page(out / "index.html", drawn, said)
     return {
         "ok": bool(shown) and len(failures) <= settings.max_failure_share * len(table),
         "page": str(out / "index.html"),
-        "split": split,
         "scored": len(table) - len(failures),
         "failed": len(failures),
         "explained": len(shown),
-        "method": _methods(explainers),
-        "bundles": [str(member.bundle.path) for member in members],
+        **said,
+        "bundles": paths,
         "pictures": shown,
     }
 
@@ -149,10 +140,14 @@ def _table(competition: Competition, split: str | None, images: Sequence[str]) -
 
 
 def _score(
-    table: pd.DataFrame, outcomes: ImageStream, ensemble: Ensemble, batch_size: int, failures: list[dict[str, str]],
+    table: pd.DataFrame,
+    outcomes: ImageStream,
+    ensemble: Ensemble,
+    batch_size: int,
+    failures: list[dict[str, str]],
     events: Events,
-) -> Iterator[_Scored]:  # fmt: skip
-    """Every picture that can be used, with its score; the others go to `failures`."""
+) -> Iterator[tuple[float, pd.Series, Rendered]]:
+    """Score, row and picture of all that can be used; the others go to `failures`."""
     numbers = {image_id: number for number, image_id in enumerate(table["image_id"])}
     with outcomes, events.progress(len(table), "score") as progress:
         while batch := list(islice(outcomes, batch_size)):
@@ -161,24 +156,45 @@ def _score(
             if good:
                 columns = ensemble.score(np.stack([rendered.image for _, rendered in good])[..., None])
                 parts = [part.weight * columns[:, ensemble.columns.index(part.score)] for part in ensemble.parts]
-                scores = np.sum(parts, axis=0)
-                for (image_id, rendered), score in zip(good, scores, strict=True):
-                    yield _Scored(numbers[image_id], float(score), rendered)
+                for (image_id, rendered), score in zip(good, np.sum(parts, axis=0), strict=True):
+                    yield float(score), table.iloc[numbers[image_id]], rendered
             progress.advance(len(batch))
 
 
-def _facts(row: pd.Series, one: _Scored, heat: np.ndarray, image: ImageConfig) -> dict[str, Any]:
-    """A row of explain.csv, ready for JSON."""
-    from rsna_lab.analysis.explain import peak
-    from rsna_lab.analysis.overlay import point_in_picture
+def _draw(
+    out: Path, score: float, row: pd.Series, rendered: Rendered, heat: np.ndarray, image: ImageConfig
+) -> tuple[dict[str, Any], bytes]:
+    """Write a mammogram beside its map, and the map; right breasts are turned back to face left.
 
-    facts = {name: str(row[name]) for name in ("image_id", "patient_id", "prediction_id", "laterality", "view")}
-    point, box = peak(heat, one.rendered.image), one.rendered.box
+    Returns:
+        Its row of explain.csv, ready for JSON, and the figure for the page.
+    """
+    from rsna_kit.imaging.render import encode_picture
+    from rsna_lab.analysis.explain import peak
+    from rsna_lab.analysis.overlay import draw_map, draw_peak, point_in_picture
+
+    picture, box, point = rendered.image, rendered.box, peak(heat, rendered.image)
     place = (None, None) if point is None else point_in_picture(*point, box, image)
-    cancer = {"cancer": int(row["cancer"])} if "cancer" in row.index else {}
-    edges = {name: int(getattr(box, name)) for name in ("top", "left", "bottom", "right")}
-    return {**facts, "score": one.score, **cancer, "peak_row": place[0], "peak_column": place[1], **edges,
-            "mirrored": box.flip}  # fmt: skip
+    facts: dict[str, Any] = {
+        name: str(row[name]) for name in ("image_id", "patient_id", "prediction_id", "laterality", "view")
+    }
+    facts |= {"score": score} | ({"cancer": int(row["cancer"])} if "cancer" in row.index else {})
+    facts |= {"peak_row": place[0], "peak_column": place[1]}
+    facts |= {name: int(getattr(box, name)) for name in ("top", "left", "bottom", "right")} | {"mirrored": box.flip}
+    files = {"maps": np.rint(heat * 65535).astype(np.uint16)}
+    if box.flip:
+        picture, heat = picture[:, ::-1], heat[:, ::-1]
+        point = None if point is None else (point[0], picture.shape[1] - 1 - point[1])
+    drawn = draw_map(picture, heat)
+    drawn = drawn if point is None else draw_peak(drawn, *point)
+    plain = np.repeat(picture[..., None], 3, axis=2)
+    figure = np.hstack([plain, np.zeros((len(plain), _GAP, 3), np.uint8), drawn])[..., ::-1]  # OpenCV writes blue first
+    files["pictures"] = figure = np.ascontiguousarray(figure)
+    for folder, content in files.items():
+        write_bytes(out / folder / f"{row['image_id']}.png", encode_picture(content, "png"))
+    if (shrink := _PAGE_HEIGHT / len(figure)) < 1:
+        figure = cv2.resize(figure, (round(figure.shape[1] * shrink), _PAGE_HEIGHT), interpolation=cv2.INTER_AREA)
+    return facts, encode_picture(figure, "jpeg")
 
 
 def _caption(facts: dict[str, Any]) -> str:
@@ -188,65 +204,13 @@ def _caption(facts: dict[str, Any]) -> str:
     return f"{facts['image_id']} ({side}): score {facts['score']:.3f}{truth}{nothing}"
 
 
-def _figure(rendered: Rendered, heat: np.ndarray) -> np.ndarray:
-    """uint8 (h, 2w + gap, 3): the mammogram, and the map over it; right breasts are turned back to face left."""
-    from rsna_lab.analysis.explain import peak
-    from rsna_lab.analysis.overlay import draw_map, draw_peak
-
-    picture = rendered.image
-    point = peak(heat, picture)
-    if rendered.box.flip:
-        picture, heat = picture[:, ::-1], heat[:, ::-1]
-        point = None if point is None else (point[0], picture.shape[1] - 1 - point[1])
-    drawn = draw_map(picture, heat)
-    drawn = drawn if point is None else draw_peak(drawn, *point)
-    plain = np.repeat(picture[..., None], 3, axis=2)
-    return np.hstack([plain, np.zeros((len(plain), _GAP, 3), np.uint8), drawn])
-
-
-def _captioned(figure: np.ndarray, text: str) -> np.ndarray:
-    """The figure with a line of text under it, as large as its width allows."""
-    (width, _), _ = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, 1.0, 1)
-    scale = min(1.0, 0.97 * figure.shape[1] / width)
-    strip = np.zeros((max(12, round(40 * scale)), figure.shape[1], 3), np.uint8)
-    place = (2, len(strip) - max(3, round(12 * scale)))
-    cv2.putText(strip, text, place, cv2.FONT_HERSHEY_SIMPLEX, scale, (220, 220, 220), 1, cv2.LINE_AA)
-    return np.vstack([figure, strip])
-
-
-def _for_page(figure: np.ndarray) -> bytes:
-    from rsna_kit.imaging.render import encode_picture
-
-    shrink = _PAGE_HEIGHT / len(figure)
-    if shrink < 1:
-        figure = cv2.resize(figure, (round(figure.shape[1] * shrink), _PAGE_HEIGHT), interpolation=cv2.INTER_AREA)
-    return encode_picture(np.ascontiguousarray(figure[..., ::-1]), "jpeg")
-
-
-def _write_picture(path: Path, picture: np.ndarray, fmt: str) -> None:
-    from rsna_kit.imaging.render import encode_picture
-
-    picture = np.ascontiguousarray(picture[..., ::-1]) if picture.ndim == 3 else picture  # OpenCV writes blue first
-    write_bytes(path, encode_picture(picture, fmt))
-
-
-def _methods(explainers: Sequence[Explainer]) -> str:
-    names = {"GradCam": "grad-cam", "Occlusion": "occlusion", "ErrorMap": "error"}
-    return " and ".join(dict.fromkeys(names[type(explainer).__name__] for explainer in explainers))
-
-
-def _write_page(
-    path: Path, figures: Sequence[tuple[bytes, str]], competition: Competition, split: str, members: Sequence[Member],
-    explainers: Sequence[Explainer],
-) -> None:  # fmt: skip
+def _write_page(path: Path, drawn: Sequence[tuple[dict[str, Any], bytes]], said: dict[str, str]) -> None:
     from rsna_lab.report.sections import Section, pictures, provenance, write_report
 
-    folders = ", ".join(str(member.bundle.path) for member in members)
-    facts = {"rsna_kit": __version__, "competition": str(competition.root), "split": split,
-             "method": _methods(explainers), "bundles": folders}  # fmt: skip
     sections = [
         Section("How to read this", f"<p>{_MEANING}</p>"),
-        pictures("Pictures", figures),
-        provenance(facts),
+        pictures("Pictures", [(figure, _caption(facts)) for facts, figure in drawn]),
+        provenance({"rsna_kit": __version__, **said}),
     ]
-    write_report(path, "Where the scores come from", sections, f"{len(figures)} mammograms, {_methods(explainers)}")
+    under = f"{len(drawn)} mammograms, {said['method']}"
+    write_report(path, "Where the scores come from", sections, under)

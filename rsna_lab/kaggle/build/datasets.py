@@ -178,14 +178,14 @@ def _fill_weights(root: Path, folder: Path, wanted: Wanted, state: State, say: C
 
 def _fill_starts(root: Path, folder: Path, wanted: Wanted, state: State, say: Callable[[str], None]) -> set[str]:
     """Every published weights file of keras.applications under the source after checking its checksum."""
-    from rsna_kit.models.starts import check_digest, published
+    from rsna_kit.models.starts import published
     from rsna_lab.kaggle.build.wheelhouse import SUMS, write_sums
 
     source = wanted.source
     assert source is not None
     sums = {}
     for start in published(source):
-        sums[start.path.name] = check_digest(start)
+        sums[start.path.name] = start.sha256
         shutil.copy(start.path, folder)
     if not sums:
         raise RsnaKitError(f"no published weights file under {source}. Expected {MADE_OF[wanted.name]}")

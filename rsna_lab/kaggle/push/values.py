@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 
 from rsna_kit.config import Config, with_overrides
 from rsna_kit.models.backbones import backbone
+from rsna_kit.models.views import check_pooling
 from rsna_kit.presets import preset
 from rsna_kit.runtime.errors import UsageError
 from rsna_lab.kaggle.push.wishes import SESSION_H, session_seconds
@@ -48,6 +49,7 @@ def check_settings(
 def _config(settings: Mapping[str, str]) -> Config:
     config = with_overrides(preset(settings.get("PRESET", "default")), settings.get("SET", "").split())
     backbone(config.model.backbone)
+    check_pooling(config.model.view_pool)
     return config
 
 

@@ -10,30 +10,52 @@ scores what was trained, for any number of views. With the attention 0 everywher
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any
 
-from rsna_kit.config import ImageConfig, ModelConfig
-from rsna_kit.models.classifier import build_classifier
+from rsna_kit.runtime.errors import UsageError, did_you_mean
 from rsna_kit.runtime.lazy import require
 
 _NEVER = -1e9  # attention of a missing view: its softmax is 0, and where every view is missing nothing is divided by 0
 
+# How the views of a breast are pooled: (logit (B, 1), the features that it is made of (B, c)) → attention float (B, 1).
+# To add one, add its line; training, bundles and scoring know of nothing but the attention.
+POOLINGS: Mapping[str, Callable[[Any, Any], Any]] = {
+    "attention": lambda logit, features: _keras().layers.Dense(1, dtype="float32", name="attention")(features),
+    "mean": lambda logit, features: _keras().ops.zeros_like(logit),
+}
 
-def build_view_network(model: ModelConfig, image: ImageConfig) -> Any:
+
+def check_pooling(name: str) -> None:
+    """Refuse a pooling of views that there is not.
+
+    Raises:
+        UsageError: unknown name, with the nearest known one.
+    """
+    if name not in POOLINGS:
+        raise UsageError(
+            f"model.view_pool: got {name!r}, expected one of {', '.join(POOLINGS)}.{did_you_mean(name, POOLINGS)}"
+        )
+
+
+def with_attention(classifier: Any, pooling: str) -> Any:
     """The network that scores one view of a breast; it is what a bundle holds.
 
+    Args:
+        classifier: uint8 (B, h, w, 1) to float32 (B, 1), from a layer `logit`.
+        pooling: one of `POOLINGS`.
+
     Returns:
-        keras.Model: uint8 (B, h, w, 1) to float32 (B, 2), logit and attention. With `view_pool="mean"` the attention
-        is 0 and nothing is learned for it.
+        keras.Model: uint8 (B, h, w, 1) to float32 (B, 2), logit and attention.
+
+    Raises:
+        UsageError: an unknown pooling.
     """
-    keras = require("keras", "train")
-    if model.view_pool == "attention":
-        return build_classifier(model, image, extra=1)
-    network = build_classifier(model, image)
-    even = keras.ops.zeros_like(network.output)
-    columns = keras.layers.Concatenate(name="columns", dtype="float32")([network.output, even])
-    return keras.Model(network.input, columns, name=network.name)
+    check_pooling(pooling)
+    attention = POOLINGS[pooling](classifier.output, classifier.get_layer("logit").input)
+    columns = _keras().layers.Concatenate(name="columns", dtype="float32")([classifier.output, attention])
+    return _keras().Model(classifier.input, columns, name=classifier.name)
 
 
 def over_views(scorer: Any) -> Any:
@@ -46,7 +68,7 @@ def over_views(scorer: Any) -> Any:
         keras.Model that shares its weights: (B, V, *shape) of any V to float32 (B, 1 + K), the breast's logits. A view
         that is all 0 is missing, a breast's first view never is. Where all are missing, they count alike.
     """
-    keras = require("keras", "train")
+    keras = _keras()
     views = keras.Input((None, *scorer.input.shape[1:]), dtype=scorer.input.dtype, name="views")
     return keras.Model(views, _over_views_layer()(scorer, name="over_views")(views), name="breast")
 
@@ -61,7 +83,7 @@ def pool_views(columns: Any, present: Any) -> Any:
     Returns:
         float (B, 1 + K): each logit weighted by the softmax of the attention over the views that are there.
     """
-    ops = require("keras", "train").ops
+    ops = _keras().ops
     attention = ops.where(present, columns[..., 1], _NEVER)
     # Not ops.softmax, which warns where there is one view.
     share = ops.exp(attention - ops.logsumexp(attention, axis=1, keepdims=True))[..., None]
@@ -72,7 +94,7 @@ def pool_views(columns: Any, present: Any) -> Any:
 @cache
 def _over_views_layer() -> Any:
     """The layer's class; Keras is not there when this module is imported."""
-    keras = require("keras", "train")
+    keras = _keras()
     ops = keras.ops
 
     class OverViews(keras.layers.Layer):  # type: ignore[name-defined]
@@ -95,3 +117,7 @@ def _over_views_layer() -> Any:
             return shape[0], self.scorer.output.shape[-1] - 1
 
     return OverViews
+
+
+def _keras() -> Any:
+    return require("keras", "train")

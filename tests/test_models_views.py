@@ -11,8 +11,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from rsna_kit.config import ImageConfig, ModelConfig
-from rsna_kit.models.breast import build_view_network, over_views, pool_views
+from rsna_kit.config import Config, ImageConfig, ModelConfig
+from rsna_kit.models.network import build_network
+from rsna_kit.models.views import check_pooling, over_views, pool_views
+from rsna_kit.runtime.errors import UsageError
 from rsna_kit.scoring.breasts import to_breasts
 
 keras = pytest.importorskip("keras")
@@ -24,9 +26,9 @@ IMAGE = ImageConfig(height=64, width=32)
 JAX = """
 import numpy as np, keras
 from rsna_kit.config import TrainConfig
-from rsna_kit.models.breast import over_views
+from rsna_kit.models.views import over_views
 from rsna_kit.training.losses import build_loss
-from test_models_breast import scorer, views_of
+from test_models_views import scorer, views_of
 model = over_views(scorer(3))
 model.compile(optimizer=keras.optimizers.SGD(0.1), loss=build_loss(TrainConfig(targets="biopsy")))
 views = views_of([2, 1, 3])
@@ -92,8 +94,8 @@ def test_views_that_are_missing_change_nothing() -> None:
 def test_the_network_of_a_view(choice: str) -> None:
     """The real one, and for the mean of logits scoring needs no other rule: the attention is 0."""
     keras.utils.set_random_seed(0)
-    model = ModelConfig(kind="breast", view_pool=choice, weights="none")
-    network = build_view_network(model, IMAGE)
+    config = Config(model=ModelConfig(kind="breast", view_pool=choice, weights="none"))
+    network = build_network(config, IMAGE)
     assert (network.input_shape, network.input.dtype) == ((None, 64, 32, 1), "uint8")
     assert (network.output_shape, network.output.dtype) == ((None, 2), "float32")
     views = RNG.integers(1, 256, (2, 3, 64, 32, 1), np.uint8)
@@ -108,6 +110,11 @@ def test_the_network_of_a_view(choice: str) -> None:
         assert all(np.ptp(part[:, 1]) > 1e-4 for part in columns)
     scores = 1 / (1 + np.exp(-logits.astype(np.float64)))
     np.testing.assert_allclose(scores, as_scored(network, views, [3, 2]), atol=1e-5)
+
+
+def test_an_unknown_pooling_is_refused_with_the_nearest_name() -> None:
+    with pytest.raises(UsageError, match=r"model.view_pool: got 'meen', expected one of .*Did you mean 'mean'\?"):
+        check_pooling("meen")
 
 
 def test_black_pictures_do_not_reach_the_statistics() -> None:
