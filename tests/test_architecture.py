@@ -23,7 +23,7 @@ PACKAGES = {
 # Rooms side by side that have nothing to say to each other although the order would allow it.
 STRANGERS = {
     *(("scoring", room) for room in ("dicom", "imaging", "data", "models", "training")),
-    ("dicom", "competition"), ("models", "competition"), ("models", "dicom"), ("models", "imaging"),
+    ("dicom", "competition"), ("models", "dicom"), ("models", "imaging"),
     ("training", "competition"), ("training", "dicom"), ("training", "imaging"),
 }  # fmt: skip
 HEAVY = {"tensorflow", "keras", "keras_cv", "albumentations", "nvidia", "jax", "torch", "sklearn", "matplotlib"}

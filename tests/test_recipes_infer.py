@@ -505,9 +505,9 @@ def test_a_bundle_beside_a_list_is_refused(
     hidden: Path, listed: Path, bundle: Path, tmp_path: Path, tiny: Config, quiet: Events
 ) -> None:
     """Copies of what the list names may lie about, anything else would be scored by nobody knows what weight."""
-    from rsna_kit.recipes.infer import open_members
+    from rsna_kit.models.members import open_members
 
-    assert open_members([listed, listed / "bundles" / "images", bundle], quiet).source == listed / "ensemble.json"
+    assert open_members([listed, listed / "bundles" / "images", bundle], quiet.say).source == listed / "ensemble.json"
     shutil.copytree(bundle, tmp_path / "other")
     set_threshold(tmp_path / "other", 0.9, "another")
     with pytest.raises(BundleError, match=r"ensemble.json does not name .*other\. Give the list alone"):
@@ -515,14 +515,13 @@ def test_a_bundle_beside_a_list_is_refused(
 
 
 def test_two_lists_are_refused_and_two_copies_of_one_are_not(listed: Path, tmp_path: Path, quiet: Events) -> None:
-    from rsna_kit.models.members import write_list
-    from rsna_kit.recipes.infer import open_members
+    from rsna_kit.models.members import open_members, write_list
 
     second = Path(shutil.copytree(listed, tmp_path / "second"))
-    assert open_members([listed, second], quiet).threshold == 0.4
+    assert open_members([listed, second], quiet.say).threshold == 0.4
     write_list(second, {"bundles/images": 1.0}, "none", 0.5, {})
     with pytest.raises(BundleError, match=r"2 lists found: .*blend/ensemble.json, .*second/ensemble.json\. Give one"):
-        open_members([listed, second], quiet)
+        open_members([listed, second], quiet.say)
 
 
 def test_what_the_models_give_up_is_done_without_and_recorded(
@@ -585,10 +584,10 @@ def test_a_resumed_run_says_what_the_first_one_gave_up(
 
 
 def test_a_folder_without_a_bundle_is_refused_beside_a_good_one(bundle: Path, tmp_path: Path, quiet: Events) -> None:
-    from rsna_kit.recipes.infer import open_members
+    from rsna_kit.models.members import open_members
 
     with pytest.raises(BundleError, match=r"no bundle \(a folder with metadata.json\) found in: .*typo\. Give folders"):
-        open_members([bundle, tmp_path / "typo"], quiet)
+        open_members([bundle, tmp_path / "typo"], quiet.say)
 
 
 def test_the_first_batch_says_nothing_about_the_pace(

@@ -7,12 +7,13 @@ calibration of the blended scores, how these were chosen and what they scored ou
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from rsna_kit import __version__
+from rsna_kit.competition.paths import find_inputs
 from rsna_kit.config import ImageConfig, InferConfig, image_fingerprint
 from rsna_kit.models.bundle import METADATA, WEIGHTS, Bundle, is_score, open_bundle, read_object
 from rsna_kit.runtime.errors import BundleError
@@ -163,3 +164,40 @@ def _open_row(path: Path, row: Mapping[str, Any]) -> Member:
             "Copy the whole folder again, or run rsna-kit blend again."
         )
     return Member(open_bundle(path.parent / name), float(weight))
+
+
+def open_members(paths: Sequence[Path], say: Callable[[str], None]) -> Members:
+    """The members that an `ensemble.json` at or below the given folders lists, or else every bundle there.
+
+    Args:
+        paths: bundles, folders of bundles, folders with a list.
+        say: told the weights of a list.
+
+    Raises:
+        BundleError: a folder without a bundle, several lists, a bundle beside a list that does not name it, or one that
+            is not whole.
+    """
+    listing = {path: find_inputs(LIST, path) for path in paths}
+    below = {path: find_inputs("metadata.json", path) for path in paths}
+    lists = {sha256_file(folder / LIST): folder for found in listing.values() for folder in found}
+    folders = [folder for found in below.values() for folder in found]
+    empty = [str(path) for path in paths if not below[path] and not listing[path]]
+    if empty or not paths:  # a run without one of those asked for would score, and nobody would notice
+        places = ", ".join(empty) or "none"
+        raise BundleError(
+            f"no bundle (a folder with metadata.json) found in: {places}. Give folders that train or blend wrote."
+        )
+    if not lists:
+        return equal_members(folders)
+    if len(lists) > 1:
+        raise BundleError(f"{len(lists)} lists found: {', '.join(str(f / LIST) for f in lists.values())}. Give one.")
+    chosen = open_list(next(iter(lists.values())))
+    listed = {sha256_file(member.bundle.path / "metadata.json") for member in chosen.members}
+    strangers = [str(folder) for folder in folders if sha256_file(folder / "metadata.json") not in listed]
+    if strangers:
+        raise BundleError(
+            f"{chosen.source} does not name {', '.join(strangers)}. Give the list alone, or bundles without a list."
+        )
+    for member in chosen.members:
+        say(f"{member.weight:.3f} x {member.bundle.path}")
+    return chosen

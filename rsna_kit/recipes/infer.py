@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,14 +14,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from rsna_kit.competition.paths import find_competition, find_inputs
+from rsna_kit.competition.paths import Competition, find_competition
 from rsna_kit.competition.submission import check_submission, expected_ids, prior_submission, write_submission
 from rsna_kit.competition.tables import read_sample, read_test
-from rsna_kit.config import PRIOR, DecodeConfig, InferConfig
+from rsna_kit.config import PRIOR, DecodeConfig, ImageConfig, InferConfig
 from rsna_kit.runtime.clock import Clock, format_duration
-from rsna_kit.runtime.errors import BundleError, TableError, UsageError
+from rsna_kit.runtime.errors import TableError, UsageError
 from rsna_kit.runtime.events import Events
-from rsna_kit.runtime.files import sha256_file, write_csv
+from rsna_kit.runtime.files import write_csv
 from rsna_kit.scoring.blend import weighted_breasts
 from rsna_kit.scoring.calibration import Calibration
 from rsna_kit.scoring.ledger import ScoreLedger
@@ -28,7 +29,8 @@ from rsna_kit.scoring.threshold import apply_threshold
 
 if TYPE_CHECKING:
     from rsna_kit.imaging.outcome import Outcome
-    from rsna_kit.models.ensemble import Ensemble, Part
+    from rsna_kit.imaging.pace import Pace
+    from rsna_kit.models.ensemble import Ensemble
     from rsna_kit.models.members import Members
 
 SAVE_EVERY_S = 60.0  # how often the scores so far are written
@@ -38,9 +40,16 @@ WRITE_RESERVE_S = 20.0  # what is kept of the time limit for the writing
 
 
 def infer(
-    where: Path | None, out: Path, bundle_paths: Sequence[Path], settings: InferConfig, events: Events, clock: Clock,
-    decode: DecodeConfig | None = None, exact: bool = False, attempt: int = 1,
-) -> dict[str, Any]:  # fmt: skip
+    where: Path | None,
+    out: Path,
+    bundle_paths: Sequence[Path],
+    settings: InferConfig,
+    events: Events,
+    clock: Clock,
+    decode: DecodeConfig | None = None,
+    exact: bool = False,
+    attempt: int = 1,
+) -> dict[str, Any]:
     """Score the test DICOMs of a competition.
 
     A valid `submission.csv` holds the prior before anything else happens (one that an earlier run left stays) and
@@ -72,12 +81,70 @@ def infer(
         raise UsageError(f"decode.backend: got {decode.backend!r}, infer decodes in threads of its own process")
     if decode.gpus != "none":  # TensorFlow would take all memory of a GPU that also decodes
         os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
-    from rsna_kit.imaging.pace import MOST_COARSER, Pace
-    from rsna_kit.models.ensemble import Ensemble
-    from rsna_kit.models.members import common_image
-    from rsna_kit.recipes.images import open_stream
-
     competition = find_competition(where)
+    test, sample = _read_tables(competition, out, events)
+    events.say(f"infer: {len(test)} images, {len(sample)} breasts")
+    scoring = _open_scoring(out, test, sample, bundle_paths, settings, exact, events)
+    left = _ordered(test[[not scoring.ledger.done(image_id) for image_id in test["image_id"]]], attempt)
+    if len(left) < len(test):
+        events.say(f"resuming: {len(test) - len(left)} images are done")
+    if scoring.before["coarser"] or scoring.before["given_up"]:
+        events.say("the run before gave something up for want of time: given_up.json", kind="given_up")
+    save_every_s = SAVE_EVERY_S if attempt == 1 else min(SAVE_EVERY_S, SAVE_SOON_S)
+    files = list(competition.files("test", left))
+    breasts = _score_images(scoring, files, decode, settings.batch_size, save_every_s, clock, events)
+    return _summary(scoring, breasts, settings, clock, events)
+
+
+@dataclass
+class _Scoring:
+    """What a run scores, with which networks, and what it has so far; `before` is what earlier runs gave up."""
+
+    out: Path
+    test: pd.DataFrame
+    sample: pd.DataFrame
+    members: Members
+    calibration: Calibration | None
+    image: ImageConfig
+    ensemble: Ensemble
+    ledger: ScoreLedger
+    before: Mapping[str, Any]
+    tta: str
+
+    def add(self, batch: Sequence[Outcome]) -> None:
+        """Score a batch; what has no picture is a failure."""
+        good = {outcome.image_id: outcome.rendered.image for outcome in batch if outcome.rendered is not None}
+        for outcome in batch:
+            if outcome.rendered is None:
+                self.ledger.fail(outcome.failure())
+        if good:
+            self.ledger.add(list(good), self.ensemble.score(np.stack(list(good.values()))[..., None]))
+
+    def write(self, pace: Pace, done: int) -> pd.DataFrame:
+        """Save the ledger, submission.csv (0 or 1) and scores.csv (with probabilities, where there is a calibration).
+
+        A breast without a scored image has the prior as its score and probability, and is called negative whatever the
+        threshold. `done` images were scored by earlier runs.
+        """
+        now = [{**entry, "after_images": int(entry["after_images"]) + done} for entry in pace.lightened]
+        coarser = max(self.before["coarser"], pace.coarsest)
+        self.ledger.given_up = {"coarser": coarser, "given_up": [*self.before["given_up"], *now]}
+        self.ledger.save(self.test["image_id"])  # and at once what is made of it: nothing may come between the two
+        breasts = weighted_breasts(self.ledger.table(self.test["image_id"]), self.test, self.ensemble.parts)
+        breasts = breasts.set_index("prediction_id").reindex(self.sample["prediction_id"]).reset_index()
+        breasts = breasts.fillna({"score": PRIOR, "images": 0}).astype({"images": "int64"})
+        positive = apply_threshold(breasts, self.members.threshold)["cancer"]
+        called = breasts.assign(cancer=positive.where(breasts["images"] > 0, 0))
+        write_submission(called, self.sample, self.out / "submission.csv")
+        if self.calibration is not None:
+            known = self.calibration.apply(breasts["score"])
+            breasts.insert(2, "probability", np.where(breasts["images"] > 0, known, PRIOR))
+        write_csv(self.out / "scores.csv", breasts)
+        return called
+
+
+def _read_tables(competition: Competition, out: Path, events: Events) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """test.csv and the sample submission, which test.csv makes where there is none; the prior is written at once."""
     sample = None if competition.sample_submission is None else read_sample(competition.sample_submission)
     if sample is not None:  # before test.csv is read: a bad row there must not cost the submission
         _write_prior(out / "submission.csv", sample, events)
@@ -86,66 +153,89 @@ def infer(
     if sample is None:
         sample = pd.DataFrame({"prediction_id": ids})
         _write_prior(out / "submission.csv", sample, events)
-    events.say(f"infer: {len(test)} images, {len(sample)} breasts")
+    return test, sample
 
-    chosen = open_members(bundle_paths, events)
-    calibration = _calibration(chosen, events)
-    bundles = [member.bundle for member in chosen.members]
-    image = common_image(bundles)
+
+def _open_scoring(
+    out: Path,
+    test: pd.DataFrame,
+    sample: pd.DataFrame,
+    bundle_paths: Sequence[Path],
+    settings: InferConfig,
+    exact: bool,
+    events: Events,
+) -> _Scoring:
+    """Load the networks, and the scores that an earlier run with the same ones left."""
+    from rsna_kit.models.ensemble import Ensemble
+    from rsna_kit.models.members import common_image, open_members
+
+    members = open_members(bundle_paths, events.say)
+    image = common_image([member.bundle for member in members.members])
     if exact and image.decode != "exact":
         events.say("--exact: every pixel is decoded, though the bundles were trained on reduced JPEG 2000")
         image = dataclasses.replace(image, decode="exact")
-    tta = "flip" if "flip" in (settings.tta, chosen.tta) else "none"
-    ensemble = Ensemble(chosen.members, settings.batch_size, tta, settings.runtime, events.say)
+    tta = "flip" if "flip" in (settings.tta, members.tta) else "none"
+    ensemble = Ensemble(members.members, settings.batch_size, tta, settings.runtime, events.say)
     identity = {
-        "bundles": [bundle.metadata["sha256"]["model.weights.h5"] for bundle in bundles],
-        "weights": [member.weight for member in chosen.members],
+        "bundles": [member.bundle.metadata["sha256"]["model.weights.h5"] for member in members.members],
+        "weights": [member.weight for member in members.members],
         "tta": tta,
         "images": _fingerprint(test),
         "decode": image.decode,
     }
     ledger = ScoreLedger(out, identity, ensemble.columns)
-    left = test[[not ledger.done(image_id) for image_id in test["image_id"]]]
-    left = _ordered(left, attempt)
-    before: dict[str, Any] = {"coarser": 0, "given_up": []} | ledger.given_up
-    done = len(test) - len(left)
-    if done:
-        events.say(f"resuming: {done} images are done")
-    if before["coarser"] or before["given_up"]:
-        events.say("the run before gave something up for want of time: given_up.json", kind="given_up")
+    before = {"coarser": 0, "given_up": []} | ledger.given_up
+    calibration = _calibration(members, events)
+    return _Scoring(out, test, sample, members, calibration, image, ensemble, ledger, before, tta)
 
-    stop, most = Clock(clock.remaining_s() - WRITE_RESERVE_S), MOST_COARSER if image.decode == "reduced" else 0
-    outcomes = open_stream(list(competition.files("test", left)), image, decode, events, stop)
-    pace = Pace(stop, len(left), 0.0, lambda line: events.say(line, kind="given_up"), most, ensemble.lighten)
 
-    def write() -> pd.DataFrame:
-        now = [{**entry, "after_images": int(entry["after_images"]) + done} for entry in pace.lightened]
-        coarser = max(before["coarser"], pace.coarsest)
-        ledger.given_up = {"coarser": coarser, "given_up": [*before["given_up"], *now]}
-        return _write_results(out, test, sample, ledger, ensemble.parts, chosen.threshold, calibration)
+def _score_images(
+    scoring: _Scoring,
+    files: Sequence[tuple[str, Path]],
+    decode: DecodeConfig,
+    batch_size: int,
+    save_every_s: float,
+    clock: Clock,
+    events: Events,
+) -> pd.DataFrame:
+    """Decode and score until all is done or the time is over; the breasts as they were written last."""
+    from rsna_kit.imaging.pace import MOST_COARSER, Pace
+    from rsna_kit.recipes.images import open_stream
 
-    save_every_s = SAVE_EVERY_S if attempt == 1 else min(SAVE_EVERY_S, SAVE_SOON_S)
+    done = len(scoring.test) - len(files)
+    stop, most = Clock(clock.remaining_s() - WRITE_RESERVE_S), MOST_COARSER if scoring.image.decode == "reduced" else 0
+    outcomes = open_stream(files, scoring.image, decode, events, stop)
+    ensemble = scoring.ensemble
+    pace = Pace(stop, len(files), 0.0, lambda line: events.say(line, kind="given_up"), most, ensemble.lighten)
     begun = clock.elapsed_s()
     saved = begun - save_every_s + min(save_every_s, SAVE_SOON_S)
     with outcomes:
-        with events.progress(len(left), "infer") as progress:
-            while batch := list(islice(outcomes, settings.batch_size)):
-                _score_batch(batch, ensemble, ledger)
+        with events.progress(len(files), "infer") as progress:
+            while batch := list(islice(outcomes, batch_size)):
+                scoring.add(batch)
                 for outcome in batch:
                     progress.advance(kind=outcome.worker)
-                if progress.done <= settings.batch_size:
+                if progress.done <= batch_size:
                     pace.begin(progress.done, outcomes.waited_s)
                 outcomes.coarser = pace.update(progress.done, outcomes.waited_s)
                 if stop.remaining_s() < clock.elapsed_s() - begun:  # the next batch takes as long
                     break
                 begun = clock.elapsed_s()
-                if clock.elapsed_s() - saved > save_every_s:
-                    saved = clock.elapsed_s()
-                    write()
+                if begun - saved > save_every_s:
+                    saved = begun
+                    scoring.write(pace, done)
         # Before the stream is closed, which waits for the files that are being decoded.
-        breasts = write()
+        breasts = scoring.write(pace, done)
     for note in outcomes.notes:
         events.say(note)
+    return breasts
+
+
+def _summary(
+    scoring: _Scoring, breasts: pd.DataFrame, settings: InferConfig, clock: Clock, events: Events
+) -> dict[str, Any]:
+    """What `infer` returns."""
+    out, test, ledger, members = scoring.out, scoring.test, scoring.ledger, scoring.members
     unscored = len(test) - len(ledger.scores) - len(ledger.failures)
     if unscored:
         events.say(f"out of time after {format_duration(clock.elapsed_s())}: {unscored} images left at the prior")
@@ -162,11 +252,11 @@ def infer(
         "breasts": len(breasts),
         "breasts_without_image": int((breasts["images"] == 0).sum()),
         "called_positive": int(breasts["cancer"].sum()),
-        "threshold": chosen.threshold,
-        "calibration": None if calibration is None else calibration.method,
-        "bundles": [str(bundle.path) for bundle in bundles],
-        "weights": [member.weight for member in chosen.members],
-        "tta": tta,
+        "threshold": members.threshold,
+        "calibration": None if scoring.calibration is None else scoring.calibration.method,
+        "bundles": [str(member.bundle.path) for member in members.members],
+        "weights": [member.weight for member in members.members],
+        "tta": scoring.tta,
         "minutes": round(clock.elapsed_s() / 60, 2),
     }
 
@@ -195,43 +285,6 @@ def _write_prior(path: Path, sample: pd.DataFrame, events: Events) -> None:
         events.say(f"{path} holds the prior")
 
 
-def open_members(paths: Sequence[Path], events: Events) -> Members:
-    """The members that an `ensemble.json` at or below the given folders lists, or else every bundle there.
-
-    Args:
-        paths: bundles, folders of bundles, folders with a list.
-        events: told the weights of a list.
-
-    Raises:
-        BundleError: a folder without a bundle, several lists, a bundle beside a list that does not name it, or one that
-            is not whole.
-    """
-    from rsna_kit.models.members import LIST, equal_members, open_list
-
-    listing = {path: find_inputs(LIST, path) for path in paths}
-    below = {path: find_inputs("metadata.json", path) for path in paths}
-    lists = {sha256_file(folder / LIST): folder for found in listing.values() for folder in found}
-    folders = [folder for found in below.values() for folder in found]
-    empty = [str(path) for path in paths if not below[path] and not listing[path]]
-    if empty or not paths:  # a run without one of those asked for would score, and nobody would notice
-        raise BundleError(f"no bundle (a folder with metadata.json) found in: {', '.join(empty) or 'none'}. "
-                          "Give folders that train or blend wrote.")  # fmt: skip
-    if not lists:
-        return equal_members(folders)
-    if len(lists) > 1:
-        raise BundleError(f"{len(lists)} lists found: {', '.join(str(f / LIST) for f in lists.values())}. Give one.")
-    chosen = open_list(next(iter(lists.values())))
-    listed = {sha256_file(member.bundle.path / "metadata.json") for member in chosen.members}
-    strangers = [str(folder) for folder in folders if sha256_file(folder / "metadata.json") not in listed]
-    if strangers:
-        raise BundleError(
-            f"{chosen.source} does not name {', '.join(strangers)}. Give the list alone, or bundles without a list."
-        )
-    for member in chosen.members:
-        events.say(f"{member.weight:.3f} x {member.bundle.path}")
-    return chosen
-
-
 def _calibration(chosen: Members, events: Events) -> Calibration | None:
     """What makes the ensemble's scores probabilities. The submission does without, so nothing here ends the run."""
     if chosen.calibration is not None:
@@ -247,34 +300,3 @@ def _calibration(chosen: Members, events: Events) -> Calibration | None:
 def _fingerprint(test: pd.DataFrame) -> str:
     """Which images the scores belong to."""
     return hashlib.sha256("\n".join(test["image_id"] + " " + test["prediction_id"]).encode()).hexdigest()[:12]
-
-
-def _score_batch(batch: Sequence[Outcome], ensemble: Ensemble, ledger: ScoreLedger) -> None:
-    good = {outcome.image_id: outcome.rendered.image for outcome in batch if outcome.rendered is not None}
-    for outcome in batch:
-        if outcome.rendered is None:
-            ledger.fail(outcome.failure())
-    if good:
-        ledger.add(list(good), ensemble.score(np.stack(list(good.values()))[..., None]))
-
-
-def _write_results(
-    out: Path, test: pd.DataFrame, sample: pd.DataFrame, ledger: ScoreLedger, parts: Sequence[Part], threshold: float,
-    calibration: Calibration | None,
-) -> pd.DataFrame:  # fmt: skip
-    """Save the ledger, submission.csv (0 or 1) and scores.csv (with probabilities, where there is a calibration).
-
-    A breast without a scored image has the prior as its score and probability, and is called negative whatever the
-    threshold.
-    """
-    ledger.save(test["image_id"])  # and at once what is made of it: nothing may come between the two
-    breasts = weighted_breasts(ledger.table(test["image_id"]), test, parts)
-    breasts = breasts.set_index("prediction_id").reindex(sample["prediction_id"]).reset_index()
-    breasts = breasts.fillna({"score": PRIOR, "images": 0}).astype({"images": "int64"})
-    called = breasts.assign(cancer=apply_threshold(breasts, threshold)["cancer"].where(breasts["images"] > 0, 0))
-    write_submission(called, sample, out / "submission.csv")
-    if calibration is not None:
-        known = calibration.apply(breasts["score"])
-        breasts.insert(2, "probability", np.where(breasts["images"] > 0, known, PRIOR))
-    write_csv(out / "scores.csv", breasts)
-    return called

@@ -146,12 +146,11 @@ def draw_maps(
         UsageError: pictures of another image section than the bundles'.
         BundleError: no bundle, or one that is damaged.
     """
-    from rsna_kit.models.members import common_image
-    from rsna_kit.recipes.infer import open_members
+    from rsna_kit.models.members import common_image, open_members
     from rsna_lab.analysis.explain import build_explainer, combine, peak
     from rsna_lab.analysis.overlay import draw_map, draw_peak
 
-    members = open_members([run], Events(stream=None)).members
+    members = open_members([run], lambda line: None).members
     if common_image([member.bundle for member in members]) != image:
         raise UsageError(f"{run} was trained on other images than these, which are of {image}")
     kinds = dict.fromkeys(member.bundle.config.model.kind for member in members)

@@ -16,7 +16,6 @@ from rsna_kit import __version__
 from rsna_kit.competition.paths import Competition, find_competition
 from rsna_kit.competition.tables import read_test, read_train
 from rsna_kit.config import DecodeConfig, ImageConfig, InferConfig
-from rsna_kit.recipes.infer import open_members
 from rsna_kit.runtime.errors import UsageError, did_you_mean
 from rsna_kit.runtime.events import Events
 from rsna_kit.runtime.files import write_bytes, write_csv
@@ -77,7 +76,7 @@ def explain(
         BundleError: no bundle, or bundles of different image sections.
     """
     from rsna_kit.models.ensemble import Ensemble
-    from rsna_kit.models.members import common_image
+    from rsna_kit.models.members import common_image, open_members
     from rsna_kit.recipes.images import open_stream
     from rsna_lab.analysis.explain import build_explainer, choose_method, combine
 
@@ -88,7 +87,7 @@ def explain(
         raise UsageError(f"--top: got {top}, expected at least 1 picture")
     competition = find_competition(where)
     split, table = _table(competition, split, images)
-    chosen = open_members(bundle_paths, events)
+    chosen = open_members(bundle_paths, events.say)
     bundles, weights = zip(*((member.bundle, member.weight) for member in chosen.members), strict=True)
     image = common_image(bundles)
     methods = " and ".join(dict.fromkeys(choose_method(bundle, method) for bundle in bundles))
