@@ -18,7 +18,7 @@ from typing import Any
 from rsna_kit.runtime.errors import UsageError, did_you_mean
 
 # Raised whenever code in rsna_kit.imaging changes the bytes of an image for the same section.
-IMAGE_RECIPE_VERSION = 4
+IMAGE_RECIPE_VERSION = 5
 PRIOR = 0.0211676964  # score of an image that cannot be read: positive share of images in the competition's train.csv
 
 

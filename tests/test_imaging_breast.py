@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from realdata import realdata
 
-from rsna_kit.imaging.breast import Box, box_of, breast_mask, find_breast, keep_weight, segment
+from rsna_kit.imaging.breast import Box, box_of, keep_weight, segment
 
 
 def picture(rows: int = 400, columns: int = 300, air: int = 0, noise: float = 0, wall: str = "left") -> np.ndarray:
@@ -26,6 +26,14 @@ def picture(rows: int = 400, columns: int = 300, air: int = 0, noise: float = 0,
 
 
 TRUE_BOX = Box(20, 0, 381, 180, False)
+
+
+def breast_mask(gray: np.ndarray) -> np.ndarray:
+    return segment(gray).breast
+
+
+def find_breast(gray: np.ndarray) -> Box | None:
+    return box_of(breast_mask(gray))
 
 
 def close(found: Box | None, expected: Box = TRUE_BOX, slack: int = 8) -> bool:
@@ -71,6 +79,8 @@ def test_tape_along_an_edge_does_not_widen_the_box(edge: str) -> None:
     found = find_breast(gray)
     assert found is not None
     assert found.right <= TRUE_BOX.right + 8
+    assert found.top > 9
+    assert found.bottom < 391
     assert not found.flip
 
 
@@ -87,13 +97,51 @@ def test_a_breast_that_fills_the_frame_is_the_whole_frame() -> None:
     assert breast_mask(gray).all()
 
 
-def test_an_implant_does_not_make_the_tissue_around_it_look_like_air() -> None:
-    gray = picture()
-    y, x = np.mgrid[:400, :300]
-    gray[np.hypot((y - 200) / 110, (x + 10) / 110) < 1] = 255
-    assert close(find_breast(gray))
-    parts = segment(gray)
-    assert not (parts.foreign & (picture() > 20)).any()
+def views() -> dict[str, np.ndarray]:
+    """Breasts in a thumbnail of 416 x 320: two views from above, one oblique with the pectoral muscle."""
+    y, x = np.mgrid[:416, :320]
+    oblique = (np.hypot((y - 230) / 150, x / 190) < 1) | (x / 170 + y / 330 < 1)
+    return {"large": np.hypot((y - 208) / 150, x / 200) < 1, "small": np.hypot((y - 240) / 90, x / 70) < 1,
+            "oblique": oblique}  # fmt: skip
+
+
+@pytest.mark.parametrize("wall", ["left", "right"])
+@pytest.mark.parametrize("view", ["large", "small", "oblique"])
+@pytest.mark.parametrize("share", [0.1, 0.33, 0.66])
+def test_an_implant_does_not_make_the_tissue_around_it_look_like_air(share: float, view: str, wall: str) -> None:
+    """At 240 over tissue of 2 to 25 % of it, at the wall, amid and near the nipple, with a clip and a marker."""
+    breast = views()[view]
+    y, x = np.mgrid[:416, :320]
+    rows, columns = np.nonzero(breast)
+    for column in (0, columns.mean(), np.quantile(columns, 0.75)):
+        distance = np.where(breast, np.hypot((y - rows.mean()) / 1.25, x - column), np.inf)
+        implant = distance <= np.sort(distance[breast])[int(share * breast.sum()) - 1]
+        for level in (5, 12, 25, 40, 45, 60):
+            noise = np.random.default_rng(0).normal(0, 0.7, breast.shape)
+            gray = np.clip(np.where(implant, 240, np.where(breast, level, 0)) + noise, 0, 255).round().astype(np.uint8)
+            gray[200:203, 20:23] = gray[10:40, 270:300] = 255
+            truth = breast
+            if wall == "right":
+                gray, truth = gray[:, ::-1].copy(), breast[:, ::-1]
+            parts = segment(gray)
+            assert (parts.breast & truth).sum() >= 0.98 * truth.sum()
+            assert (parts.breast & ~truth).sum() <= 0.04 * truth.sum()
+            assert not (parts.foreign & truth).any()
+
+
+@pytest.mark.parametrize("wall", ["left", "right"])
+@pytest.mark.parametrize(("air", "noise", "padding"), [(0, 0, 0), (0, 2, 0), (15, 3, 0), (15, 3, 60)])
+def test_the_ends_of_the_breast_at_the_chest_wall_are_kept(air: int, noise: float, padding: int, wall: str) -> None:
+    """A triangular profile, 224 rows long and 37 columns high; also on a film that lies on black."""
+    y, x = np.mgrid[:416, :320]
+    breast = x < 37 * (1 - np.abs(y - 130) / 112)
+    gray = np.clip(90 * breast + air + np.random.default_rng(0).normal(0, noise, breast.shape), air > 0, 255)
+    gray, breast = (np.pad(part, ((0, 0), (padding, padding))) for part in (gray.round().astype(np.uint8), breast))
+    if wall == "right":
+        gray, breast = gray[:, ::-1].copy(), breast[:, ::-1]
+    mask = breast_mask(gray)
+    assert (mask & breast).sum() >= 0.995 * breast.sum()
+    assert (mask & ~breast).sum() <= 0.08 * breast.sum()
 
 
 def test_two_pieces_are_one_breast_the_larger() -> None:
@@ -162,14 +210,14 @@ def drawn() -> list[tuple[np.ndarray, np.ndarray]]:
 
 
 def test_66_hand_drawn_masks_are_met() -> None:
-    """Bars of the project: mean IoU 0.94, minimum 0.85. Otsu with the largest component reaches 0.754."""
+    """Bars of the project: mean IoU 0.95, minimum 0.87. Otsu with the largest component reaches 0.754."""
     scores = []
     for gray, label in drawn():
         mask, truth = breast_mask(gray), label > 64
         scores.append((mask & truth).sum() / (mask | truth).sum())
     assert len(scores) == 66
-    assert np.mean(scores) >= 0.94
-    assert np.min(scores) >= 0.85
+    assert np.mean(scores) >= 0.95
+    assert np.min(scores) >= 0.87
 
 
 def test_66_chest_walls_are_where_the_pectoral_muscle_is_drawn() -> None:

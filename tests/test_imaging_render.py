@@ -12,9 +12,10 @@ from realdata import realdata
 
 from rsna_kit.config import ImageConfig
 from rsna_kit.dicom.decode import decode
-from rsna_kit.dicom.frame import EncodedFrame, read_frame
+from rsna_kit.dicom.frame import EncodedFrame, LookupTable, read_frame
 from rsna_kit.imaging.breast import Box
 from rsna_kit.imaging.render import Rendered, decode_picture, encode_picture, read_image, render
+from rsna_kit.imaging.window import tone_table
 from rsna_kit.runtime.errors import DecodeError, HeaderError, RenderError
 
 FRAME = EncodedFrame(
@@ -78,6 +79,26 @@ def test_monochrome1_air_becomes_zero_and_tones_are_inverted_once() -> None:
     image = shown(pixels, ImageConfig(height=40, width=60), bits_stored=16, padding=3044, **facts).image
     assert (image[5:35, 2:25] == 128).all()
     assert (image[:, 40:] == 0).all()  # 1 - sigmoid(3044) alone would leave 3
+
+
+@pytest.mark.parametrize(("air", "facts"), [
+    (3044, {"photometric": "MONOCHROME1", "windows": ((1802.31, 1091.97),), "voi_function": "SIGMOID"}),  # 2.7 of 255
+    (700, {"windows": ((1802.0, 1091.0),), "voi_function": "SIGMOID"}),  # 4.4
+    (200, {}),  # fog: 12.5
+    (0, {"windows": (), "voi_luts": (LookupTable(0, 12, np.linspace(50, 4095, 4096).round().astype(np.uint16)),)}),  # 3
+])  # fmt: skip
+def test_air_is_zero_beside_the_breast_whatever_makes_the_tones(air: int, facts: dict) -> None:
+    """And what is four times as bright, or brighter, is what it was."""
+    y, x = np.mgrid[:400, :300]
+    breast = np.hypot((y - 200) / 150, x / 200) < 1
+    pixels = np.where(breast, 1802, air + np.random.default_rng(0).integers(-2, 3, breast.shape)).clip(0)
+    pixels = pixels.astype(np.uint16)
+    rendered = shown(pixels, ImageConfig(height=400, width=300, margin=0.1), **facts)
+    tissue = round(255 * float(tone_table(pixels, framed(pixels, **facts), ImageConfig())[1802]))
+    assert rendered.image[200, 50] == tissue
+    seen = np.bincount(rendered.image.ravel(), minlength=256)
+    assert seen[0] > 0.3 * rendered.image.size
+    assert seen[1:8].sum() < 0.002 * rendered.image.size
 
 
 def test_monochrome1_is_the_negative_of_monochrome2() -> None:

@@ -12,9 +12,13 @@ import cv2
 import numpy as np
 
 _WORK_SIZE = 320  # longer side of the picture the mask is computed on
-_STRICT = 0.2  # share of the way from air to tissue that is surely not air
-_ABOVE = 0.06  # how far above the air's noise the breast begins, as a share of the same way
-_DARKER, _FILLED_SHARE = 0.15, 0.03  # pixels this far below the air's peak, on the same way, are not air
+_LIT, _FOG = 0.95, 64  # a film on black is lit in this share of its rectangle, unlike a breast, and its air is dark
+_BRIGHTEST = 204  # what is brighter may be an implant, metal or a label, and says nothing about tissue
+_FREQUENT = 0.6  # air is the darkest level with this share of the pixels of the most frequent one: that may be fat
+_QUIET, _CROWDED = 0.25, 0.6  # growth of the area as a level's distance from air is halved: below tissue; in it
+_BEGINS = 0.155  # where the breast begins on the way from air to tissue
+_STRICT = 1.3  # as far again above the air as the breast begins is surely no air
+_DARKER, _FILLED_SHARE = 0.15, 0.03  # with this share of pixels so far below it, on the same way, air is no air
 _REACH = 0.025  # what is thinner than twice this share of the longer side (tape, labels, film edges) is no breast
 _UPPER, _BAND = 0.65, 0.25  # the part of the box that tells the chest wall: its upper rows, its outer columns
 
@@ -89,34 +93,46 @@ def segment(gray: np.ndarray) -> Segmented:
         size = (max(1, round(columns * factor)), max(1, round(rows * factor)))
         work = cv2.resize(gray, size, interpolation=cv2.INTER_AREA)
     smooth = cv2.medianBlur(work, 5) if min(work.shape) >= 5 else work
-    level, strict = _levels(smooth)
-    bright = (smooth > level).astype(np.uint8)
-    reach = max(1, round(_REACH * max(work.shape)))
-    core = _largest(_opened(bright, reach))
-    breast = _filled(_largest(np.minimum(bright, cv2.dilate(core, _disc(reach)))))
-    # Measured without the median filter, which swallows printed digits; noise does not reach the strict level. Right
-    # beside the breast that level is a corner or a fold of the breast itself.
-    odd = (work > strict) & (cv2.dilate(breast, _disc(2)) == 0)
-    foreign = cv2.dilate(odd.astype(np.uint8), _disc(1)) * (1 - breast)
+    film = _film(smooth)
+    breast, foreign = np.zeros_like(work), np.zeros_like(work)
+    breast[film], foreign[film] = _parts(work[film], smooth[film], max(1, round(_REACH * max(work.shape))))
     if factor < 1:
-        breast, foreign = (
-            cv2.resize(part, (columns, rows), interpolation=cv2.INTER_NEAREST) for part in (breast, foreign)
-        )
+        breast, foreign = (cv2.resize(255 * part, (columns, rows)) > 127 for part in (breast, foreign))
     return Segmented(breast > 0, foreign > 0)
 
 
-def breast_mask(gray: np.ndarray) -> np.ndarray:
-    """Pixels of the breast: bool (h, w), all False when nothing stands out from the air.
+def _film(smooth: np.ndarray) -> tuple[slice, slice]:
+    """The rows and columns of a film, with its air, that lies on black; otherwise all of them."""
+    box = box_of(smooth > 0)
+    if box is None:
+        return np.s_[:, :]
+    film = np.s_[box.top : box.bottom, box.left : box.right]
+    inside = smooth[film]
+    lit, dark = np.count_nonzero(inside), np.count_nonzero(inside < _FOG)
+    return film if lit > _LIT * inside.size and dark > 2 * (1 - _LIT) * inside.size else np.s_[:, :]
 
-    Args:
-        gray: uint8 (h, w), air dark.
-    """
-    return segment(gray).breast
 
-
-def find_breast(gray: np.ndarray, margin: float = 0.0) -> Box | None:
-    """The box of the breast in `gray`'s coordinates, None without a breast; `margin` as in `box_of`."""
-    return box_of(breast_mask(gray), margin)
+def _parts(work: np.ndarray, smooth: np.ndarray, reach: int) -> tuple[np.ndarray, np.ndarray]:
+    """Breast and foreign things, both uint8 of 0 and 1; `reach` in pixels."""
+    level, strict = _levels(smooth)
+    bright = (smooth > level).astype(np.uint8)
+    # The outside counts as air: tape along an edge is thin, too.
+    shrunk = cv2.erode(bright, _disc(reach), borderType=cv2.BORDER_CONSTANT, borderValue=0)
+    core = _largest(cv2.dilate(shrunk, _disc(reach)))
+    kept = cv2.dilate(core, _disc(reach))
+    # So are the ends of the breast along the chest wall, but they taper off, and tape goes on to the corner.
+    count, pieces = cv2.connectedComponents(bright * (1 - core), connectivity=4)
+    ends = np.zeros(count, dtype=bool)
+    for edge in (0, -1):
+        ends[pieces[:, edge]] = core[:, edge].any()
+    ends[0] = False
+    ends[pieces[[0, -1]]] = False
+    kept[ends[pieces]] = 1
+    breast = _filled(_largest(np.minimum(bright, kept)))
+    # Measured without the median filter, which swallows printed digits; noise does not reach the strict level. Right
+    # beside the breast that level is a corner or a fold of the breast itself.
+    odd = (work > strict) & (cv2.dilate(breast, _disc(2)) == 0)
+    return breast, cv2.dilate(odd.astype(np.uint8), _disc(1)) * (1 - breast)
 
 
 def keep_weight(parts: Segmented) -> np.ndarray:
@@ -140,35 +156,33 @@ def keep_weight(parts: Segmented) -> np.ndarray:
 
 
 def _levels(smooth: np.ndarray) -> tuple[float, float]:
-    """The gray levels above which is breast, and above which surely is no air; from this picture's own air.
+    """The gray levels above which is breast, and above which surely is no air; from this picture's own air and tissue.
 
     Film fog, scatter and detector noise raise the air of one picture to levels that are skin in another, so a
-    constant would either cut skin or swallow fog. Air is measured twice: its peak in the histogram, then what
-    nearly all of it stays below once a first, strict mask and its surroundings are left out.
+    constant would either cut skin or swallow fog. What tells them apart is the area above a level, as the level's
+    distance from the air is halved: in the air it grows much, between air and tissue little, and in tissue much again.
+    Tissue begins at the first level of that second growth, implants left out: they are nothing to measure skin by.
 
-    Where much is darker than the peak, the peak is fat and the breast fills the frame: everything is breast.
+    Where much is darker than the most frequent levels, these are fat and the breast fills the frame: all is breast.
     """
     if smooth.min() == smooth.max():
         return 255.0, 255.0
-    # Square roots, so that the parting falls between air and tissue and not between tissue and an implant.
-    rooted = np.sqrt(smooth * np.float32(255)).astype(np.uint8)
-    parting = cv2.threshold(rooted, 0, 255, cv2.THRESH_OTSU)[0] ** 2 / 255
-    air = int(np.argmax(np.bincount(smooth.ravel(), minlength=256)[: int(parting) + 1]))
-    span = max(float(np.median(smooth[smooth > parting])) - air, 1.0)
-    strict = air + _STRICT * span
-    # Exact 0 is what pads a film to a square, or air that was cleaned: neither says how noisy the air is.
-    if np.count_nonzero((smooth > 0) & (smooth < air - _DARKER * span)) > _FILLED_SHARE * smooth.size:
-        return -1.0, strict
-    around = cv2.dilate((smooth > strict).astype(np.uint8), _disc(max(1, round(0.025 * max(smooth.shape)))))
-    noisy = smooth[(around == 0) & (smooth > 0)]
-    floor = float(np.percentile(noisy, 95)) if noisy.size >= 0.001 * smooth.size else air
-    return max(air, floor) + _ABOVE * span, strict
-
-
-def _opened(mask: np.ndarray, radius: int) -> np.ndarray:
-    """Morphological opening that counts the outside of the picture as air: tape along an edge is thin, too."""
-    shrunk = cv2.erode(mask, _disc(radius), borderType=cv2.BORDER_CONSTANT, borderValue=0)
-    return cv2.dilate(shrunk, _disc(radius))
+    counts = np.bincount(smooth.ravel(), minlength=256)[:_BRIGHTEST]
+    air = int(np.argmax(counts >= _FREQUENT * counts.max()))
+    tissue = smooth[cv2.dilate((smooth >= _BRIGHTEST).astype(np.uint8), _disc(2)) == 0]
+    below = np.concatenate([[0], np.cumsum(np.bincount(tissue, minlength=256))])
+    # A third of the air's own level: fog is uneven in proportion to how strong it is.
+    first = max(2.0, air / 3)
+    way = np.geomspace(first, max(_BRIGHTEST - air, 2 * first), 120)
+    near, far = (tissue.size - np.interp(air + way * share + 0.5, np.arange(257), below) for share in (0.5, 1))
+    growth = (near - far) / np.maximum(far, 1)
+    quiet = int(np.argmax(growth <= _QUIET))
+    crowded = growth[quiet:] > _CROWDED
+    span = way[quiet + int(np.argmax(crowded))] if crowded.any() else way[-1]
+    if np.count_nonzero(smooth < air - _DARKER * span) > _FILLED_SHARE * smooth.size:
+        return -1.0, 255.0
+    level = max(float(way[quiet]), _BEGINS * float(span))
+    return air + level, air + _STRICT * level
 
 
 def _disc(radius: int) -> np.ndarray:

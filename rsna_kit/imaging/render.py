@@ -19,8 +19,9 @@ Order, and why:
    the window is what the detector would have done with larger pixels, and the rounding (one stored level) is far
    below one level of the 8-bit image.
 7. **Tones by table** on the small picture: ten times fewer look-ups than on the full one.
-8. **Air**: outside the breast the image is exactly 0, through a soft edge, whatever the photometric
-   interpretation, film fog or markers say.
+8. **Air**: its tone beside the breast (film fog, a sigmoid's tail, a table that begins above 0) becomes 0, with a ramp
+   to four times that tone, from which on tones stay. Outside the breast the image is exactly 0, through a soft edge,
+   whatever the photometric interpretation or markers say.
 9. **Flip** so that the chest wall is left; **pad** right, and top and bottom equally, with 0.
 10. **Quantise** once, to uint8, rounding half to even.
 
@@ -48,6 +49,7 @@ from rsna_kit.runtime.errors import RenderError
 _THUMBNAIL = 320  # longer side of the picture the box is found on, at least
 _PLENTY = 3  # halvings of a thumbnail from which four of the pixels of each block, or sixteen, are enough
 _SIGN = 0x8000
+_AIR = 75  # percentile of the tones beside the breast, at the end of its soft edge, that is air
 _DARK = 0.02  # tones this close to the darkest are as dark: a wavelet's overshoot at an edge is darker than air
 
 
@@ -123,11 +125,15 @@ def render_pyramid(pyramid: Pyramid, image: ImageConfig, coarser: int = 0) -> Re
         crop = pyramid.halved(times, (box.top, box.left, box.bottom, box.right))
     else:
         crop = view.pixels[box.top : box.bottom, box.left : box.right]
-    weight = keep_weight(parts)[found.top : found.bottom, found.left : found.right]
-    weight = cv2.resize(weight, size, interpolation=cv2.INTER_LINEAR)
+    weight = keep_weight(parts)
+    beside = view.table[view.thumbnail[(weight > 0) & (weight < 1)]]
+    air = float(np.percentile(beside, _AIR)) if beside.size else 0.0
+    # Air becomes 0, and what is four times as bright stays as it is.
+    table = np.interp(view.table, (air, 4 * air, 4 * air + 1), (0, 4 * air, 4 * air + 1)) if air else view.table
+    weight = cv2.resize(weight[found.top : found.bottom, found.left : found.right], size)
     toned = np.take(
-        view.table, _resized(crop, size, times > 0), mode="clip"
-    )  # every uint16 has a tone: "clip" is only faster
+        table.astype(np.float32), _resized(crop, size, times > 0), mode="clip"
+    )  # every uint16 has a tone: only faster
     return Rendered(_place(cv2.multiply(toned, weight, scale=255, dtype=cv2.CV_8U), box.flip, image), box)
 
 
