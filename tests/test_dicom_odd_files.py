@@ -84,6 +84,10 @@ def shared(tag: str, **elements: object) -> list[Dataset]:
     return [item]
 
 
+def padded() -> np.ndarray:
+    return np.where(smooth() < 99, 65535, smooth()).astype(np.uint16)
+
+
 PLAIN = (*NATIVE, RLE, SV1, JPEG_LS, J2K)
 READABLE: dict[str, Callable[[], bytes]] = {
     "frames 0": lambda: of(EXPLICIT, NumberOfFrames="0"),
@@ -129,16 +133,17 @@ READABLE: dict[str, Callable[[], bytes]] = {
     },
     **{f"12 bits under 10 stored in {syntax}": lambda s=syntax: of(s, BitsStored=10) for syntax in PLAIN},
     "12 bits coded under 10 stored": lambda: of(SV1, encode_lossless(smooth(), 12), BitsStored=10),
-    "padding above the stored bits": lambda: make_dicom(np.where(smooth() < 99, 65535, smooth()).astype(np.uint16),
-                                                        PixelPaddingValue=65535),
+    **{
+        f"padding above the stored bits of {syntax}": lambda s=syntax: make_dicom(padded(), s, PixelPaddingValue=65535)
+        for syntax in PLAIN
+    },
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", READABLE)
 def test_a_file_that_every_decoder_reads_is_read(tmp_path: Path, name: str) -> None:
     pixels = decode(frame_in(tmp_path, READABLE[name]()))
-    expected = np.where(smooth() < 99, 65535, smooth()) if "padding above" in name else smooth()
-    assert np.array_equal(pixels, expected)
+    assert np.array_equal(pixels, padded() if "padding above" in name else smooth())
     assert read_image(tmp_path / "77.dcm", "77", SMALL).image.max() > 100
 
 

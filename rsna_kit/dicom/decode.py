@@ -9,9 +9,9 @@ when its array has the header's shape and range; otherwise the next one is asked
 says what each of them said. Before any rung runs, the codestream's own head is compared with the header.
 The second and third rung run in a process of their own (`apart`), because damaged streams crash them.
 
-A frame that is constant where it should not be is a failure, not an image: some decoders give zeros and no error. When
-a rung gives a constant frame from a codestream that holds more than that (`holds_a_picture`), the next one is asked;
-it is constant when two agree.
+A doubtful answer is believed when a second rung gives the same: values above the stored bits (`stored.settle`), and a
+constant frame from a codestream that holds more than that (`holds_a_picture`), because some decoders give zeros and no
+error.
 """
 
 from __future__ import annotations
@@ -75,49 +75,50 @@ def decode(frame: EncodedFrame, trust: Trust = TRUST_ALL, clip: bool = True) -> 
         )
     facts = check_stream(frame)
     failures: list[str] = []
-    above: list[np.ndarray] = []  # answers above the stored bits; two that agree are what the stream says
-    agreed = False
-    constants: list[np.ndarray] = []  # answers that the stream contradicts, unless two agree
+    doubtful: list[np.ndarray] = []  # above the stored bits, or constant where the stream holds more
+    advice = "Install one of its decoders"
     for module in rungs:
         absence = _absence(module, frame.transfer_syntax)
+        if not absence and not trust.allows(_name(module), frame, facts):
+            absence = "switched off, it gave wrong pixels for this kind of frame"
         if absence:
             failures.append(f"{_name(module)}: {absence}")
             continue
-        if not trust.allows(_name(module), frame, facts):
-            failures.append(f"{_name(module)}: switched off, it gave wrong pixels for this kind of frame")
-            continue
+        pixels, said = None, ""
         try:
             pixels = _ask(module, frame, facts)
+        except Exception as error:  # whatever a native library raises, the next rung is asked
+            pixels, said = getattr(error, "pixels", None), one_line(error)
+        if pixels is not None:
             if _is_filled(pixels[-1], frame, facts) and not is_constant(pixels):
                 raise _cut(frame)
-        except DecodeError:
-            raise
-        except Exception as error:  # whatever a native library raises, the next rung is asked
-            failures.append(f"{_name(module)}: {one_line(error)}")
-            if isinstance(error, RangeError):
-                if _is_filled(error.pixels[-1], frame, facts):
-                    raise _cut(frame) from error
-                agreed = any(alike(error.pixels, other, rounding(facts), frame.signed) for other in above)
-                above.append(error.pixels)
-                if agreed:
-                    break  # pydicom's plug-ins would only mask the bits above, and give other pixels
-            continue
-        agreed = any(np.array_equal(low_bits(other, frame.bits_stored), pixels) for other in above)
-        if agreed:
-            break  # it masked them
-        if not is_constant(pixels) or not holds_a_picture(frame):
-            return pixels
-        if any(np.array_equal(pixels, other) for other in constants):
-            return pixels
-        failures.append(f"{_name(module)}: gave {pixels[0, 0]} everywhere, which takes far fewer bytes")
-        constants.append(pixels)
-    settled = settle(above[0], frame, agreed) if above else None
-    if settled is not None:
-        return settled if clip else above[0]
+            if not said and is_constant(pixels) and holds_a_picture(frame):
+                said = f"gave {pixels[0, 0]} everywhere, which takes far fewer bytes"
+            tolerance, kept = rounding(facts), frame.bits_stored
+            same = [
+                other
+                for other in doubtful  # pydicom's plug-ins mask what stands above the stored bits
+                if np.array_equal(low_bits(other, kept), pixels) or alike(pixels, other, tolerance, frame.signed)
+            ]
+            settled = settle(same[0], frame) if same else None
+            if settled is not None:
+                return settled if clip else same[0]
+            if same:
+                break
+            if not said:
+                return pixels
+            doubtful.append(pixels)
+        failures.append(f"{_name(module)}: {said}")
+        advice = "Copy the file again, or exclude the image"
+    for pixels in doubtful:
+        settled = None if is_constant(pixels) else settle(pixels, frame, agreed=False)
+        if settled is not None:
+            return settled if clip else pixels
+        advice = "Look at it; exclude the image if it shows nothing"
     listed = "".join(f"\n  {failure}" for failure in failures)
     raise DecodeError(
         f"{frame.where}: no decoder could read its {len(frame.codestream)} bytes of {frame.transfer_syntax}. "
-        f"Copy the file again, or exclude the image.{listed}"
+        f"{advice}.{listed}"
     )
 
 

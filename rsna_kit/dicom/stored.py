@@ -121,8 +121,10 @@ def settle(pixels: np.ndarray, frame: EncodedFrame, agreed: bool = True) -> np.n
         return pixels
     if frame.transfer_syntax in (*NATIVE_UIDS, RLE):
         return kept
-    top = np.uint16((1 << bits) - 1)
-    return None if frame.signed or np.mean(pixels > top) > STRAY_SHARE else np.minimum(pixels, top)
+    stray = kept != pixels
+    if frame.signed or np.mean(stray) > STRAY_SHARE:
+        return None
+    return np.where(stray, np.uint16((1 << bits) - 1), pixels)
 
 
 def _continues(whole: np.ndarray, kept: np.ndarray, signed: bool) -> bool:
