@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -19,7 +18,7 @@ from rsna_kit import __version__, config
 from rsna_kit.arguments import Parser, add_config, read_clock, read_config
 from rsna_kit.runtime.errors import MissingDependencyError, RsnaKitError
 from rsna_kit.runtime.events import Events
-from rsna_kit.runtime.lazy import check_surroundings
+from rsna_kit.runtime.lazy import check_surroundings, settle
 
 # Modules without which a verb cannot do anything, looked at before it begins.
 _NEEDS = {
@@ -283,8 +282,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit code."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+    settle()
     try:
         options = build_parser().parse_args(arguments)
         options.command = shlex.join(["rsna-kit", *(sys.argv[1:] if arguments is None else arguments)])

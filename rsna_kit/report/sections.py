@@ -21,7 +21,7 @@ import pandas as pd
 from rsna_kit.report.drawings import RELIABILITY, Drawing, drawings, reliability_drawing
 from rsna_kit.report.embed import embedded
 from rsna_kit.report.page import Section, page, table
-from rsna_kit.runtime.files import write_bytes
+from rsna_kit.runtime.files import write_text
 from rsna_kit.scoring.metrics import Ranking
 from rsna_kit.scoring.summary import SHARES
 
@@ -51,7 +51,7 @@ _MORE = {
 
 def write_report(path: Path, title: str, sections: Sequence[Section], subtitle: str = "") -> None:
     """Write the page, whole or not at all. It needs no network."""
-    write_bytes(path, page(title, subtitle, sections).encode(errors="backslashreplace"))
+    write_text(path, page(title, subtitle, sections))
 
 
 # ---- sections ----
