@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -19,7 +18,7 @@ from rsna_kit import __version__, config
 from rsna_kit.arguments import Parser, add_config, read_clock, read_config
 from rsna_kit.runtime.errors import MissingDependencyError, RsnaKitError
 from rsna_kit.runtime.events import Events
-from rsna_kit.runtime.lazy import check_surroundings
+from rsna_kit.runtime.lazy import check_surroundings, settle
 
 Run = Callable[[argparse.Namespace], dict[str, Any]]
 
@@ -180,8 +179,7 @@ def build_parser(verbs: Sequence[Callable[[Any], None]] = VERBS) -> argparse.Arg
 
 def main(arguments: Sequence[str] | None = None, build: Callable[[], argparse.ArgumentParser] = build_parser) -> int:
     """Run one verb; returns the exit code."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+    settle()
     try:
         options = build().parse_args(arguments)
         options.command = shlex.join(["rsna-kit", *(sys.argv[1:] if arguments is None else arguments)])

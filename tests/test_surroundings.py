@@ -7,6 +7,7 @@ import json
 import os
 import re
 import resource
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -133,6 +134,49 @@ def test_a_kernel_on_a_full_disk_leaves_a_verdict(
     assert "Traceback" not in said.err
 
 
+# ---- names that are not UTF-8
+
+
+@pytest.fixture(scope="module")
+def latin(tmp_path_factory: pytest.TempPathFactory, phantom: Path, bundle: Path) -> Path:
+    """A competition with a file that is cut short, a bundle and scores, in a folder named as in Latin-1."""
+    folder = tmp_path_factory.mktemp("names") / os.fsdecode(b"caf\xe9")
+    shutil.copytree(phantom, folder / "competition")
+    cut = sorted((folder / "competition" / "train_images").rglob("*.dcm"))[0]
+    cut.write_bytes(cut.read_bytes()[:3000])
+    shutil.copytree(bundle, folder / "bundle")
+    for name in ("a.csv", "b.csv"):
+        rows = "".join(f"{n}_L,{n / 40},{int(n > 30)}\n" for n in range(40))
+        (folder / name).write_text("prediction_id,score,cancer\n" + rows)
+    return folder
+
+
+@pytest.mark.tf
+@pytest.mark.parametrize(
+    "command",
+    [
+        "prepare D/competition D/prepared --set image.height=64 --set image.width=32 --set infer.max_failure_share=0.2",
+        "infer D/competition/hidden D/scored --bundle D/bundle",
+        "explain D/competition/hidden D/maps --bundle D/bundle --top 2",
+        "report D/a.csv --out D/report",
+        "compare D/a.csv D/b.csv --csv D/results.csv",
+        "leaderboard D/competition D/board",
+    ],
+)
+def test_a_folder_may_have_any_name(latin: Path, command: str) -> None:
+    assert main([word.replace("D/", f"{latin}/") for word in command.split()]) == 0
+
+
+@pytest.mark.parametrize("variables", [{"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}, {"LC_ALL": "C"}])
+def test_the_locale_does_not_matter(latin: Path, tmp_path: Path, variables: dict[str, str]) -> None:
+    command = [sys.executable, "-m", "rsna_kit", "score", latin / "a.csv", "--out", tmp_path]
+    done = subprocess.run(
+        command, capture_output=True, env={**os.environ, **variables}, cwd=Path(__file__).parent.parent
+    )
+    assert done.returncode == 0, done.stderr
+    assert b"\\udce9/a.csv" in done.stderr
+
+
 # ---- what the environment brings
 
 
@@ -226,7 +270,7 @@ def test_many_networks_that_are_traced_once_each_bring_no_advice_on_tracing() ->
     code = """
 import logging, sys, keras, numpy as np
 from rsna_kit.runtime import lazy
-lazy.check_surroundings([])
+lazy.settle()
 for number in range(7):
     if number == 5:
         print("without the filter", file=sys.stderr, flush=True)

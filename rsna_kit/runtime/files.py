@@ -56,8 +56,13 @@ def write_bytes(path: Path, content: bytes | memoryview) -> None:
         temporary.write_bytes(content)
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write `text` in UTF-8, whole or not at all; what is no UTF-8 in the name of a file is escaped."""
+    write_bytes(path, text.encode(errors="backslashreplace"))
+
+
 def write_csv(path: Path, frame: Any) -> None:
-    """Write a table of pandas without its index, whole or not at all; names of files that are no UTF-8 are escaped."""
+    """Write a table of pandas without its index, as `write_text` does."""
     with replacing(path) as temporary:
         frame.to_csv(temporary, index=False, lineterminator="\n", errors="backslashreplace")
 
@@ -73,7 +78,7 @@ def read_csv(path: Path, texts: Iterable[str]) -> Any:
 
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as readable JSON (two-space indent, keys in the given order), whole or not at all."""
-    write_bytes(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
 def read_json(path: Path) -> Any:

@@ -71,6 +71,17 @@ def absence(module: str) -> str:
     return ""
 
 
+def settle() -> None:
+    """What every run begins with: libraries keep their advice to themselves, and no name of a file is unprintable."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+    # TensorFlow counts the traces of all networks together, because Keras' functions have one source: from the fifth
+    # network on, each traced once, it warns of retracing.
+    logging.getLogger("tensorflow").addFilter(_is_no_advice_on_tracing)
+    if reconfigure := getattr(sys.stdout, "reconfigure", None):
+        reconfigure(errors="backslashreplace")  # as standard error does anyway
+
+
 def surroundings() -> dict[str, str]:
     """The settings of Keras, TensorFlow, XLA and Python that the environment brings, by name; see `_VARIABLES`."""
     return {name: os.environ[name] for name in _VARIABLES if name in os.environ}
@@ -79,9 +90,6 @@ def surroundings() -> dict[str, str]:
 def check_surroundings(modules: Iterable[str]) -> dict[str, str]:
     """See before any work whether what the environment brings lets `modules` be used.
 
-    Standard output is told to escape what its encoding cannot hold, such as a file's name that is not UTF-8, and
-    TensorFlow to keep its advice on tracing to itself.
-
     Returns:
         module → why it cannot be used, empty when all of them can.
 
@@ -89,11 +97,6 @@ def check_surroundings(modules: Iterable[str]) -> dict[str, str]:
         UsageError: a setting of Keras or TensorFlow under which this library does not work; names it and the values
             that do.
     """
-    # TensorFlow counts the traces of all networks together, because Keras' functions have one source: from the fifth
-    # network on, each traced once, it warns of retracing.
-    logging.getLogger("tensorflow").addFilter(_is_no_advice_on_tracing)
-    if reconfigure := getattr(sys.stdout, "reconfigure", None):
-        reconfigure(errors="backslashreplace")
     modules = list(modules)
     if "keras" in modules:
         _check_keras()

@@ -27,7 +27,7 @@ from rsna_kit.runtime.errors import MissingDependencyError, RsnaKitError, UsageE
 from rsna_kit.runtime.events import Events
 from rsna_kit.runtime.files import read_json
 from rsna_kit.runtime.hardware import commit, cpu_count, gpus, kaggle_image, memory_gib, versions
-from rsna_kit.runtime.lazy import check_surroundings, surroundings
+from rsna_kit.runtime.lazy import check_surroundings, settle, surroundings
 from rsna_kit.session.attempts import ATTEMPT, BEGAN, MOST_ATTEMPTS, count_rows, run_attempts, run_script
 from rsna_kit.session.contents import CONTENTS, check_contents
 from rsna_kit.session.offline import install_missing
@@ -245,8 +245,7 @@ def run(
     Returns:
         The exit code.
     """
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+    settle()
     session = Session(kernel, settings)
     if script and progress and ATTEMPT not in os.environ:
         return _run_apart(session, script, session.working / progress)

@@ -13,7 +13,7 @@ from typing import Any
 from rsna_kit.recipes.score import read_breasts
 from rsna_kit.runtime.errors import TableError, UsageError
 from rsna_kit.runtime.events import Events
-from rsna_kit.runtime.files import write_bytes
+from rsna_kit.runtime.files import write_text
 from rsna_kit.runtime.hardware import commit
 from rsna_kit.scoring.uncertainty import Interval
 from rsna_lab.analysis.comparison import (
@@ -149,7 +149,7 @@ def append_results(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """
     before, added = _read_results(path), io.StringIO()
     csv.DictWriter(added, COLUMNS, restval="", lineterminator="\n").writerows(rows)
-    write_bytes(path, (before + added.getvalue()).encode())
+    write_text(path, before + added.getvalue())
 
 
 def _read_results(path: Path) -> str:

@@ -92,7 +92,7 @@ def report(
             sections.append(_named(_cases(file, file.album, clock, events), file, len(files) > 1))
     given = {"truth": truth, "pictures": competition, "prepared": prepared}
     last = [*_training(runs), _provenance(scored, runs, given)]
-    taken = sum(len(section.body.encode()) for section in (*sections, *last))
+    taken = sum(len(section.body.encode(errors="replace")) for section in (*sections, *last))
     sections.append(browser(_cards(files, clock), sum(len(one.breasts) for one in scored), min(_CARDS, _BYTES - taken)))
     names = ", ".join(str(one.path) for one in scored)
     title = " and ".join(run.resolve().name for run in runs)

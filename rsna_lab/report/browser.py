@@ -92,7 +92,7 @@ def browser(cards: Iterable[Card], of: int, limit: int) -> Section:
     size = 0
     for card in cards:
         item = _item(card)
-        size += len(item.encode())
+        size += len(item.encode(errors="replace"))
         if size > limit:
             break
         fitting.append((card, item))

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from rsna_kit.runtime.files import write_bytes
+from rsna_kit.runtime.files import write_text
 from rsna_kit.scoring.metrics import Ranking
 from rsna_kit.scoring.summary import SHARES
 from rsna_lab.report.drawings import RELIABILITY, Drawing, drawings, reliability_drawing
@@ -51,7 +51,7 @@ _MORE = {
 
 def write_report(path: Path, title: str, sections: Sequence[Section], subtitle: str = "") -> None:
     """Write the page, whole or not at all. It needs no network."""
-    write_bytes(path, page(title, subtitle, sections).encode(errors="backslashreplace"))
+    write_text(path, page(title, subtitle, sections))
 
 
 # ---- sections ----
