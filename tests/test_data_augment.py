@@ -9,6 +9,7 @@ import pytest
 
 from rsna_kit.config import DataConfig
 from rsna_kit.data.augment import NAMES, Augmentation, build_augmentation, flips
+from rsna_kit.data.transforms import crop_box, crop_without_resize, elastic
 from rsna_kit.runtime.errors import UsageError
 
 albumentations = pytest.importorskip("albumentations")

@@ -16,6 +16,8 @@ import pytest
 from rsna_kit.config import TrainConfig
 from rsna_kit.models.network import dtype_policy
 from rsna_kit.runtime.events import Events
+from rsna_kit.training.optimisers import WeightAverage, build_optimizer, learning_rate_at
+from rsna_kit.training.replicas import Replicas
 
 keras = pytest.importorskip("keras")
 pytest.importorskip("tensorflow")
@@ -160,6 +162,9 @@ import pytest
 from toy_learner import use_toys
 from toy_pictures import write_toys
 from rsna_kit.config import TrainConfig, with_overrides
+from rsna_kit.training.optimisers import build_optimizer
+from rsna_kit.training.replicas import Replicas
+from rsna_kit.training.trainer import Trainer
 from rsna_kit.presets import preset
 from rsna_kit.runtime.clock import Clock
 from rsna_kit.runtime.errors import RsnaKitError
