@@ -4,13 +4,14 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from rsna_kit.config import Config, image_fingerprint
 from rsna_kit.models.bundle import load_model, open_bundle, save_weights, set_threshold, write_bundle
-from rsna_kit.models.network import build_classifier, build_network
+from rsna_kit.models.network import build_network
 from rsna_kit.runtime.errors import BundleError, UsageError
 from rsna_kit.runtime.files import sha256_file
 
