@@ -152,7 +152,8 @@ class Brightest:
         return pictures.max(axis=(1, 2, 3)).astype(np.float32)[:, None] / 10
 
 
-def test_hiding_the_lesion_lowers_the_logit_most() -> None:
+def test_hiding_the_lesion_lowers_the_logit_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(explain, "_PATCH", 1 / 4)  # as large as the lesion
     picture = toy_mammogram()
     heat = occlusion(Brightest(), 16)(picture)
     assert heat.shape == (1, 64, 32)

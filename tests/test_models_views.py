@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from typing import Any
 
 import numpy as np
@@ -23,19 +20,6 @@ pytestmark = pytest.mark.tf
 
 RNG = np.random.default_rng(0)
 IMAGE = ImageConfig(height=64, width=32)
-JAX = """
-import numpy as np, keras
-from rsna_kit.config import TrainConfig
-from rsna_kit.models.views import over_views
-from rsna_kit.training.losses import build_loss
-from test_models_views import scorer, views_of
-model = over_views(scorer(3))
-model.compile(optimizer=keras.optimizers.SGD(0.1), loss=build_loss(TrainConfig(targets="biopsy")))
-views = views_of([2, 1, 3])
-targets = np.array([[1, np.nan], [0, 1], [1, 0]], np.float32)
-losses = [float(model.train_on_batch(views, targets, sample_weight=np.ones(3, np.float32))) for _ in range(3)]
-print(keras.backend.backend(), *losses)
-"""
 
 
 def scorer(columns: int, norm: bool = False) -> Any:
@@ -138,19 +122,3 @@ def test_a_missing_view_gets_no_gradient() -> None:
     assert slope[0, :2].all()
     assert not slope[0, 2].any()
     assert not slope[1].any()
-
-
-@pytest.mark.slow
-def test_it_runs_on_jax_as_on_tensorflow() -> None:
-    """The same three steps of training on any backend: loss, views, missing targets."""
-    pytest.importorskip("jax")
-    environment = os.environ | {"KERAS_BACKEND": "jax", "PYTHONPATH": os.pathsep.join(["tests", "."])}
-    done = subprocess.run([sys.executable, "-c", JAX], env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    backend, *losses = done.stdout.split()
-    assert backend == "jax"
-    spoken: dict[str, Any] = {"print": lambda *words: spoken.update(words=words)}
-    exec(JAX, spoken)
-    assert spoken["words"][0] == "tensorflow"
-    np.testing.assert_allclose([float(loss) for loss in losses], spoken["words"][1:], rtol=1e-4)
-    assert len(set(losses)) == 3
