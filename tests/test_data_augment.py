@@ -6,10 +6,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from rsna_kit.data.transforms import crop_box, crop_without_resize, elastic
 
 from rsna_kit.config import DataConfig
 from rsna_kit.data.augment import NAMES, Augmentation, build_augmentation, flips
-from rsna_kit.data.transforms import crop_box, crop_without_resize, elastic
 from rsna_kit.runtime.errors import UsageError
 
 albumentations = pytest.importorskip("albumentations")

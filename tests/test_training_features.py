@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from rsna_kit.models.classifier import build_classifier, split_classifier
+from rsna_kit.training.trainer import Trainer
 from toy_pictures import write_toys
 
 from rsna_kit.config import Config, with_overrides
@@ -15,14 +17,12 @@ from rsna_kit.data.augment import build_augmentation, flips
 from rsna_kit.data.batches import Pictures, iterate, make_training_set
 from rsna_kit.data.shards import Prepared
 from rsna_kit.models.bundle import load_model, open_bundle, write_bundle
-from rsna_kit.models.classifier import build_classifier, split_classifier
 from rsna_kit.presets import preset
 from rsna_kit.runtime.clock import Clock
 from rsna_kit.runtime.errors import RsnaKitError
 from rsna_kit.runtime.events import Events
 from rsna_kit.training import features
 from rsna_kit.training.features import FeatureMaps
-from rsna_kit.training.trainer import Trainer
 
 keras = pytest.importorskip("keras")
 pytest.importorskip("tensorflow")

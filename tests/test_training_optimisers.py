@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from rsna_kit.training.optimisers import WeightAverage, build_optimizer, learning_rate_at
+from rsna_kit.training.replicas import Replicas
 
 from rsna_kit.config import TrainConfig
 from rsna_kit.models.network import dtype_policy
 from rsna_kit.runtime.events import Events
-from rsna_kit.training.optimisers import WeightAverage, build_optimizer, learning_rate_at
-from rsna_kit.training.replicas import Replicas
 
 keras = pytest.importorskip("keras")
 pytest.importorskip("tensorflow")

@@ -17,6 +17,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from rsna_kit.training.fold import CHECKPOINT, FoldResult
+from rsna_kit.training.guard import LossGuard, device_bytes, picture_bytes, says_nothing
+from rsna_kit.training.trainer import Trainer
 from toy_learner import toy_learner, use_toys
 from toy_pictures import write_toys
 
@@ -26,9 +29,6 @@ from rsna_kit.presets import preset
 from rsna_kit.runtime.clock import Clock
 from rsna_kit.runtime.errors import RsnaKitError
 from rsna_kit.runtime.events import Events
-from rsna_kit.training.fold import CHECKPOINT, FoldResult
-from rsna_kit.training.guard import LossGuard, device_bytes, picture_bytes, says_nothing
-from rsna_kit.training.trainer import Trainer
 
 pytest.importorskip("tensorflow")
 pytestmark = [pytest.mark.tf, pytest.mark.slow]
