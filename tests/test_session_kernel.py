@@ -157,7 +157,7 @@ def test_a_module_that_nothing_brings_is_named_with_what_to_attach(mounted: Path
 
 
 def test_a_missing_decoder_asks_for_the_wheels(mounted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rsna_kit.runtime.lazy.absence", lambda module: "not installed")
+    monkeypatch.setattr(sessions, "check_surroundings", lambda needs: dict.fromkeys(needs, "not installed"))
     with pytest.raises(MissingDependencyError, match=r"dicomsdl: not installed\. Attach the dataset rsna-wheels"):
         Session("infer", SETTINGS).open(["dicomsdl"])
 
