@@ -31,8 +31,8 @@ from prepare import parse_size
 from report import machine
 
 from rsna_kit.config import Config, with_overrides
-from rsna_kit.data.augment import NAMES
-from rsna_kit.data.batches import Pictures, make_training_set, training_stream
+from rsna_kit.data.augment import RECIPES
+from rsna_kit.data.batches import Pictures, TrainingSet, training_stream
 from rsna_kit.data.shards import Prepared, open_prepared
 from rsna_kit.recipes.prepare import prepare
 from rsna_kit.runtime.events import Events
@@ -40,7 +40,7 @@ from rsna_kit.runtime.files import write_json
 from rsna_kit.training.mixing import build_mixer
 from rsna_lab.phantom.writer import write_competition
 
-RECIPES = ("none", "flip", "light", "heavy", "winner")
+NAMES = ("none", "flip", *RECIPES)
 MIXES = ("mixup", "cutmix")
 PATIENTS, SEED = 5, 3  # of the phantom
 STEPS = 1  # of a model in a round
@@ -72,13 +72,13 @@ def prepared_folder(files: Path, config: Config, events: Events) -> Prepared:
 
 def read_epoch(prepared: Prepared, rows: pd.DataFrame, config: Config) -> int:
     """One epoch as training reads it."""
-    training = make_training_set(Pictures(prepared, cache_bytes=0), rows, config)
+    training = TrainingSet(Pictures(prepared, config.data.augment, cache_bytes=0), rows, config)
     return sum(len(weights) for _, _, weights in training_stream(training, 1))
 
 
 def mixing(mix: str, config: Config, batch: tuple[Any, ...]) -> Callable[[], int]:
     """Ten steps of a mixer, all of them mixed, results waited for."""
-    mixer = build_mixer(with_overrides(config, [f"data.mix={mix}", "data.mix_share=1"]).data, SEED)
+    mixer = build_mixer(with_overrides(config, [f"data.mix={mix}"]).data, SEED, share=1.0)
     assert mixer is not None
 
     def work() -> int:
@@ -92,7 +92,7 @@ def mixing(mix: str, config: Config, batch: tuple[Any, ...]) -> Callable[[], int
 def training_step(backbone: str, config: Config, batch: tuple[Any, ...]) -> Callable[[], int]:
     """Training steps of the network that the configuration builds, on one batch."""
     from rsna_kit.training.learner import build_learner
-    from rsna_kit.training.optimisers import build_optimizer
+    from rsna_kit.training.steps import build_optimizer
 
     config = with_overrides(config, [f"model.backbone={backbone}", "model.weights=none"])
     learner = build_learner(config, config.image)
@@ -113,7 +113,7 @@ def measure_size(size: tuple[int, int], options: argparse.Namespace, events: Eve
     config = with_overrides(Config(), [*overrides, "data.positive_share=0.25"])
     prepared = prepared_folder(options.files, config, events)
     rows = pd.concat([prepared.table] * -(-options.pictures // len(prepared.table)), ignore_index=True)
-    training = make_training_set(Pictures(prepared), rows, config)
+    training = TrainingSet(Pictures(prepared), rows, config)
     stream = training_stream(training, 1)
     batch = tuple(np.asarray(part) for part in next(stream))
     stream.close()  # type: ignore[attr-defined]
@@ -122,7 +122,7 @@ def measure_size(size: tuple[int, int], options: argparse.Namespace, events: Eve
         return with_overrides(config, [f"data.augment={name}"])
 
     work: dict[str, dict[str, Callable[[], int]]] = {
-        "recipes": {name: partial(read_epoch, prepared, rows, augmented(name)) for name in RECIPES},
+        "recipes": {name: partial(read_epoch, prepared, rows, augmented(name)) for name in NAMES},
         "mixes": {mix: mixing(mix, config, batch) for mix in MIXES},
         "models": {backbone: training_step(backbone, config, batch) for backbone in options.model},
     }
@@ -176,7 +176,6 @@ def main() -> int:
     parser.add_argument("--out", type=Path, help="JSON file")
     options = parser.parse_args()
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    assert set(RECIPES) == set(NAMES)
     events, load = Events(), os.getloadavg()[0]
     result: dict[str, Any] = {"machine": machine(), "batch": options.batch, "rounds": options.rounds, "sizes": {}}
     for size in options.sizes:

@@ -28,7 +28,7 @@ from rsna_kit.config import with_overrides
 from rsna_kit.presets import preset
 from rsna_kit.runtime.clock import Clock
 from rsna_kit.runtime.events import Events
-from rsna_kit.training import trainer
+from rsna_kit.training import fit
 
 SETTINGS = [
     "image.height=64", "image.width=32", "train.batch_size=8", "train.learning_rate=1e-3", "infer.batch_size=16",
@@ -47,7 +47,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--pictures", type=int, default=160, help="a multiple of 10")
     steps, pictures = (options := parser.parse_args()).steps, options.pictures
-    trainer.build_learner = toy_learner
+    fit.build_learner = toy_learner
     found: list[float] = []
 
     def evaluate(scores: pd.DataFrame) -> dict[str, float]:
@@ -60,7 +60,7 @@ def main() -> None:
         config = with_overrides(preset("smoke"), [*SETTINGS, f"train.epochs={epochs}"])
         prepared = write_toys(Path(folder) / "toys", config.image, pictures)
         table = prepared.table.assign(fold=np.arange(pictures) % 2)
-        training = trainer.Trainer(prepared, config, Events(stream=io.StringIO()), evaluate)
+        training = fit.Trainer(prepared, config, Events(stream=io.StringIO()), evaluate)
         training.train_fold(table, 0, Path(folder) / "fold0", Clock())
     half = np.array(found[len(found) // 2 :])
     growth = float(np.polyfit(np.arange(len(half)), half, 1)[0])

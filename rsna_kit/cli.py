@@ -111,7 +111,7 @@ def _add_train(verbs: Any) -> None:
     summary = "Train one network per fold and leave a bundle for each; resumes."
     train = add_verb(verbs, "train", _train, summary, "train runs/prepared runs/model --preset smoke")
     train.add_argument("prepared", type=Path, help="folder written by prepare")
-    train.add_argument("out", type=Path, help="folder for bundles, out-of-fold scores and curves")
+    train.add_argument("out", type=Path, help="folder for bundles, out-of-fold scores and histories")
     train.add_argument("--fold", type=int, action="append", help="train only this fold; may be repeated")
     weights = "look here for starting weights (model.weights); may be repeated"
     train.add_argument("--weights", type=Path, action="append", default=[], metavar="FOLDER", help=weights)

@@ -89,7 +89,7 @@ FIRST = {
     "model": {"backbone": "efficientnet_lite0", "weights": "imagenet", "trunk": "frozen", "dropout": 0.2,
               "batch_norm": "train"},
     "train": {"folds": 2, "epochs": 24, "batch_size": 32, "learning_rate": 0.001, "weight_decay": 0.01,
-              "warmup_share": 0.1, "label_smoothing": 0.05, "keep": "best", "seed": 67},
+              "label_smoothing": 0.05, "keep": "best", "seed": 67},
     "infer": {"batch_size": 16, "prior": 0.0211676964, "max_failure_share": 0.01},
 }  # fmt: skip
 

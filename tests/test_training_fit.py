@@ -272,7 +272,6 @@ import numpy as np
 import pytest
 from toy_learner import use_toys
 from test_training_fit import CONFIG
-from rsna_kit.config import with_overrides
 from rsna_kit.data.shards import open_prepared
 from rsna_kit.training import fit
 from rsna_kit.runtime.clock import Clock
@@ -281,7 +280,7 @@ use_toys(pytest.MonkeyPatch())
 fit.CHECKPOINT_S = 0.0
 prepared = open_prepared(Path({prepared!r}))
 table = prepared.table.assign(fold=np.arange(80) % 2)
-trainer = fit.Trainer(prepared, with_overrides(CONFIG, ["data.augment=light"]), Events(stream=sys.stderr))
+trainer = fit.Trainer(prepared, CONFIG, Events(stream=sys.stderr))
 step = trainer._replicas.train_step
 def shown(*batch):
     print("step", flush=True)
