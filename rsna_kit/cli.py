@@ -115,7 +115,7 @@ def _add_train(verbs: Any) -> None:
     example = "train runs/prepared runs/model --preset smoke"
     train = add_verb(verbs, "train", _train, summary, example, needs=("cv2", "keras"))
     train.add_argument("prepared", type=Path, help="folder written by prepare")
-    train.add_argument("out", type=Path, help="folder for bundles, out-of-fold scores and curves")
+    train.add_argument("out", type=Path, help="folder for bundles, out-of-fold scores and histories")
     train.add_argument("--fold", type=int, action="append", help="train only this fold; may be repeated")
     weights = "look here for starting weights (model.weights); may be repeated"
     train.add_argument("--weights", type=Path, action="append", default=[], metavar="FOLDER", help=weights)

@@ -17,7 +17,7 @@ from rsna_kit.runtime.events import Events
 if TYPE_CHECKING:
     from push_world import World, Worlds
 
-TINY = ["image.height=64", "image.width=32", "data.shard_images=16", "data.save=none", "model.weights=none",
+TINY = ["image.height=64", "image.width=32", "data.save=none", "model.weights=none",
         "model.tap=32", "model.head=linear", "model.pool=avg", "model.trunk=train", "train.epochs=1",
         "train.batch_size=8", "infer.batch_size=8"]  # fmt: skip
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rsna_kit.data.sampling import epoch_order, plain_order, positives_per_batch
+from rsna_kit.data.sampling import epoch_order, positives_per_batch
 from rsna_kit.runtime.errors import RsnaKitError, UsageError
 
 
@@ -25,25 +25,26 @@ def test_every_batch_has_both_classes_and_every_image_of_the_rarer_need_comes(
     positives: int, negatives: int, batch_size: int, share: float, seed: int, drawn: float
 ) -> None:
     labels = labels_of(positives, negatives)
-    order = epoch_order(labels, batch_size, share, seed, epoch=0, negatives=drawn)
     per_batch = positives_per_batch(labels, batch_size, share, drawn)
+    order = epoch_order(labels, batch_size, per_batch, seed, epoch=0, negatives=drawn)
     counts = labels[order].reshape(-1, batch_size).sum(axis=1)
     assert set(counts) == {per_batch}
     assert 1 <= per_batch < batch_size
     healthy = set(order) & set(np.flatnonzero(labels == 0))
     assert len(healthy) == max(round(drawn * negatives), 1)
+    assert set(np.flatnonzero(labels)) <= set(order)
 
 
 def test_negatives_come_once_where_the_batch_divides_them() -> None:
     labels = labels_of(2, 36)
-    order = epoch_order(labels, 16, 0.25, seed=1, epoch=0)
+    order = epoch_order(labels, 16, 4, seed=1, epoch=0)
     assert len(order) == 48
     assert sorted(order[labels[order] == 0]) == list(np.flatnonzero(labels == 0))
 
 
 def test_positives_are_used_evenly() -> None:
     labels = labels_of(5, 120)
-    order = epoch_order(labels, 16, 0.25, seed=1, epoch=0)
+    order = epoch_order(labels, 16, 4, seed=1, epoch=0)
     counts = np.bincount(order)[labels == 1]
     assert counts.max() - counts.min() <= 1
 
@@ -52,45 +53,44 @@ def test_common_cancers_keep_their_natural_share() -> None:
     """CBIS-DDSM has 47 % malignant: a wanted share of 25 % must not hide half of them."""
     labels = labels_of(47, 53)
     assert positives_per_batch(labels, 16, 0.25) == 8
-    order = epoch_order(labels, 16, 0.25, seed=1, epoch=0)
+    order = epoch_order(labels, 16, 8, seed=1, epoch=0)
     assert set(order) == set(range(100))
 
 
 def test_seed_and_epoch_decide() -> None:
     labels = labels_of(5, 60)
-    first = epoch_order(labels, 8, 0.25, seed=1, epoch=3)
-    np.testing.assert_array_equal(first, epoch_order(labels, 8, 0.25, seed=1, epoch=3))
-    assert (first != epoch_order(labels, 8, 0.25, seed=1, epoch=4)).any()
-    assert (first != epoch_order(labels, 8, 0.25, seed=2, epoch=3)).any()
+    first = epoch_order(labels, 8, 2, seed=1, epoch=3)
+    np.testing.assert_array_equal(first, epoch_order(labels, 8, 2, seed=1, epoch=3))
+    assert (first != epoch_order(labels, 8, 2, seed=1, epoch=4)).any()
+    assert (first != epoch_order(labels, 8, 2, seed=2, epoch=3)).any()
 
 
 @pytest.mark.parametrize("labels", [np.zeros(9), np.ones(9)])
 def test_one_class_alone_is_refused(labels: np.ndarray) -> None:
     with pytest.raises(RsnaKitError, match="expected both classes"):
-        epoch_order(labels, 8, 0.25, seed=0, epoch=0)
+        positives_per_batch(labels, 8, 0.25)
 
 
 def test_a_batch_of_one_is_refused() -> None:
     with pytest.raises(UsageError, match=r"train.batch_size: got 1, expected at least 2"):
-        epoch_order(labels_of(3, 9), 1, 0.25, seed=0, epoch=0)
+        positives_per_batch(labels_of(3, 9), 1, 0.25)
 
 
 def test_the_order_of_an_epoch_is_for_good() -> None:
     """Literal: a run that is resumed by a later version must go on with the order in which it began."""
     labels = np.array([0, 1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1])
-    assert epoch_order(labels, 4, 0.25, seed=67, epoch=1).tolist() == [3, 11, 0, 4, 1, 8, 2, 9, 6, 5, 7, 10]
+    assert epoch_order(labels, 4, 1, seed=67, epoch=1).tolist() == [3, 11, 0, 4, 1, 8, 2, 9, 6, 5, 7, 10]
 
 
 def test_a_share_of_the_healthy_is_drawn_anew_each_epoch() -> None:
     labels = labels_of(10, 300)
     drawn = [
-        set(epoch_order(labels, 16, 0.25, 1, epoch, negatives=1 / 3)) - set(np.flatnonzero(labels))
-        for epoch in range(20)
+        set(epoch_order(labels, 16, 4, 1, epoch, negatives=1 / 3)) - set(np.flatnonzero(labels)) for epoch in range(20)
     ]
     assert {len(healthy) for healthy in drawn} == {100}
     assert 20 < len(drawn[0] & drawn[1]) < 45  # chance: a third of 100
     assert len(set.union(*drawn)) > 295
-    assert drawn[0] == set(epoch_order(labels, 16, 0.25, 1, 0, negatives=1 / 3)) - set(np.flatnonzero(labels))
+    assert drawn[0] == set(epoch_order(labels, 16, 4, 1, 0, negatives=1 / 3)) - set(np.flatnonzero(labels))
 
 
 def test_fewer_healthy_make_cancers_commoner() -> None:
@@ -98,29 +98,18 @@ def test_fewer_healthy_make_cancers_commoner() -> None:
     labels = labels_of(20, 80)
     assert positives_per_batch(labels, 16, 0.25) == 4
     assert positives_per_batch(labels, 16, 0.25, negatives=1 / 3) == 7
-    order = epoch_order(labels, 16, 0.25, seed=1, epoch=0, negatives=1 / 3)
+    order = epoch_order(labels, 16, 7, seed=1, epoch=0, negatives=1 / 3)
     assert set(np.flatnonzero(labels)) <= set(order)
     assert len(order) == 48
 
 
-def test_examples_of_one_kind_come_once_in_a_new_order() -> None:
-    order = plain_order(24, 8, seed=1, epoch=0)
-    assert sorted(order) == list(range(24))
-    assert order.dtype == np.int64
-    assert order.tolist() != list(range(24))
-    assert (
-        order.tolist() == plain_order(24, 8, seed=1, epoch=0).tolist() != plain_order(24, 8, seed=1, epoch=1).tolist()
-    )
-
-
-def test_a_last_batch_of_one_kind_is_filled() -> None:
-    order = plain_order(21, 8, seed=1, epoch=0)
-    assert len(order) == 24
-    assert sorted(order[:21]) == list(range(21))
-    assert len(plain_order(3, 8, seed=1, epoch=0)) == 8
-    assert len(set(plain_order(90, 8, seed=1, epoch=0, share=0.5))) == 45
-
-
-def test_no_example_at_all_is_refused() -> None:
+def test_where_there_is_no_cancer_to_learn_all_come_once_in_a_new_order() -> None:
+    healthy = np.zeros(21)
+    order = epoch_order(healthy, 8, 0, seed=1, epoch=0)
+    assert (len(order), order.dtype) == (24, np.int64)
+    assert np.bincount(order, minlength=21).min() == 1
+    assert order.tolist() == epoch_order(healthy, 8, 0, seed=1, epoch=0).tolist()
+    assert order.tolist() != epoch_order(healthy, 8, 0, seed=1, epoch=1).tolist()
+    assert len(set(epoch_order(np.zeros(90), 8, 0, seed=1, epoch=0, negatives=0.5))) == 45
     with pytest.raises(RsnaKitError, match="none is without cancer"):
-        plain_order(0, 8, seed=0, epoch=0)
+        epoch_order(np.zeros(0), 8, 0, seed=0, epoch=0)

@@ -12,7 +12,7 @@ from toy_pictures import write_toys
 
 from rsna_kit.competition.tables import TEST_COLUMNS, TRAIN_COLUMNS, read_test, read_train
 from rsna_kit.config import Config, DataConfig, ImageConfig, ModelConfig, TrainConfig
-from rsna_kit.data.batches import Pictures, iterate, make_training_set
+from rsna_kit.data.batches import Pictures, TrainingSet, training_stream
 from rsna_kit.data.targets import target_names, target_values, without_idle
 from rsna_kit.runtime.errors import TableError, UsageError
 
@@ -132,7 +132,7 @@ def test_targets_are_never_an_input(tmp_path: Path, kind: str) -> None:
     prepared = write_toys(tmp_path, CONFIG.image, 16)
     config = dataclasses.replace(CONFIG, model=ModelConfig(kind=kind))
     first, second = (
-        list(iterate(make_training_set(Pictures(prepared), with_targets(prepared.table, seed), config), 1))
+        list(training_stream(TrainingSet(Pictures(prepared), with_targets(prepared.table, seed), config), 1))
         for seed in (1, 2)
     )
     different = 0

@@ -28,21 +28,14 @@ def path(tmp_path: Path) -> Path:
 
 
 def test_round_trip(path: Path) -> None:
-    found = load_checkpoint(path, "abc", {"variables": GROUPS["variables"]})
-    assert found.fields == FIELDS
-    assert set(found.groups) == set(GROUPS)
+    groups, fields = load_checkpoint(path, "abc", {"variables": GROUPS["variables"]})
+    assert fields == FIELDS
+    assert set(groups) == set(GROUPS)
     for name, arrays in GROUPS.items():
-        assert len(found.groups[name]) == len(arrays)
-        for one, other in zip(found.groups[name], arrays, strict=True):
+        for one, other in zip(groups[name], arrays, strict=True):
             assert one.dtype == other.dtype
             assert one.shape == other.shape
             np.testing.assert_array_equal(one, other)
-
-
-def test_the_size_is_that_of_the_file(tmp_path: Path) -> None:
-    size = save_checkpoint(tmp_path / "checkpoint.npz", "abc", GROUPS, FIELDS)
-    assert size == (tmp_path / "checkpoint.npz").stat().st_size
-    assert [entry.name for entry in tmp_path.iterdir()] == ["checkpoint.npz"]
 
 
 def test_a_write_that_fails_leaves_the_old_one(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -74,22 +67,10 @@ def test_other_arrays_are_refused(path: Path, other: list[np.ndarray]) -> None:
 def test_every_damaged_byte_of_an_array_is_seen(path: Path) -> None:
     content = path.read_bytes()
     place = content.index(GROUPS["variables"][0].tobytes())
-    for offset in range(24):
-        path.write_bytes(
-            content[: place + offset] + bytes([content[place + offset] ^ 4]) + content[place + offset + 1 :]
-        )
+    for at in range(place, place + 24):
+        path.write_bytes(content[:at] + bytes([content[at] ^ 4]) + content[at + 1 :])
         with pytest.raises(BundleError, match="damaged"):
             load_checkpoint(path, "abc", {})
-
-
-def test_an_exchanged_array_is_seen(path: Path) -> None:
-    """Whole as a file, every CRC right, and still not what was written."""
-    with np.load(path) as file:
-        arrays = dict(file)
-    arrays["variables-0"] = arrays["variables-0"] + 1
-    np.savez(path, **arrays)
-    with pytest.raises(BundleError, match="sha256"):
-        load_checkpoint(path, "abc", {})
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.9])
@@ -124,27 +105,21 @@ def fingerprint(*settings: str, data: str = "d", rows: pd.DataFrame = ROWS, fold
     return training_fingerprint(with_overrides(Config(), settings), data, rows, fold, {"sha256": sha256, "file": "f"})
 
 
-@pytest.mark.parametrize(
-    "setting",
-    ["train.checkpoint_minutes=1", "train.devices=all", "infer.batch_size=3", "decode.workers=2", "data.save=none",
-     "data.shard_images=8"],
-)  # fmt: skip
+@pytest.mark.parametrize("setting", ["train.devices=all", "infer.batch_size=3", "decode.workers=2", "data.save=none"])
 def test_what_does_not_concern_the_result(setting: str) -> None:
     assert fingerprint(setting) == fingerprint()
 
 
 @pytest.mark.parametrize(
-    "setting", ["train.ema=0.9", "train.seed=1", "train.precision=mixed_float16", "data.mix=mixup", "model.head=conv",
-                "cvae.beta=2", "image.height=64", "train.targets=biopsy"],
-)  # fmt: skip
+    "setting", ["train.ema=0.9", "train.seed=1", "data.mix=mixup", "model.head=conv", "cvae.beta=2", "image.height=64"]
+)
 def test_what_does(setting: str) -> None:
     assert fingerprint(setting) != fingerprint()
 
 
 def test_data_rows_fold_and_start_concern_it() -> None:
     relabelled = ROWS.assign(cancer=[1, 1, 0])
-    others = [fingerprint(data="e"), fingerprint(rows=relabelled), fingerprint(rows=ROWS[:2]), fingerprint(fold=1),
-              fingerprint(sha256="t")]  # fmt: skip
-    assert len({fingerprint(), *others}) == 6
+    others = [{"data": "e"}, {"rows": relabelled}, {"rows": ROWS[:2]}, {"fold": 1}, {"sha256": "t"}]
+    assert len({fingerprint(), *(fingerprint(**other) for other in others)}) == 6
     moved = ROWS.assign(fold=[0, 2, 1])  # between the other folds
     assert fingerprint(rows=moved) == fingerprint()

@@ -26,7 +26,6 @@ VIEWS[0], VIEWS[1, :2] = PICTURES[:3], PICTURES[3:]
 KINDS = {
     "image": ["train.targets=biopsy,BIRADS"],
     "breast": ["model.kind=breast", "train.targets=biopsy,BIRADS"],
-    "mean": ["model.kind=breast", "model.view_pool=mean"],
 }
 
 
@@ -45,26 +44,17 @@ def examples(config: Config) -> np.ndarray:
     return VIEWS if config.model.kind == "breast" else PICTURES
 
 
-def test_the_default_is_the_classifier_alone() -> None:
-    learner = build_learner(SMALL, SMALL.image)
-    assert learner.trained is learner.network
-    assert (learner.targets, learner.shift, learner.calibrate) == (("cancer",), True, None)
-    assert (learner.network.input_shape, learner.network.output_shape) == ((None, 64, 32, 1), (None, 1))
-    learner.progress(0.5)
-
-
 def test_shapes_and_names(made: tuple[Config, Learner]) -> None:
     """The only input is the picture, or the pictures of a breast: targets cannot get in."""
     config, learner = made
     breast = config.model.kind == "breast"
-    assert learner.targets == (("cancer", "biopsy", "BIRADS") if config.train.targets else ("cancer",))
     assert [tuple(tensor.shape) for tensor in learner.network.inputs] == [(None, 64, 32, 1)]
     assert [tuple(tensor.shape) for tensor in learner.trained.inputs] == [
         (None, None, 64, 32, 1) if breast else (None, 64, 32, 1)
     ]
     assert learner.network.output_shape == (None, 2 if breast else 1)
     outputs = np.asarray(learner.trained(examples(config)))
-    assert outputs.shape == (len(examples(config)), len(learner.targets))
+    assert outputs.shape == (len(examples(config)), 3)
     assert outputs.dtype == np.float32
     assert (outputs.std(axis=0) > 0).all()
 
@@ -96,29 +86,28 @@ def test_what_travels_does_not_know_the_targets(made: tuple[Config, Learner], tm
 
 def test_halves_are_the_whole(made: tuple[Config, Learner]) -> None:
     config, learner = made
-    assert learner.maps
     assert learner.halves is not None
-    halves = learner.halves()
-    maps = np.asarray(halves.trunk(PICTURES))
-    np.testing.assert_allclose(halves.scored(maps), np.asarray(learner.network(PICTURES)), atol=1e-5)
+    halves = trunk, scored, on_maps = learner.halves()
+    maps = np.asarray(trunk(PICTURES))
+    np.testing.assert_allclose(scored(maps), np.asarray(learner.network(PICTURES)), atol=1e-5)
     if config.model.kind == "breast":
         views = np.zeros((2, 3, *maps.shape[1:]), np.float32)
         views[0], views[1, :2] = maps[:3], maps[3:]
         maps = views
-    np.testing.assert_allclose(halves.trained(maps), np.asarray(learner.trained(examples(config))), atol=1e-5)
+    np.testing.assert_allclose(on_maps(maps), np.asarray(learner.trained(examples(config))), atol=1e-5)
     known = {id(variable) for variable in learner.trained.variables}
-    assert all(id(variable) in known for half in (halves.trunk, halves.scored) for variable in half.variables)
-    assert not halves.trunk.trainable_variables
-    assert [v.path for v in halves.trained.trainable_variables] == [v.path for v in learner.trained.trainable_variables]
+    assert all(id(variable) in known for half in halves[:2] for variable in half.variables)
+    assert not trunk.trainable_variables
+    assert [v.path for v in on_maps.trainable_variables] == [v.path for v in learner.trained.trainable_variables]
 
 
 def test_missing_targets_teach_nothing(made: tuple[Config, Learner]) -> None:
     """A step of plain gradient descent moves a target's head only by the targets that are there."""
     config, learner = made
     heads = [variable for variable in learner.trained.trainable_variables if "targets" in variable.path]
-    assert len(heads) == (2 if config.train.targets else 0)
+    assert len(heads) == 2
     learner.trained.compile(optimizer=keras.optimizers.SGD(0.01), loss=learner.loss, run_eagerly=True)
-    targets = np.full((len(examples(config)), len(learner.targets)), np.nan, np.float32)
+    targets = np.full((len(examples(config)), 3), np.nan, np.float32)
     targets[:, 0] = np.arange(len(targets)) % 2
     logit = learner.network.get_layer("logit").kernel
 
@@ -131,23 +120,16 @@ def test_missing_targets_teach_nothing(made: tuple[Config, Learner]) -> None:
     moved, before = step()
     assert (np.array(logit) != before).any()
     assert not any(change.any() for change in moved)
-    if heads:
-        targets[0, 1] = 1
-        assert [change.tolist()[1] for change in step()[0]] == [0, 0]
-        targets[1, 2] = 0
-        assert all((change > 0).all() for change in step()[0])
-
-
-@pytest.mark.parametrize("setting", ["model.trunk=train", "data.mix=mixup"])
-def test_maps_are_for_a_frozen_trunk_and_pictures_as_they_are(setting: str) -> None:
-    config = configured(setting)
-    assert not build_learner(config, config.image).maps
+    targets[0, 1] = 1
+    assert [change.tolist()[1] for change in step()[0]] == [0, 0]
+    targets[1, 2] = 0
+    assert all((change > 0).all() for change in step()[0])
 
 
 def test_the_cvae() -> None:
     config = configured("model.kind=cvae", "cvae.filters=2", "cvae.latent=3", "cvae.beta=4")
     learner = build_learner(config, config.image)
-    assert (learner.targets, learner.shift, learner.maps) == (("cancer",), False, False)
+    assert (learner.shift, learner.halves) == (False, None)
     assert learner.calibrate is not None
     outputs = np.asarray(learner.trained(PICTURES))
     assert outputs.shape == (5, 2)

@@ -28,25 +28,29 @@ Augmentation = Callable[[np.ndarray, int], np.ndarray]
 Transforms = Callable[[Any], list[Any]]  # from the package albumentations
 
 
+def find_recipe(name: str) -> Recipe | None:
+    """The recipe by its name in `RECIPES`; None for `"flip"` (see `flips`) and `"none"`. Nothing is imported.
+
+    Raises:
+        UsageError: another name.
+    """
+    names = (*RECIPES, "flip", "none")
+    if name not in names:
+        raise UsageError(f"data.augment: got {name!r}, expected one of {', '.join(names)}.{did_you_mean(name, names)}")
+    return RECIPES.get(name)
+
+
 def build_augmentation(name: str) -> Augmentation:
     """The named recipe as a function of a uint8 (h, w) image and a seed of at least 0, giving uint8 (h, w).
 
     The image is never written to; an image that a recipe leaves as it is may be returned itself.
 
-    Args:
-        name: of `RECIPES` (Albumentations), `"flip"` (see `flips`) or `"none"`.
-
     Raises:
-        UsageError: another name.
+        UsageError: an unknown name.
     """
-    if name == "none":
-        return lambda image, seed: image
-    if name == "flip":
-        return lambda image, seed: image[::-1] if flips(seed) else image
-    if name not in RECIPES:
-        names = (*RECIPES, "flip", "none")
-        raise UsageError(f"data.augment: got {name!r}, expected one of {', '.join(names)}.{did_you_mean(name, names)}")
-    return _Augmentation(RECIPES[name])
+    if (recipe := find_recipe(name)) is not None:
+        return _Augmentation(recipe)
+    return lambda image, seed: image[::-1] if name == "flip" and flips(seed) else image
 
 
 def flips(seed: int) -> bool:

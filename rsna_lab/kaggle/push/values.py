@@ -8,10 +8,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from rsna_kit.config import Config, with_overrides
+from rsna_kit.data.augment import find_recipe
 from rsna_kit.models.backbones import backbone
 from rsna_kit.models.views import check_pooling
 from rsna_kit.presets import preset
 from rsna_kit.runtime.errors import UsageError
+from rsna_kit.training.losses import find_loss
 from rsna_lab.kaggle.push.wishes import SESSION_H, session_seconds
 
 SCORING_H = 9.0  # the competition's limit for a scoring run
@@ -50,6 +52,8 @@ def _config(settings: Mapping[str, str]) -> Config:
     config = with_overrides(preset(settings.get("PRESET", "default")), settings.get("SET", "").split())
     backbone(config.model.backbone)
     check_pooling(config.model.view_pool)
+    find_loss(config.train.loss)
+    find_recipe(config.data.augment)
     return config
 
 

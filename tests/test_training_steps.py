@@ -12,15 +12,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from rsna_kit.training.optimisers import WeightAverage, build_optimizer, learning_rate_at
-from rsna_kit.training.replicas import Replicas
 
-from rsna_kit.config import TrainConfig
+from rsna_kit.config import Config, TrainConfig, with_overrides
 from rsna_kit.models.network import dtype_policy
+from rsna_kit.runtime.errors import RsnaKitError
 from rsna_kit.runtime.events import Events
+from rsna_kit.training.steps import Replicas, build_optimizer, build_schedule
 
 keras = pytest.importorskip("keras")
-pytest.importorskip("tensorflow")
+tensorflow = pytest.importorskip("tensorflow")
 pytestmark = pytest.mark.tf
 
 
@@ -65,70 +65,24 @@ def test_the_gradient_of_all_variables_together_is_clipped(replicas: int) -> Non
     np.testing.assert_allclose(moved, 0.5 / replicas / np.sqrt(12), rtol=1e-5)
 
 
-def test_unclipped_gradients_are_left_alone() -> None:
-    train = TrainConfig(optimizer="sgd", learning_rate=1.0, weight_decay=0.0, clip_norm=100.0)
-    before, after = step(network(), train, 1.0)
-    np.testing.assert_allclose(before["bias"] - after["bias"], 1.9, rtol=1e-6)
-
-
 def test_the_learning_rate_rises_and_falls() -> None:
-    rates = [learning_rate_at(step, 100, 1e-3, 0.1) for step in range(100)]
-    assert rates.index(max(rates)) in (9, 10)
-    assert max(rates) == 1e-3
-    assert rates[-1] < 1e-6
-    assert learning_rate_at(0, 100, 1e-3, 0.0) == 1e-3
+    rate = build_schedule(1e-3, 100)
+    rates = [rate(step) for step in range(100)]
+    np.testing.assert_allclose(rates[:10], np.arange(1, 11) * 1e-4, rtol=1e-5)
+    np.testing.assert_allclose(rates[9:], 5e-4 * (1 + np.cos(np.pi * np.arange(91) / 91)), rtol=1e-4, atol=1e-9)
+    assert build_schedule(1e-3, 3)(0) == pytest.approx(1e-3)
 
 
-def test_the_average_is_the_exponential_one() -> None:
+def test_the_average_is_the_exponential_one_and_goes_where_keras_puts_it() -> None:
     model = network()
-    kernel, moving_mean = model.layers[1].kernel, model.layers[2].moving_mean
-    kernel.assign(np.zeros((3, 2)))
-    average = WeightAverage(model, 0.5)
-    expected, expected_mean = 0.0, 0.0
-    for number in range(20):
-        kernel.assign(np.full((3, 2), number + 1.0))
-        moving_mean.assign(np.full(2, 10.0 * number))
-        average.update(number)
-        share = 1 - min(0.5, (1 + number) / (10 + number))
-        expected += share * (number + 1.0 - expected)
-        expected_mean += share * (10.0 * number - expected_mean)
-    with average.applied():
-        np.testing.assert_allclose(np.array(kernel), expected, rtol=1e-5)
-        np.testing.assert_allclose(np.array(moving_mean), expected_mean, rtol=1e-5)
-    np.testing.assert_array_equal(np.array(kernel), 20.0)
-    np.testing.assert_array_equal(np.array(moving_mean), 190.0)
-
-
-def test_the_average_of_a_weight_that_stands_still_is_that_weight() -> None:
-    model = network()
-    before = [np.array(weight) for weight in model.weights]
-    average = WeightAverage(model, 0.999)
-    for number in range(50):
-        average.update(number)
-    for one, other in zip(average.arrays(), before, strict=True):
-        np.testing.assert_array_equal(one, other)
-
-
-def test_the_average_goes_on_from_its_arrays() -> None:
-    model = network()
-    one = WeightAverage(model, 0.9)
-    model.layers[1].kernel.assign(np.ones((3, 2)))
-    one.update(0)
-    other = WeightAverage(model, 0.9)
-    other.load(one.arrays())
-    for average in (one, other):
-        average.update(1)
-    for a, b in zip(one.arrays(), other.arrays(), strict=True):
-        np.testing.assert_array_equal(a, b)
-
-
-def test_weights_come_back_when_a_validation_fails() -> None:
-    model = network()
-    average = WeightAverage(model, 0.9)
-    model.layers[1].kernel.assign(np.ones((3, 2)))
-    with pytest.raises(ZeroDivisionError), average.applied():
-        1 / 0  # noqa: B018
-    np.testing.assert_array_equal(np.array(model.layers[1].kernel), 1.0)
+    optimizer = build_optimizer(model, TrainConfig(optimizer="sgd", learning_rate=0.1, weight_decay=0.0, ema=0.5))
+    variables, expected = model.trainable_variables, None
+    for gradient in (1.0, -2.0, 3.0):
+        optimizer.apply([keras.ops.full(variable.shape, gradient) for variable in variables], variables)
+        kernel = np.array(model.layers[1].kernel)
+        expected = kernel if expected is None else 0.5 * expected + 0.5 * kernel
+    optimizer.finalize_variable_values(variables)
+    np.testing.assert_allclose(np.array(model.layers[1].kernel), expected, rtol=1e-5)
 
 
 def test_precision_is_put_back() -> None:
@@ -140,13 +94,47 @@ def test_precision_is_put_back() -> None:
     assert keras.config.dtype_policy().name == "float32"
 
 
+def with_batches(train: int = 8, infer: int = 8, devices: str = "all") -> Config:
+    settings = [f"train.batch_size={train}", f"infer.batch_size={infer}", f"train.devices={devices}"]
+    return with_overrides(Config(), settings)
+
+
 def test_one_device_is_said_once() -> None:
     stream = io.StringIO()
-    replicas = Replicas("all", 8, Events(stream=stream))
-    assert replicas.count == 1
+    assert Replicas(with_batches(), Events(stream=stream)).count == 1
     assert stream.getvalue().count("this machine has one device") == 1
-    Replicas("one", 8, Events(stream=stream))
+    Replicas(with_batches(devices="one"), Events(stream=stream))
     assert len(stream.getvalue().splitlines()) == 1
+
+
+class Full:
+    """A model for which no device has memory."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def reset_metrics(self) -> None:
+        pass
+
+    def train_on_batch(self, *batch: Any, **options: Any) -> None:
+        raise self.error
+
+    predict_on_batch = train_on_batch
+
+
+def test_too_little_memory_says_what_to_try() -> None:
+    replicas, batch = Replicas(with_batches(devices="one"), Events()), np.zeros((8, 64, 32, 1), np.uint8)
+    full = Full(tensorflow.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor"))
+    wanted = (
+        r"train.batch_size=8: efficientnet_lite0 in float32, a batch \(8, 64, 32, 1\). Try .*=4, or .*mixed_float16"
+    )
+    with pytest.raises(RsnaKitError, match=wanted):
+        replicas.train_step(full, batch, batch, batch)
+    jax = Full(RuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 12345 bytes."))
+    with pytest.raises(RsnaKitError, match=r"infer.batch_size=1: .* Prepare smaller images"):
+        replicas.predict(jax, batch[:1])
+    with pytest.raises(RuntimeError, match="something else"):
+        replicas.train_step(Full(RuntimeError("INTERNAL: something else")), batch, batch, batch)
 
 
 TWO = """
@@ -162,9 +150,8 @@ import pytest
 from toy_learner import use_toys
 from toy_pictures import write_toys
 from rsna_kit.config import TrainConfig, with_overrides
-from rsna_kit.training.optimisers import build_optimizer
-from rsna_kit.training.replicas import Replicas
-from rsna_kit.training.trainer import Trainer
+from rsna_kit.training.fit import Trainer
+from rsna_kit.training.steps import Replicas, build_optimizer
 from rsna_kit.presets import preset
 from rsna_kit.runtime.clock import Clock
 from rsna_kit.runtime.errors import RsnaKitError
@@ -172,7 +159,7 @@ from rsna_kit.runtime.events import Events
 
 use_toys(pytest.MonkeyPatch(), batch_norm=False)
 config = with_overrides(preset("smoke"), [
-    "image.height=64", "image.width=32", "train.epochs=3", "train.batch_size=8", "train.learning_rate=1e-2",
+    "image.height=64", "image.width=32", "train.epochs=2", "train.batch_size=8", "train.learning_rate=1e-2",
     "train.ema=0.5", "infer.batch_size=15", "model.weights=none", "model.trunk=train"])
 prepared = write_toys(Path({out!r}), config.image, 80)
 table = prepared.table.assign(fold=np.arange(80) % 2)
@@ -189,7 +176,8 @@ again = trainer.train_fold(table, 0, fold, Clock())
 found["resumed"] = again.scores.equals(result.scores)
 
 # What each device sees, and an overflow on the second one alone.
-replicas = Replicas("all", 4, Events(stream=io.StringIO()))
+small = with_overrides(config, ["train.devices=all", "train.batch_size=4", "infer.batch_size=3"])
+replicas = Replicas(small, Events(stream=io.StringIO()))
 with replicas.scope():
     inputs = keras.Input((1,))
     model = keras.Model(inputs, keras.layers.Dense(1, use_bias=False)(inputs))
@@ -198,14 +186,13 @@ with replicas.scope():
 model.set_weights([np.ones((1, 1))])
 ones = np.ones((4, 1), "float32")
 found["loss"] = replicas.train_step(model, np.array([[1], [2], [3], [10.0]], "float32"), ones, np.ones(4, "float32"))
-found["seen"] = float(np.array(model.metrics_variables[1]))
 found["moved"] = float(model.get_weights()[0][0, 0])
 replicas.train_step(model, np.array([[1], [2], [3], [np.inf]], "float32"), ones, np.ones(4, "float32"))
 found["after_overflow"] = float(model.get_weights()[0][0, 0])
 found["scale"] = float(np.array(optimizer.dynamic_scale))
-found["predicted"] = replicas.predict(model, iter([np.arange(3, dtype="float32")[:, None]]), 3).tolist()
+found["predicted"] = replicas.predict(model, np.arange(3, dtype="float32")[:, None]).tolist()
 try:
-    Replicas("all", 5, Events(stream=io.StringIO()))
+    Replicas(with_overrides(small, ["train.batch_size=5"]), Events(stream=io.StringIO()))
 except RsnaKitError as error:
     found["odd"] = str(error)
 print(json.dumps(found))
@@ -225,7 +212,6 @@ def test_two_devices_share_a_batch(tmp_path: Path) -> None:
     assert "2 devices, each takes 4 of a batch of 8" in found["talk"]
     assert found["resumed"]
     assert found["loss"] == 4.0
-    assert found["seen"] == 4.0  # 8 where each device is given the whole batch, as train_on_batch does
     assert found["moved"] == pytest.approx(1 - 3e-4 * 1.9 * 4.0, rel=1e-5)
     assert found["after_overflow"] == found["moved"]
     assert found["scale"] == 2.0**14
