@@ -1,0 +1,208 @@
+"""One question to Kaggle in a process of its own: a JSON request on standard input, one JSON answer on standard output.
+
+It is run as a script by the Python that has the `kaggle` package, and imports nothing of this project.
+
+    {"about": true}                          versions of kaggle and kagglesdk; neither is imported
+    {"whoami": true}                         the account's name, and how it is known
+    {"call": "kernels/get_kernel", "body": {…}}   a method of kagglesdk, fields as the API names them
+    {"put": URL, "file": PATH}               a file to an address that the API gave
+    {"get": [[URL, PATH], …]}                files from such addresses
+    {"log": "OWNER/SLUG/VERSION"}            a run's log, line by line, until it ends
+
+The answer is {"answer": …} or {"error": {"kind", "status", "text"}}, where kind is one of http, network, garbled (no
+JSON), disk, import, credentials, dead token, unknown field, other. What is under way goes to standard error, a JSON
+object a line. Nothing here tries twice.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import enum
+import inspect
+import json
+import os
+import re
+import sys
+import time
+
+TIMEOUT_S = (30, 60)  # to connect, and without a byte; of the calls of kagglesdk, whoever started this takes the time
+CHUNK = 1 << 20
+
+
+def main():
+    """Answer the one request."""
+    here = os.path.dirname(os.path.abspath(__file__))
+    sys.path[:] = [place for place in sys.path if os.path.abspath(place or ".") != here]  # its neighbours are not ours
+    request = json.load(sys.stdin)
+    with contextlib.redirect_stdout(sys.stderr):  # the package prints advice of its own
+        try:
+            reply = {"answer": plain(answer(request))}
+        except (Exception, SystemExit) as error:
+            reply = {"error": described(error)}
+    print(json.dumps(reply))
+
+
+def answer(request):
+    """What one request asks for."""
+    if "about" in request:
+        from importlib.metadata import version
+
+        return {name: version(name) for name in ("kaggle", "kagglesdk")}
+    if "put" in request:
+        return put(request["put"], request["file"])
+    if "get" in request:
+        return [get(url, path) for url, path in request["get"]]
+    api = signed_in()
+    if "whoami" in request:
+        return whoami(api)
+    if "log" in request:
+        return follow(api, request["log"])
+    area, method = request["call"].split("/")
+    with api.build_kaggle_client() as client:
+        parts = vars(getattr(client, area)).values()
+        function = next(getattr(part, method) for part in parts if hasattr(part, method))
+        kind = inspect.signature(function).parameters["request"].annotation
+        check_fields(kind, request["body"])
+        return function(kind.from_dict(request["body"]))
+
+
+class DeadToken(Exception):
+    """A token that Kaggle no longer takes; the package would send it all the same."""
+
+
+class UnknownField(Exception):
+    """A field that the installed kagglesdk would leave out without a word."""
+
+
+def signed_in():
+    """The package's own interface, with the credentials that it found."""
+    import kaggle  # signs in, and hides what went wrong
+
+    if not kaggle.api.get_config_value("auth_method"):
+        kaggle.api.authenticate()
+    return kaggle.api
+
+
+def whoami(api):
+    """Who asks. A token that is there but not used is a dead one."""
+    from kagglesdk import get_access_token_from_env
+
+    token, source = get_access_token_from_env()
+    method = api.get_config_value("auth_method")
+    if token and method != "ACCESS_TOKEN":
+        raise DeadToken(source)
+    return {"username": api.get_config_value("username"), "method": method, "token": source}
+
+
+def check_fields(kind, body):
+    """Refuse a request of which kagglesdk would send less than it says."""
+    fields = {field.json_name: field.field_type for field in kind._fields}
+    for name, value in body.items():
+        if name not in fields:
+            raise UnknownField("{} has no {}".format(kind.__name__, name))
+        for item in value if isinstance(value, list) else [value]:
+            if isinstance(item, dict):
+                check_fields(fields[name], item)
+
+
+def plain(value):
+    """The same for JSON. kagglesdk's own to_dict loses the days of a duration: 30 hours come out as 6."""
+    if isinstance(value, enum.Enum):
+        return value.name
+    if isinstance(value, datetime.timedelta):
+        return value.total_seconds()
+    if isinstance(value, datetime.datetime):
+        return value.isoformat()
+    if isinstance(value, list):
+        return [plain(item) for item in value]
+    if hasattr(value, "_fields"):
+        return {field.json_name: plain(getattr(value, field.field_name)) for field in value._fields}
+    return value
+
+
+def tell(**event):
+    """One line about what is under way."""
+    print(json.dumps(event), file=sys.stderr, flush=True)
+
+
+class Watched:
+    """A file that says how far it has been read."""
+
+    def __init__(self, path):
+        self.file, self.size, self.told = open(path, "rb"), os.path.getsize(path), 0
+
+    def __len__(self):
+        return self.size
+
+    def read(self, size=-1):
+        """The next bytes."""
+        if self.file.tell() - self.told >= CHUNK:
+            self.told = self.file.tell()
+            tell(bytes=self.told)
+        return self.file.read(size)
+
+
+def put(url, path):
+    """Send one file."""
+    import requests
+
+    watched = Watched(path)
+    with watched.file:
+        requests.put(url, data=watched if len(watched) else b"", timeout=TIMEOUT_S).raise_for_status()
+
+
+def get(url, path):
+    """Fetch one file, whole or not at all."""
+    import requests
+
+    with requests.get(url, stream=True, timeout=TIMEOUT_S) as response:
+        response.raise_for_status()
+        with open(path, "wb") as file:
+            for data in response.iter_content(CHUNK):
+                file.write(data)
+    tell(file=path)
+
+
+def follow(api, run):
+    """Tell a log line by line; a line that breaks is taken up again, from the start, and what was told is left out."""
+    told = 0
+    for attempt in range(5):
+        with contextlib.suppress(OSError):  # what requests raises, too
+            for number, event in enumerate(api.kernels_logs_stream(run)):
+                if number >= told:
+                    tell(log=str(event.get("data", "")))
+                    told += 1
+            return
+        time.sleep(2**attempt)
+
+
+def described(error):
+    """kind, status and text of an error."""
+    response, kind, text = getattr(error, "response", None), "other", str(error)
+    status = getattr(response, "status_code", None)
+    if isinstance(error, SystemExit):
+        kind, text = "credentials", ""
+    elif isinstance(error, DeadToken):
+        kind = "dead token"
+    elif isinstance(error, UnknownField):
+        kind = "unknown field"
+    elif isinstance(error, ImportError):
+        kind = "import"
+    elif isinstance(error, json.JSONDecodeError):  # requests' own is one of these, too
+        kind, text = "garbled", re.sub(r"\s+", " ", re.sub(r"<[^>]*>", " ", error.doc))[:300]
+    elif type(error).__module__.startswith(("requests", "urllib3")):
+        kind = "network" if response is None else "http"
+        if response is not None and status < 400:  # Kaggle may hide the status in the answer
+            with contextlib.suppress(ValueError, AttributeError):
+                status = response.json().get("code", status)
+    elif isinstance(error, OSError):
+        kind = "disk"
+    text = text if kind != "other" else "{}: {}".format(type(error).__name__, text)
+    text = re.sub(r"(https?://[^\s?]*)\?[^\s'\")]*", r"\1", text)  # without what opens signed addresses
+    wait = response.headers.get("Retry-After") if response is not None else None
+    return {"kind": kind, "status": status, "text": text, "retry_after": wait}
+
+
+if __name__ == "__main__":
+    main()
