@@ -3,15 +3,17 @@ failure turned into Kaggle's own words and what to do about them."""
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import json
+import queue
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,6 +23,7 @@ from rsna_lab.kaggle.push.errors import INSTALL, PACKAGES, KaggleError, RefusedE
 
 TRIED = {"kaggle": "2.2.5", "kagglesdk": "0.1.38"}
 _TALKATIVE = ("VERBOSE", "VERBOSE_OUTPUT")  # would print every request, credentials included
+_FRESH_S = 600.0
 CALL_S = 60.0  # a call that moves no file has no answer after this
 TRIES = 5
 LOOKS = 4  # what was just made may not be found yet, for so many looks
@@ -40,7 +43,7 @@ class Transport(Protocol):
 
 
 class Client:
-    """client.py, started anew for every request with the Python that has the `kaggle` package.
+    """client.py in the Python that has the `kaggle` package. It signs in anew now and then: some tokens live an hour.
 
     Args:
         python: that Python.
@@ -49,10 +52,13 @@ class Client:
         folder: where it runs; made, for this user alone.
     """
 
-    def __init__(self, python: Path, environment: Mapping[str, str], scrub: Callable[[str], str], folder: Path) -> None:
+    def __init__(
+        self, python: Path, environment: Mapping[str, str], scrub: Callable[[str], str], folder: Path
+    ) -> None:
         self._python, self._scrub, self._folder = python, scrub, folder
         self._environment = {name: value for name, value in environment.items() if name not in _TALKATIVE}
         self._environment |= {"PYTHONUTF8": "1", "TMPDIR": str(folder)}
+        self._process: _Process | None = None
 
     def __call__(
         self,
@@ -61,54 +67,88 @@ class Client:
         listen: Callable[[dict[str, Any]], None] | None = None,
         stop: threading.Event | None = None,
     ) -> dict[str, Any]:
-        """The answer to one request; a process that does not end in time is stopped, and told as no answer."""
-        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._folder.chmod(0o700)
-        process = subprocess.Popen(
-            [str(self._python), str(Path(__file__).with_name("client.py"))], env=self._environment, cwd=self._folder,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8",
-            errors="replace", start_new_session=True,
-        )  # fmt: skip
-        assert process.stdin and process.stdout and process.stderr
-        lines: list[str] = []
-        out: list[str] = []
-        readers = [threading.Thread(target=self._hear, args=(process.stderr, lines, listen), daemon=True),
-                   threading.Thread(target=lambda: out.extend(process.stdout or ()), daemon=True)]  # fmt: skip
-        end, killed = time.monotonic() + limit_s, False
-        with process:
-            try:
-                for reader in readers:
-                    reader.start()
-                with contextlib.suppress(BrokenPipeError):  # it ended at once, and says why
-                    process.stdin.write(json.dumps(request))
-                    process.stdin.close()
-                while process.poll() is None and not killed:
-                    killed = time.monotonic() > end or bool(stop and stop.is_set())
-                    time.sleep(0.02)
-            finally:
-                if process.poll() is None:
-                    process.send_signal(signal.SIGKILL)
-                for reader in readers:
-                    reader.join()
-        if killed:
-            return {"error": {"kind": "network", "text": f"no answer within {limit_s:.0f} seconds"}}
-        try:
-            reply: dict[str, Any] = json.loads(self._scrub(out[-1]))
-        except (IndexError, ValueError):
-            said = self._scrub("".join(lines[-5:])).strip() or f"exit code {process.returncode}"
-            return {"error": {"kind": "import", "text": said}}
-        return reply
+        """The answer to one request; a process that does not answer in time is stopped, and told as no answer."""
+        process = self._process
+        if process is None or stop is not None or process.age_s > _FRESH_S:
+            self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._folder.chmod(0o700)
+            process = _Process(self._python, self._environment, self._folder)
+        if stop is None:  # what can be stopped is asked beside everything else
+            self._process = process
+        end, line = time.monotonic() + limit_s, ""
+        process.write(json.dumps(request))
+        while line is not None:
+            line = process.read(0.1)
+            value = json.loads(self._scrub(line)) if line else {}
+            if "event" in value and listen:
+                listen(value["event"])
+            if "answer" in value or "error" in value:
+                return dict(value)
+            if time.monotonic() > end or (stop and stop.is_set()):
+                process.stop()
+                self._process = None if stop is None else self._process
+                return {"error": {"kind": "network", "text": f"no answer within {limit_s:.0f} seconds"}}
+        process.stop()
+        self._process = None if stop is None else self._process
+        said = self._scrub("".join(process.said)).strip()
+        return {"error": {"kind": "import", "text": said or "it ended without a word"}}
 
-    def _hear(self, stream: Iterable[str], lines: list[str], listen: Callable[[dict[str, Any]], None] | None) -> None:
-        for line in stream:
-            try:
-                event = json.loads(self._scrub(line)) if line.startswith("{") else None
-            except ValueError:
-                event = None
-            if event is None:
-                lines.append(line)
-            elif listen:
-                listen(event)
+
+class _Process:
+    """One started client.py; `said` holds the last lines that are no answers."""
+
+    def __init__(self, python: Path, environment: Mapping[str, str], folder: Path) -> None:
+        self._began = time.monotonic()
+        self._process = subprocess.Popen(
+            [str(python), str(Path(__file__).with_name("client.py"))], env=environment, cwd=folder, text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8", errors="replace",
+            start_new_session=True,
+        )  # fmt: skip
+        self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self.said: collections.deque[str] = collections.deque(maxlen=5)
+        self.stop = weakref.finalize(self, _end, self._process)
+        for read in (self._hear_answers, self._hear_others):
+            threading.Thread(target=read, args=(self._process, self._lines, self.said), daemon=True).start()
+
+    @property
+    def age_s(self) -> float:
+        """Since it was started."""
+        return time.monotonic() - self._began
+
+    def write(self, line: str) -> None:
+        """Ask; whether it is still there, the answer will show."""
+        assert self._process.stdin
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.write(line + "\n")
+            self._process.stdin.flush()
+
+    def read(self, patience_s: float) -> str | None:
+        """The next line, "" while there is none, None after the last."""
+        try:
+            return self._lines.get(timeout=patience_s)
+        except queue.Empty:
+            return ""
+
+    @staticmethod
+    def _hear_answers(process: Any, lines: Any, said: Any) -> None:
+        with process.stdout as stream:
+            for line in stream:
+                lines.put(line)
+        process.wait()
+        time.sleep(0.1)  # for its last words
+        lines.put(None)
+
+    @staticmethod
+    def _hear_others(process: Any, lines: Any, said: Any) -> None:
+        with process.stderr as stream:
+            said.extend(stream)
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    process.kill()
+    process.wait()
+    with contextlib.suppress(OSError):
+        process.stdin.close()  # type: ignore[union-attr]
 
 
 def find_python(given: Path | None = None) -> Path:

@@ -1,6 +1,6 @@
-"""One question to Kaggle in a process of its own: a JSON request on standard input, one JSON answer on standard output.
+"""Kaggle's own Python objects in a process of their own: JSON requests on standard input, answers on standard output.
 
-It is run as a script by the Python that has the `kaggle` package, and imports nothing of this project.
+It is run as a script by the Python that has the `kaggle` package, and imports nothing of this project. One line each:
 
     {"about": true}                          versions of kaggle and kagglesdk; neither is imported
     {"whoami": true}                         the account's name, and how it is known
@@ -9,9 +9,9 @@ It is run as a script by the Python that has the `kaggle` package, and imports n
     {"get": [[URL, PATH], …]}                files from such addresses
     {"log": "OWNER/SLUG/VERSION"}            a run's log, line by line, until it ends
 
-The answer is {"answer": …} or {"error": {"kind", "status", "text"}}, where kind is one of http, network, garbled (no
-JSON), disk, import, credentials, dead token, unknown field, other. What is under way goes to standard error, a JSON
-object a line. Nothing here tries twice.
+The answer is {"answer": …} or {"error": {"kind", "status", "text", "retry_after"}}, where kind is one of http, network,
+garbled (no JSON), disk, import, credentials, dead token, unknown field, other. Before it come lines {"event": …} about
+what is under way. Nothing here tries twice.
 """
 
 from __future__ import annotations
@@ -31,16 +31,22 @@ CHUNK = 1 << 20
 
 
 def main():
-    """Answer the one request."""
+    """Answer one request after the other."""
     here = os.path.dirname(os.path.abspath(__file__))
     sys.path[:] = [place for place in sys.path if os.path.abspath(place or ".") != here]  # its neighbours are not ours
-    request = json.load(sys.stdin)
-    with contextlib.redirect_stdout(sys.stderr):  # the package prints advice of its own
+    asked, sys.stdin = sys.stdin, open(os.devnull)  # the package leaves by exit(), which closes it
+    sys.stdout = sys.stderr  # and prints advice of its own
+    for line in asked:
         try:
-            reply = {"answer": plain(answer(request))}
+            reply = {"answer": plain(answer(json.loads(line)))}
         except (Exception, SystemExit) as error:
             reply = {"error": described(error)}
-    print(json.dumps(reply))
+        write(reply)
+
+
+def write(value):
+    """One line to whoever asked."""
+    print(json.dumps(value), file=sys.__stdout__, flush=True)
 
 
 def answer(request):
@@ -121,11 +127,6 @@ def plain(value):
     return value
 
 
-def tell(**event):
-    """One line about what is under way."""
-    print(json.dumps(event), file=sys.stderr, flush=True)
-
-
 class Watched:
     """A file that says how far it has been read."""
 
@@ -139,7 +140,7 @@ class Watched:
         """The next bytes."""
         if self.file.tell() - self.told >= CHUNK:
             self.told = self.file.tell()
-            tell(bytes=self.told)
+            write({"event": {"bytes": self.told}})
         return self.file.read(size)
 
 
@@ -161,7 +162,7 @@ def get(url, path):
         with open(path, "wb") as file:
             for data in response.iter_content(CHUNK):
                 file.write(data)
-    tell(file=path)
+    write({"event": {"file": path}})
 
 
 def follow(api, run):
@@ -171,7 +172,7 @@ def follow(api, run):
         with contextlib.suppress(OSError):  # what requests raises, too
             for number, event in enumerate(api.kernels_logs_stream(run)):
                 if number >= told:
-                    tell(log=str(event.get("data", "")))
+                    write({"event": {"log": str(event.get("data", ""))}})
                     told += 1
             return
         time.sleep(2**attempt)
