@@ -1,4 +1,4 @@
-"""Two ways to a local Kaggle (kaggle_site.py): over HTTP, for the real `kaggle` package, and in this process, for speed.
+"""Two ways to a local Kaggle (kaggle_site.py): over HTTP for the real `kaggle` package, in this process for speed.
 
 The package is told `KAGGLE_API_ENVIRONMENT=LOCALHOST` and finds `http://localhost` through `HTTP_PROXY`, so no right to
 a port and no change of the package is needed. Its home, configuration and temporary folder are the test's own.

@@ -14,7 +14,7 @@ from types import ModuleType
 from typing import Any
 
 from kaggle_double import Double, FakeClient, environment, program, write_keys
-from kaggle_site import SLUG, USER, Session, Site
+from kaggle_site import KEY, SLUG, USER, Session, Site
 
 from rsna_kit.runtime.errors import RsnaKitError
 from rsna_kit.runtime.events import Events
@@ -229,9 +229,11 @@ class World:
 def make_world(folder: Path) -> World:
     """A new project and a new site."""
     site, project = make_site(folder / "site"), write_project(folder / "project")
-    client, quiet, scrub = FakeClient(site), Events(stream=io.StringIO()), Scrubber({})
+    client, quiet, scrub = FakeClient(site), Events(stream=io.StringIO()), Scrubber({"KAGGLE_KEY": KEY})
     kaggle = Kaggle(client, quiet.say, POLL)
-    return World(project, site, client, Account(USER, project, kaggle, Ledger(project, scrub), quiet, scrub, POLL, 60.0))
+    return World(
+        project, site, client, Account(USER, project, kaggle, Ledger(project, scrub), quiet, scrub, POLL, 60.0)
+    )
 
 
 def run_script(project: Path, double: Double, home: Path, *words: str, **variables: str) -> Any:

@@ -63,8 +63,12 @@ def test_no_credentials_and_dead_ones_end_with_the_way_to_new_ones(tmp_path: Pat
         account_of(double, tmp_path / "none")
     write_keys(tmp_path / "keys", key="f" * 32)
     with pytest.raises(RefusedError, match=r"does not take the credentials(.|\n)*Make new ones"):
-        account_of(double, tmp_path / "keys").kaggle.ask("kernels/get_kernel", userName=USER, kernelSlug="rsna-kit-infer")
-    with pytest.raises(KaggleError, match=r"KAGGLE_API_TOKEN is one that Kaggle does not take(.|\n)*Put a new token") as dead:
+        account_of(double, tmp_path / "keys").kaggle.ask(
+            "kernels/get_kernel", userName=USER, kernelSlug="rsna-kit-infer"
+        )
+    with pytest.raises(
+        KaggleError, match=r"KAGGLE_API_TOKEN is one that Kaggle does not take(.|\n)*Put a new token"
+    ) as dead:
         account_of(double, tmp_path / "keys", KAGGLE_API_TOKEN=EXPIRED)
     assert "wrong kernel slug" not in str(dead.value)
     assert EXPIRED not in str(dead.value)
@@ -102,13 +106,15 @@ def test_files_go_and_come_and_their_addresses_are_not_told(tmp_path: Path, doub
     events: list[dict[str, Any]] = []
     token = account.kaggle.upload(tmp_path / "file", "DATASET", events.append, 1e6)
     assert double.site.blobs[token] == ("file", (tmp_path / "file").read_bytes())
-    assert events and all("bytes" in event for event in events)
+    assert events
+    assert all("bytes" in event for event in events)
     double.site.traps.refuse["put"] = [Refused(0, "reset", "network"), Refused(403, "expired")]
     with pytest.raises(KaggleError, match="The upload of file broke off") as error:
         account.kaggle.upload(tmp_path / "file", "DATASET", events.append, 1e6)
     assert "signature" not in str(error.value)
     talk = account.events.stream.getvalue()  # type: ignore[attr-defined]
-    assert "file did not arrive; try 2 of 5" in talk and "signature" not in talk
+    assert "file did not arrive; try 2 of 5" in talk
+    assert "signature" not in talk
 
 
 def test_a_call_that_hangs_is_stopped_and_said(tmp_path: Path, double: Double) -> None:
@@ -161,7 +167,8 @@ def test_a_plan_needs_neither_account_nor_network(tmp_path: Path, double: Double
     done = run_script(project, double, tmp_path / "home", "all", "--dry-run", HOME=str(tmp_path / "nowhere"), **nowhere)
     assert done.returncode == 0, done.stderr
     assert "Kaggle is not asked, and what is there is unknown. No credentials were found" in done.stderr
-    assert '"id": "OWNER/rsna-kit-infer"' in done.stdout and "rsna_kit/deep/module.py" in done.stdout
+    assert '"id": "OWNER/rsna-kit-infer"' in done.stdout
+    assert "rsna_kit/deep/module.py" in done.stdout
     double.server_close()
     done = run_script(project, double, tmp_path / "home", "all", "--dry-run")
     assert (done.returncode, done.stdout.count("whether it is on Kaggle already is unknown")) == (0, 1), done.stderr

@@ -85,10 +85,15 @@ class Ledger:
                 line = json.loads(text)
             except ValueError:
                 continue  # the rest of a line whose writer was killed
-            if isinstance(line, dict) and line.get("kind") and (not kind or line["kind"] == kind) and all(
-                same(str(line.get(key)), value) if key in _NAMES else line.get(key) == value
-                for key, value in match.items()
-            ):  # fmt: skip
+            if (
+                isinstance(line, dict)
+                and line.get("kind")
+                and (not kind or line["kind"] == kind)
+                and all(
+                    same(str(line.get(key)), value) if key in _NAMES else line.get(key) == value
+                    for key, value in match.items()
+                )
+            ):
                 found.append(line)
         return found
 
@@ -255,9 +260,13 @@ def _no_credentials(error: RefusedError, environment: Mapping[str, str]) -> Kagg
     there += [name for name in ("KAGGLE_API_TOKEN", "KAGGLE_KEY", "KAGGLE_USERNAME") if environment.get(name)]
     if there:
         what = f"{str(error).splitlines()[0]} There are {', '.join(there)}."
-        return KaggleError(what, error.said, "Put a new token or key in its place (https://www.kaggle.com/settings, "
-                           "API). A token is sent even where good keys lie beside it: where there are some, take it "
-                           "away")  # fmt: skip
+        return KaggleError(
+            what,
+            error.said,
+            "Put a new token or key in its place (https://www.kaggle.com/settings, "
+            "API). A token is sent even where good keys lie beside it: where there are some, take it "
+            "away",
+        )
     return KaggleError(
         f"No credentials were found: not in KAGGLE_API_TOKEN, KAGGLE_USERNAME and KAGGLE_KEY, nor in "
         f"{', '.join(places)}.",

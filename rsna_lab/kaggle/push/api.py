@@ -39,7 +39,8 @@ class Transport(Protocol):
         limit_s: float,
         listen: Callable[[dict[str, Any]], None] | None = None,
         stop: threading.Event | None = None,
-    ) -> dict[str, Any]: ...
+    ) -> dict[str, Any]:
+        """The answer to a request of client.py; `listen` hears events, `stop` gives it up."""
 
 
 class Client:
@@ -52,9 +53,7 @@ class Client:
         folder: where it runs; made, for this user alone.
     """
 
-    def __init__(
-        self, python: Path, environment: Mapping[str, str], scrub: Callable[[str], str], folder: Path
-    ) -> None:
+    def __init__(self, python: Path, environment: Mapping[str, str], scrub: Callable[[str], str], folder: Path) -> None:
         self._python, self._scrub, self._folder = python, scrub, folder
         self._environment = {name: value for name, value in environment.items() if name not in _TALKATIVE}
         self._environment |= {"PYTHONUTF8": "1", "TMPDIR": str(folder)}
@@ -75,7 +74,8 @@ class Client:
             process = _Process(self._python, self._environment, self._folder)
         if stop is None:  # what can be stopped is asked beside everything else
             self._process = process
-        end, line = time.monotonic() + limit_s, ""
+        end = time.monotonic() + limit_s
+        line: str | None = ""
         process.write(json.dumps(request))
         while line is not None:
             line = process.read(0.1)
@@ -100,10 +100,17 @@ class _Process:
     def __init__(self, python: Path, environment: Mapping[str, str], folder: Path) -> None:
         self._began = time.monotonic()
         self._process = subprocess.Popen(
-            [str(python), str(Path(__file__).with_name("client.py"))], env=environment, cwd=folder, text=True,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8", errors="replace",
+            [str(python), str(Path(__file__).with_name("client.py"))],
+            env=environment,
+            cwd=folder,
+            text=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            encoding="utf-8",
+            errors="replace",
             start_new_session=True,
-        )  # fmt: skip
+        )
         self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self.said: collections.deque[str] = collections.deque(maxlen=5)
         self.stop = weakref.finalize(self, _end, self._process)
@@ -224,7 +231,8 @@ class Kaggle:
 
     def every(self, call: str, key: str, **body: Any) -> list[dict[str, Any]]:
         """The entries of all pages of a list."""
-        found, token = [], ""
+        found: list[dict[str, Any]] = []
+        token = ""
         while True:
             page = self.ask(call, pageSize=_PAGE, pageToken=token, **body)
             found += page.get(key) or []
@@ -255,8 +263,13 @@ class Kaggle:
         """
         size = path.stat().st_size
         for attempt in range(1, self._tries + 1):
-            slot = self.ask("blobs/start_blob_upload", type=kind, name=path.name, contentLength=size,
-                            lastModifiedEpochSeconds=int(path.stat().st_mtime))  # fmt: skip
+            slot = self.ask(
+                "blobs/start_blob_upload",
+                type=kind,
+                name=path.name,
+                contentLength=size,
+                lastModifiedEpochSeconds=int(path.stat().st_mtime),
+            )
             reply = self._send({"put": slot["createUrl"], "file": str(path)}, 300 + size / slowest, listen)
             if "error" not in reply:
                 return str(slot["token"])
@@ -281,7 +294,7 @@ class Kaggle:
         raise _not_moved("The download", reply["error"])
 
     def log(self, run: str, listen: Callable[[dict[str, Any]], None], stop: threading.Event) -> None:
-        """Hear a run's log, line by line, until it ends or `stop` is set; a view only, so that it breaks is no error."""
+        """Hear a run's log, line by line, until it ends or `stop` is set; that it breaks is no error."""
         self._send({"log": run}, 24 * 3600.0, listen, stop)
 
     def _ask(self, request: Mapping[str, Any], what: str, repeat: Iterable[int] = ()) -> Any:
@@ -313,8 +326,11 @@ class Kaggle:
 
 def _named(call: str, body: Mapping[str, Any]) -> str:
     """What a call is about, for a message."""
-    about = [body[key] for key in ("ownerSlug", "userName", "datasetSlug", "kernelSlug", "modelSlug", "competitionName")
-             if body.get(key)]  # fmt: skip
+    about = [
+        body[key]
+        for key in ("ownerSlug", "userName", "datasetSlug", "kernelSlug", "modelSlug", "competitionName")
+        if body.get(key)
+    ]
     return f"{call.split('/')[1]} of {'/'.join(about)}" if about else call.split("/")[1]
 
 

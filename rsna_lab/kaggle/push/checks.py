@@ -120,9 +120,10 @@ def check_attached(account: Account, choices: Choices, kernel: str) -> None:
             if not there:
                 own = build_command(slug) if key != "model_sources" and owner == account.owner else ""
                 raise KaggleError(
-                    f"--attach {source}: Kaggle has no such source for this account. Nothing was pushed.", "",
+                    f"--attach {source}: Kaggle has no such source for this account. Nothing was pushed.",
+                    "",
                     f"{own}, then scripts/push upload {slug}" if own else advice,
-                )  # fmt: skip
+                )
 
 
 def _check_weights(account: Account, choices: Choices) -> None:
@@ -131,9 +132,11 @@ def _check_weights(account: Account, choices: Choices) -> None:
     metadata = filled(read_metadata(kernel_folder(account.project, "infer") / KERNEL_FILE), account.owner)
     if choices.weights == "model":
         models.newest(account)
-    elif choices.weights == "dataset" and dataset in metadata.get("dataset_sources", []) and not uploads.find(
-        account, dataset
-    ):  # fmt: skip
+    elif (
+        choices.weights == "dataset"
+        and dataset in metadata.get("dataset_sources", [])
+        and not uploads.find(account, dataset)
+    ):
         raise RsnaKitError(
             f"infer reads the dataset {dataset}, which Kaggle does not have.\n"
             f"  What to do: {build_command(WEIGHTS)}, scripts/push upload {WEIGHTS}, then this again"
@@ -177,8 +180,11 @@ def ask_first(account: Account, choices: Choices, names: Sequence[str], submits:
         if competition is None:
             account.events.say(f"Whether the rules of {SLUG} are accepted cannot be asked")
         elif not competition.get("userHasEntered"):
-            raise KaggleError(f"This account has not joined {SLUG}.", "", "Accept the competition's rules with this account: "
-                              f"https://www.kaggle.com/competitions/{SLUG}/rules")  # fmt: skip
+            raise KaggleError(
+                f"This account has not joined {SLUG}.",
+                "",
+                f"Accept the competition's rules with this account: https://www.kaggle.com/competitions/{SLUG}/rules",
+            )
         elif submits and competition.get("submissionsDisabled"):
             raise KaggleError(f"{SLUG} takes no submissions.", "", "Leave out the last step: --skip submit")
     if any(is_true(value.get("enable_gpu")) for value in data):
@@ -194,8 +200,11 @@ def ask_first(account: Account, choices: Choices, names: Sequence[str], submits:
             f"submissions: {made} today, {left_now} left" if made or left_now else "submissions: none so far"
         )
         if made and not left_now and "train" in choices.skip:  # a training may end after midnight
-            raise KaggleError(f"No submission is left today, {made} were made.", "", "The day ends at 00:00 UTC. Run the "
-                              "same command again then, or leave out the last step: --skip submit")  # fmt: skip
+            raise KaggleError(
+                f"No submission is left today, {made} were made.",
+                "",
+                "The day ends at 00:00 UTC. Run the same command again then, or leave out the last step: --skip submit",
+            )
 
 
 def gpu_hours(account: Account) -> tuple[float, float, str]:

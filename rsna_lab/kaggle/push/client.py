@@ -25,16 +25,17 @@ import os
 import re
 import sys
 import time
+from typing import Any
 
 TIMEOUT_S = (30, 60)  # to connect, and without a byte; of the calls of kagglesdk, whoever started this takes the time
 CHUNK = 1 << 20
 
 
-def main():
+def main() -> None:
     """Answer one request after the other."""
     here = os.path.dirname(os.path.abspath(__file__))
     sys.path[:] = [place for place in sys.path if os.path.abspath(place or ".") != here]  # its neighbours are not ours
-    asked, sys.stdin = sys.stdin, open(os.devnull)  # the package leaves by exit(), which closes it
+    asked, sys.stdin = sys.stdin, open(os.devnull)  # noqa: SIM115 - the package leaves by exit(), which closes it
     sys.stdout = sys.stderr  # and prints advice of its own
     for line in asked:
         try:
@@ -44,12 +45,12 @@ def main():
         write(reply)
 
 
-def write(value):
+def write(value: Any) -> None:
     """One line to whoever asked."""
     print(json.dumps(value), file=sys.__stdout__, flush=True)
 
 
-def answer(request):
+def answer(request: dict[str, Any]) -> Any:
     """What one request asks for."""
     if "about" in request:
         from importlib.metadata import version
@@ -58,7 +59,9 @@ def answer(request):
     if "put" in request:
         return put(request["put"], request["file"])
     if "get" in request:
-        return [get(url, path) for url, path in request["get"]]
+        for url, path in request["get"]:
+            get(url, path)
+        return None
     api = signed_in()
     if "whoami" in request:
         return whoami(api)
@@ -73,15 +76,15 @@ def answer(request):
         return function(kind.from_dict(request["body"]))
 
 
-class DeadToken(Exception):
+class DeadTokenError(Exception):
     """A token that Kaggle no longer takes; the package would send it all the same."""
 
 
-class UnknownField(Exception):
+class UnknownFieldError(Exception):
     """A field that the installed kagglesdk would leave out without a word."""
 
 
-def signed_in():
+def signed_in() -> Any:
     """The package's own interface, with the credentials that it found."""
     import kaggle  # signs in, and hides what went wrong
 
@@ -90,29 +93,29 @@ def signed_in():
     return kaggle.api
 
 
-def whoami(api):
+def whoami(api: Any) -> dict[str, Any]:
     """Who asks. A token that is there but not used is a dead one."""
     from kagglesdk import get_access_token_from_env
 
     token, source = get_access_token_from_env()
     method = api.get_config_value("auth_method")
     if token and method != "ACCESS_TOKEN":
-        raise DeadToken(source)
+        raise DeadTokenError(source)
     return {"username": api.get_config_value("username"), "method": method, "token": source}
 
 
-def check_fields(kind, body):
+def check_fields(kind: Any, body: dict[str, Any]) -> None:
     """Refuse a request of which kagglesdk would send less than it says."""
     fields = {field.json_name: field.field_type for field in kind._fields}
     for name, value in body.items():
         if name not in fields:
-            raise UnknownField("{} has no {}".format(kind.__name__, name))
+            raise UnknownFieldError(f"{kind.__name__} has no {name}")
         for item in value if isinstance(value, list) else [value]:
             if isinstance(item, dict):
                 check_fields(fields[name], item)
 
 
-def plain(value):
+def plain(value: Any) -> Any:
     """The same for JSON. kagglesdk's own to_dict loses the days of a duration: 30 hours come out as 6."""
     if isinstance(value, enum.Enum):
         return value.name
@@ -130,13 +133,13 @@ def plain(value):
 class Watched:
     """A file that says how far it has been read."""
 
-    def __init__(self, path):
-        self.file, self.size, self.told = open(path, "rb"), os.path.getsize(path), 0
+    def __init__(self, path: str) -> None:
+        self.file, self.size, self.told = open(path, "rb"), os.path.getsize(path), 0  # noqa: SIM115
 
-    def __len__(self):
+    def __len__(self) -> int:
         return self.size
 
-    def read(self, size=-1):
+    def read(self, size: int = -1) -> bytes:
         """The next bytes."""
         if self.file.tell() - self.told >= CHUNK:
             self.told = self.file.tell()
@@ -144,7 +147,7 @@ class Watched:
         return self.file.read(size)
 
 
-def put(url, path):
+def put(url: str, path: str) -> None:
     """Send one file."""
     import requests
 
@@ -153,7 +156,7 @@ def put(url, path):
         requests.put(url, data=watched if len(watched) else b"", timeout=TIMEOUT_S).raise_for_status()
 
 
-def get(url, path):
+def get(url: str, path: str) -> None:
     """Fetch one file, whole or not at all."""
     import requests
 
@@ -165,7 +168,7 @@ def get(url, path):
     write({"event": {"file": path}})
 
 
-def follow(api, run):
+def follow(api: Any, run: str) -> None:
     """Tell a log line by line; a line that breaks is taken up again, from the start, and what was told is left out."""
     told = 0
     for attempt in range(5):
@@ -178,15 +181,15 @@ def follow(api, run):
         time.sleep(2**attempt)
 
 
-def described(error):
+def described(error: BaseException) -> dict[str, Any]:
     """kind, status and text of an error."""
     response, kind, text = getattr(error, "response", None), "other", str(error)
     status = getattr(response, "status_code", None)
     if isinstance(error, SystemExit):
         kind, text = "credentials", ""
-    elif isinstance(error, DeadToken):
+    elif isinstance(error, DeadTokenError):
         kind = "dead token"
-    elif isinstance(error, UnknownField):
+    elif isinstance(error, UnknownFieldError):
         kind = "unknown field"
     elif isinstance(error, ImportError):
         kind = "import"
@@ -194,12 +197,12 @@ def described(error):
         kind, text = "garbled", re.sub(r"\s+", " ", re.sub(r"<[^>]*>", " ", error.doc))[:300]
     elif type(error).__module__.startswith(("requests", "urllib3")):
         kind = "network" if response is None else "http"
-        if response is not None and status < 400:  # Kaggle may hide the status in the answer
+        if response is not None and (status or 0) < 400:  # Kaggle may hide the status in the answer
             with contextlib.suppress(ValueError, AttributeError):
                 status = response.json().get("code", status)
     elif isinstance(error, OSError):
         kind = "disk"
-    text = text if kind != "other" else "{}: {}".format(type(error).__name__, text)
+    text = text if kind != "other" else f"{type(error).__name__}: {text}"
     text = re.sub(r"(https?://[^\s?]*)\?[^\s'\")]*", r"\1", text)  # without what opens signed addresses
     wait = response.headers.get("Retry-After") if response is not None else None
     return {"kind": kind, "status": status, "text": text, "retry_after": wait}

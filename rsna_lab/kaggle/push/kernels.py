@@ -1,7 +1,7 @@
 """A kernel's folder → a version of it on Kaggle that has everything attached, or the one that is there already.
 
 What goes out is a copy: the account's name in its metadata, the settings in its script, and a last line that says what
-it was made of. By that line a run whose answer, or whose ledger, was lost is found again instead of being started twice.
+it was made of. By that line a run whose answer or whose ledger was lost is found again instead of started twice.
 After a push, Kaggle is asked what it really made of it: sources, privacy, internet, text, image, accelerator.
 """
 
@@ -47,8 +47,13 @@ def push(account: Account, staged: Staged, covers: str | None = None) -> Run:
     before = look(account, Run(staged.reference, 0))
     if before and not account.public and not before.metadata.get("isPrivate"):
         raise _public(staged.reference)
-    facts = {"kernel": staged.reference, "digest": digest, "inputs": inputs, "settings": dict(staged.settings),
-             "covers": covers or digest}  # fmt: skip
+    facts = {
+        "kernel": staged.reference,
+        "digest": digest,
+        "inputs": inputs,
+        "settings": dict(staged.settings),
+        "covers": covers or digest,
+    }
     if before and not account.again and _adopted(account, staged, before, mark, facts):
         return Run(staged.reference, before.version)
     _say_why(account, staged, inputs)
@@ -71,20 +76,27 @@ def push(account: Account, staged: Staged, covers: str | None = None) -> Run:
 def _judge(account: Account, staged: Staged, answer: Mapping[str, Any], what: str) -> int:
     """The version that a push made; an error for one that is not whole, which the ledger notes."""
     version = int(answer.get("versionNumber") or 0)
-    lost = [f"{name} ({kind})" for kind in ("Dataset", "Competition", "Kernel", "Model")
-            for name in answer.get(f"invalid{kind}Sources") or []]  # fmt: skip
+    lost = [
+        f"{name} ({kind})"
+        for kind in ("Dataset", "Competition", "Kernel", "Model")
+        for name in answer.get(f"invalid{kind}Sources") or []
+    ]
     there = "/".join(str(answer.get("url") or staged.reference).split("?")[0].rstrip("/").split("/")[-2:])
     problem = advice = ""
     if version < 1:
         problem, advice = f"{what} made no version.", "Kaggle threw the push away. Push again."
     elif not same(there, staged.reference):
         problem = f"{what} went to another address, {there}."
-        advice = ("The address of a new kernel is made of its title. Make `title` in kernel-metadata.json lead to the "
-                  f"slug in `id`, delete https://www.kaggle.com/code/{there} in the browser, and push again.")  # fmt: skip
+        advice = (
+            "The address of a new kernel is made of its title. Make `title` in kernel-metadata.json lead to the "
+            f"slug in `id`, delete https://www.kaggle.com/code/{there} in the browser, and push again."
+        )
     elif lost:
         problem = f"{what} made version {version}, and these are not attached: {', '.join(lost)}."
-        advice = ("Check the name, that your account may use it, and that it is ready (`scripts/push status`). This "
-                  "version runs without it: stop it in the browser, it cannot be stopped from here.")  # fmt: skip
+        advice = (
+            "Check the name, that your account may use it, and that it is ready (`scripts/push status`). This "
+            "version runs without it: stop it in the browser, it cannot be stopped from here."
+        )
     elif answer.get("invalidTags"):
         problem = f"{what}: Kaggle does not know the tags {', '.join(answer['invalidTags'])}."
         advice = "Take these words out of `keywords` in the metadata."
@@ -149,8 +161,11 @@ def _look_for(account: Account, staged: Staged, mark: str, before: int) -> int:
 def _say_why(account: Account, staged: Staged, inputs: Mapping[str, Any]) -> None:
     """Tell when only the inputs of a kernel are newer: a run for that may cost hours of quota."""
     before = account.ledger.last("push", kernel=staged.reference).get("inputs") or {}
-    newer = [f"{name} is version {version} now, not {before[name]}" for name, version in inputs.items()
-             if before.get(name) not in (None, version)]  # fmt: skip
+    newer = [
+        f"{name} is version {version} now, not {before[name]}"
+        for name, version in inputs.items()
+        if before.get(name) not in (None, version)
+    ]
     if newer:
         account.events.say(f"{staged.reference}: pushed anew, {'; '.join(newer)}")
 
@@ -170,8 +185,11 @@ def verify(account: Account, staged: Staged, run: Run) -> None:
             time.sleep(account.poll_s)
     match = {"kernel": run.reference, "version": run.version}
     if there is None:
-        raise KaggleError(f"{run.reference}: version {run.version} is not there, or not for this account.", "",
-                          f"Look at https://www.kaggle.com/code/{run.reference}.")  # fmt: skip
+        raise KaggleError(
+            f"{run.reference}: version {run.version} is not there, or not for this account.",
+            "",
+            f"Look at https://www.kaggle.com/code/{run.reference}.",
+        )
     wanted, data, problems = staged.metadata, there.metadata, []
     for key in SOURCE_KEYS:
         if lost := missing_sources(wanted.get(key, []), data.get(FIELDS[key]) or []):
@@ -202,19 +220,21 @@ def verify(account: Account, staged: Staged, run: Run) -> None:
         told = f"{run.reference}: version {run.version} asked for {asked}, and Kaggle says {got or 'nothing'}"
         if not account.accept_accelerator:
             raise AcceleratorError(
-                f"{told}.", "",
+                f"{told}.",
+                "",
                 "It runs as it is. If that will do, the same command with --accept-accelerator goes on with it; else "
                 f"stop it in the browser (https://www.kaggle.com/code/{run.reference}) and name another: --accelerator",
-            )  # fmt: skip
+            )
         account.events.say(told)
 
 
 def _public(reference: str) -> KaggleError:
     return KaggleError(
-        f"{reference} can be seen by everybody.", "isPrivate is false",
-        f"Nothing more is pushed to it. Make it private at https://www.kaggle.com/code/{reference} (Share, Private), then "
+        f"{reference} can be seen by everybody.",
+        "isPrivate is false",
+        f"Nothing more is pushed to it. Make it private at https://www.kaggle.com/code/{reference} (Share), then "
         "run the same command again; or say --public if that is meant.",
-    )  # fmt: skip
+    )
 
 
 def _mark_of(text: str) -> str:

@@ -33,8 +33,9 @@ def newest(account: Account) -> str:
     """
     reference = variation(account)
     if not (version := newest_version(account, reference)):
-        raise KaggleError(f"Kaggle has no version of the model {reference}.", "",
-                          "Leave out --skip weights: that step publishes one.")  # fmt: skip
+        raise KaggleError(
+            f"Kaggle has no version of the model {reference}.", "", "Leave out --skip weights: that step publishes one."
+        )
     return f"{reference}/{version}"
 
 
@@ -80,13 +81,22 @@ def publish(account: Account, folder: Path) -> str:
         if lost and looks > LOOKS:
             raise lost
         if not version and looks > 5 * LOOKS:
-            raise KaggleError(f"{reference}: Kaggle does not show it to this account.", "",
-                              f"Look at https://www.kaggle.com/models/{contents.reference}.")  # fmt: skip
+            raise KaggleError(
+                f"{reference}: Kaggle does not show it to this account.",
+                "",
+                f"Look at https://www.kaggle.com/models/{contents.reference}.",
+            )
         waiting.look(f"at version {version}")
         time.sleep(account.poll_s)
     waiting.close()
-    account.ledger.add("model", model=reference, version=version, digest=contents.digest, files=len(contents.sizes),
-                       bytes=contents.size)  # fmt: skip
+    account.ledger.add(
+        "model",
+        model=reference,
+        version=version,
+        digest=contents.digest,
+        files=len(contents.sizes),
+        bytes=contents.size,
+    )
     account.events.say(f"{reference}: version {version} is ready, {contents.size / 1e6:.1f} MB")
     return f"{reference}/{version}"
 
@@ -102,9 +112,10 @@ def _make_model(account: Account, data: dict[str, Any]) -> None:
         model = account.kaggle.ask("models/get_model", **look)
     if not model.get("isPrivate") and not account.public:
         raise KaggleError(
-            f"The model {name} can be seen by everybody.", "isPrivate is false",
+            f"The model {name} can be seen by everybody.",
+            "isPrivate is false",
             f"Make it private at https://www.kaggle.com/models/{name}/settings, or say --public if that is meant.",
-        )  # fmt: skip
+        )
 
 
 def _variation(data: dict[str, Any]) -> str:

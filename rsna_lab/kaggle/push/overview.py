@@ -53,11 +53,19 @@ def scores(account: Account) -> list[dict[str, Any]]:
     found = []
     for row in submissions.rows(account):
         error, line = submissions.outcome(row), account.ledger.last("submit", submission=row.get("ref"))
-        found.append({
-            "submission": row.get("ref"), "date": row.get("date"), "public": row.get("publicScore") or "",
-            "private": row.get("privateScore") or "", "error": error or "", "pending": error is None,
-            "kernel": line.get("kernel"), "version": line.get("version"), "commit": line.get("commit"),
-        })  # fmt: skip
+        found.append(
+            {
+                "submission": row.get("ref"),
+                "date": row.get("date"),
+                "public": row.get("publicScore") or "",
+                "private": row.get("privateScore") or "",
+                "error": error or "",
+                "pending": error is None,
+                "kernel": line.get("kernel"),
+                "version": line.get("version"),
+                "commit": line.get("commit"),
+            }
+        )
     return found
 
 
@@ -68,8 +76,17 @@ def show_scores(found: list[dict[str, Any]]) -> str:
         kernel = f"{row['kernel']} v{row['version']}" if row["kernel"] else ""
         note = "pending" if row["pending"] else row["error"]
         date = str(row["date"] or "")[:19].replace("T", " ")
-        cells.append((str(row["submission"]), date, row["public"] or "-", row["private"] or "-", kernel,
-                      str(row["commit"] or "")[:8], note))  # fmt: skip
+        cells.append(
+            (
+                str(row["submission"]),
+                date,
+                row["public"] or "-",
+                row["private"] or "-",
+                kernel,
+                str(row["commit"] or "")[:8],
+                note,
+            )
+        )
     return columns(cells)
 
 
@@ -111,8 +128,12 @@ def plan_upload(account: Account, name: str) -> dict[str, Any]:
             return {"step": step, "note": f"version {now.version} is there already, with the same files"}
     except UnreachableError:
         note = "as a new dataset; whether it is on Kaggle already is unknown"
-    return {"step": step, "note": f"{contents.reference}, {'public' if account.public else 'private'}, {note}",
-            "files": contents.sizes, "bytes": contents.size}  # fmt: skip
+    return {
+        "step": step,
+        "note": f"{contents.reference}, {'public' if account.public else 'private'}, {note}",
+        "files": contents.sizes,
+        "bytes": contents.size,
+    }
 
 
 def plan_push(account: Account, name: str, choices: Choices) -> dict[str, Any]:

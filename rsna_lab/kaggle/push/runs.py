@@ -7,6 +7,7 @@ with the checksums in the kernel's verdict.json. A kernel of ours without a whol
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -57,9 +58,12 @@ def follow(account: Account, run: Run) -> None:
             answer = account.kaggle.find("kernels/get_kernel_session_status", **run.body)
             missed = 0 if answer else missed + 1
             if missed > LOOKS:
-                raise KaggleError(f"{label}: Kaggle does not show it to this account.", "",
-                                  f"Look at https://www.kaggle.com/code/{run.reference}. A token made lately may lack "
-                                  "rights that kaggle.json has.")  # fmt: skip
+                raise KaggleError(
+                    f"{label}: Kaggle does not show it to this account.",
+                    "",
+                    f"Look at https://www.kaggle.com/code/{run.reference}. A token made lately may lack "
+                    "rights that kaggle.json has.",
+                )
             status = str((answer or {}).get("status") or "not listed yet")
             if answer and status not in GOING:
                 break
@@ -91,10 +95,8 @@ def follow(account: Account, run: Run) -> None:
 def read_log(account: Account, run: Run) -> list[str]:
     """The log of a run that has ended, line by line."""
     text = str(account.kaggle.ask("kernels/list_kernel_session_output", **run.body, pageSize=1).get("log") or "")
-    try:
+    with contextlib.suppress(ValueError, AttributeError, TypeError):  # where it is a list of events
         text = "".join(str(event.get("data", "")) for event in json.loads(text))
-    except (ValueError, AttributeError, TypeError):
-        pass  # it is no list of events
     return plain(account.scrub(text)).splitlines()
 
 
@@ -144,9 +146,12 @@ def fetch(account: Account, run: Run, only: str = "", out: Path | None = None, n
     rows = account.kaggle.every("kernels/list_kernel_session_output", "files", **run.body)
     links = {str(row["fileName"]): str(row["url"]) for row in rows}
     if hostile := [name for name in {**left, **links} if not re.search(_PLAIN_NAME, name)]:
-        raise KaggleError(f"{run.reference}: version {run.version} has a file that would be written outside its folder: "
-                          f"{', '.join(map(repr, hostile[:5]))}.", "",
-                          "Nothing was fetched. Do not trust this kernel; if it is yours, look at what it writes.")  # fmt: skip
+        raise KaggleError(
+            f"{run.reference}: version {run.version} has a file that would be written outside its folder: "
+            f"{', '.join(map(repr, hostile[:5]))}.",
+            "",
+            "Nothing was fetched. Do not trust this kernel; if it is yours, look at what it writes.",
+        )
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".fetching-", dir=out.parent) as scratch:
         folder = Path(scratch)
@@ -157,8 +162,10 @@ def fetch(account: Account, run: Run, only: str = "", out: Path | None = None, n
         if only and not names:
             if not needed:
                 return {}
-            raise UsageError(f"--only {only!r}: matches none of what {run.reference} left: "
-                             f"{', '.join(list(left)[:8]) or 'no file'}. Nothing was changed")  # fmt: skip
+            raise UsageError(
+                f"--only {only!r}: matches none of what {run.reference} left: "
+                f"{', '.join(list(left)[:8]) or 'no file'}. Nothing was changed"
+            )
         if lost := [name for name in names if name not in links]:
             raise _broken(run, f"{', '.join(lost[:5])} did not come")
         sizes = {name: left.get(name, 0) for name in names}
@@ -173,11 +180,16 @@ def fetch(account: Account, run: Run, only: str = "", out: Path | None = None, n
             sizes[name] = size
         _merge(account, run, folder, sums, out)
     account.ledger.add(
-        "fetch", kernel=run.reference, version=run.version, only=only, files=len(sums), bytes=sum(sizes.values()),
-        digest=_digest(sums), sha256=sums if len(sums) <= _MOST_NOTED else {},
-    )  # fmt: skip
-    size = f"{sum(sizes.values()) / 1e6:.1f} MB"
-    account.events.say(f"{run.reference}: {size} fetched to {_shown(account, out)}")
+        "fetch",
+        kernel=run.reference,
+        version=run.version,
+        only=only,
+        files=len(sums),
+        bytes=sum(sizes.values()),
+        digest=_digest(sums),
+        sha256=sums if len(sums) <= _MOST_NOTED else {},
+    )
+    account.events.say(f"{run.reference}: {sum(sizes.values()) / 1e6:.1f} MB fetched to {_shown(account, out)}")
     return sums
 
 
@@ -212,30 +224,35 @@ def _judge(account: Account, run: Run, text: bytes | None) -> dict[str, Any]:
         whole = False
     if not whole:
         raise KaggleError(
-            f"{run.reference}: version {run.version} left no {VERDICT} that can be read, so nothing of it is taken.", "",
+            f"{run.reference}: version {run.version} left no {VERDICT} that can be read, so nothing of it is taken.",
+            "",
             "Look at its log (scripts/push logs), and run it again: scripts/push push KERNEL --again",
-        )  # fmt: skip
+        )
     if not verdict["ok"]:
         raise KaggleError(
-            f"{run.reference}: version {run.version} says itself that it failed.", str(verdict.get("reason")),
-            "Mend it, rehearse it (scripts/rehearse) and push it anew. The same script on the same inputs is not run twice "
-            "unless you say --again.",
-        )  # fmt: skip
+            f"{run.reference}: version {run.version} says itself that it failed.",
+            str(verdict.get("reason")),
+            "Mend it, rehearse it (scripts/rehearse) and push it anew. The same script on the same inputs is run "
+            "again only where you say --again.",
+        )
     return dict(verdict)
 
 
 def _download(account: Account, run: Run, links: dict[str, str], sizes: dict[str, int], folder: Path) -> None:
     needed, free = sum(sizes.values()), shutil.disk_usage(folder).free
     if needed > 0.95 * free:
-        raise UsageError(f"{folder.parent}: {needed / 1e9:.1f} GB to fetch and {free / 1e9:.1f} GB free. Make room, or "
-                         "fetch less: --only")  # fmt: skip
+        raise UsageError(
+            f"{folder.parent}: {needed / 1e9:.1f} GB to fetch and {free / 1e9:.1f} GB free. Make room, or "
+            "fetch less: --only"
+        )
     for name in links:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
     with account.events.progress(len(links), run.reference, unit="files") as progress:
         account.kaggle.download(
             {url: folder / name for name, url in links.items()},
-            lambda event: progress.advance(1 if "file" in event else 0), 900 + needed / _SLOWEST_BYTES_S,
-        )  # fmt: skip
+            lambda event: progress.advance(1 if "file" in event else 0),
+            900 + needed / _SLOWEST_BYTES_S,
+        )
 
 
 def _merge(account: Account, run: Run, folder: Path, sums: dict[str, str], out: Path) -> None:
@@ -287,5 +304,9 @@ def _shown(account: Account, path: Path) -> Path:
 
 def _broken(run: Run, problem: str) -> KaggleError:
     """Links to a kernel's output live for a short time, and lines break: a second fetch mends most of it."""
-    return KaggleError(f"{run.reference}: {problem}.", "", "Nothing was kept. Run the same command again; if it stays, run "
-                       "the kernel again: scripts/push push KERNEL --again")  # fmt: skip
+    return KaggleError(
+        f"{run.reference}: {problem}.",
+        "",
+        "Nothing was kept. Run the same command again; if it stays, run "
+        "the kernel again: scripts/push push KERNEL --again",
+    )

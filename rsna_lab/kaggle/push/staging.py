@@ -36,12 +36,21 @@ from rsna_lab.kaggle.push.project import Run, kernel_folder, look
 
 # Keys of the metadata as Kaggle's interface calls them.
 FIELDS = {
-    "is_private": "isPrivate", "enable_gpu": "enableGpu", "enable_tpu": "enableTpu", "enable_internet": "enableInternet",
-    "dataset_sources": "datasetDataSources", "competition_sources": "competitionDataSources",
-    "kernel_sources": "kernelDataSources", "model_sources": "modelDataSources", "language": "language",
-    "kernel_type": "kernelType", "machine_shape": "machineShape", "docker_image": "dockerImage",
-    "docker_image_pinning_type": "dockerImagePinningType", "keywords": "categoryIds",
-}  # fmt: skip
+    "is_private": "isPrivate",
+    "enable_gpu": "enableGpu",
+    "enable_tpu": "enableTpu",
+    "enable_internet": "enableInternet",
+    "dataset_sources": "datasetDataSources",
+    "competition_sources": "competitionDataSources",
+    "kernel_sources": "kernelDataSources",
+    "model_sources": "modelDataSources",
+    "language": "language",
+    "kernel_type": "kernelType",
+    "machine_shape": "machineShape",
+    "docker_image": "dockerImage",
+    "docker_image_pinning_type": "dockerImagePinningType",
+    "keywords": "categoryIds",
+}
 
 
 @dataclass(frozen=True)
@@ -60,9 +69,9 @@ class Staged:
         return str(self.metadata["id"])
 
     def digest(self, inputs: Mapping[str, Any]) -> str:
-        """Of everything that decides what the run does."""
-        parts = [self.text, self.metadata, self.timeout_s, dict(inputs)]
-        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+        """Of everything that decides what the run does; names are the same in any case."""
+        around = json.dumps([self.metadata, self.timeout_s, dict(inputs)], sort_keys=True).casefold()
+        return hashlib.sha256(f"{self.text}\0{around}".encode()).hexdigest()
 
     def body(self, mark: str) -> dict[str, Any]:
         """What Kaggle is told."""
@@ -142,8 +151,11 @@ def inputs_of(account: Account, staged: Staged) -> dict[str, Any]:
         name = "/".join(source.split("/")[:2])
         now, own = uploads.find(account, name), same(name.split("/")[0], account.owner)
         if now is None and own:
-            raise KaggleError(f"{staged.reference} reads the dataset {name}, which Kaggle does not have.", "",
-                              f"Upload it first: scripts/push upload {name.split('/')[1]}")  # fmt: skip
+            raise KaggleError(
+                f"{staged.reference} reads the dataset {name}, which Kaggle does not have.",
+                "",
+                f"Upload it first: scripts/push upload {name.split('/')[1]}",
+            )
         if now is None:
             continue  # of somebody else, who need not show its status; what is attached is looked at after the push
         sent = int(account.ledger.last("upload", dataset=name).get("version") or 0)
@@ -154,7 +166,7 @@ def inputs_of(account: Account, staged: Staged) -> dict[str, Any]:
         name = "/".join(source.split("/")[:2])
         version = account.ledger.last("run", kernel=name, status="COMPLETE").get("version")
         if version is None:  # not from here, or the ledger was lost
-            now = look(account, Run(name, 0))
-            version = now.version if now else None
+            there = look(account, Run(name, 0))
+            version = there.version if there else None
         inputs[source] = version
     return inputs

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from rsna_kit.runtime.files import read_json
 from rsna_kit.recipes.verdict import VERDICT
+from rsna_kit.runtime.files import read_json
 from rsna_lab.kaggle.metadata import KERNEL_FILE, filled, read_metadata
 from rsna_lab.kaggle.push import checks, kernels, models, runs, staging, submissions, uploads
 from rsna_lab.kaggle.push.account import Account
@@ -34,8 +34,12 @@ def run_all(account: Account, choices: Choices) -> dict[str, Any]:
     done: dict[str, Any] = {"owner": account.owner}
     checks.check_here(account, choices)
     checks.check_there(account, choices)
-    checks.ask_first(account, choices, [name for name in ("prepare", "train", "infer") if name not in choices.skip],
-                     "submit" not in choices.skip)  # fmt: skip
+    checks.ask_first(
+        account,
+        choices,
+        [name for name in ("prepare", "train", "infer") if name not in choices.skip],
+        "submit" not in choices.skip,
+    )
     if not choices.skip >= {"build", "upload"}:
         done["datasets"] = {
             name: uploads.bring(account, name, choices.skip) for name in own_datasets(account) if name != WEIGHTS
@@ -136,10 +140,11 @@ def _check_finished(account: Account, run: Run, partial: bool) -> None:
     stopped = f"{run.reference}: version {run.version} was stopped by the clock: folds {_shown(left)} are not done."
     if not partial:
         raise KaggleError(
-            stopped, "",
+            stopped,
+            "",
             "Run the same command again, without --again and --skip train: it pushes train again with the output of "
             f"version {run.version} attached, and that goes on. With the folds that are there: scripts/push --partial",
-        )  # fmt: skip
+        )
     account.events.say(f"{stopped} Going on without them, as --partial says")
 
 
@@ -184,8 +189,11 @@ def _earlier(account: Account, staged: Staged) -> Run | None:
     complete = {line["version"] for line in account.ledger.lines("run", kernel=staged.reference, status="COMPLETE")}
     wanted = _decisive(staged.settings)
     lines = account.ledger.lines("push", kernel=staged.reference)
-    versions = [int(line["version"]) for line in lines if line["version"] in complete
-                and _decisive(line.get("settings", staged.settings)) == wanted]  # fmt: skip
+    versions = [
+        int(line["version"])
+        for line in lines
+        if line["version"] in complete and _decisive(line.get("settings", staged.settings)) == wanted
+    ]
     return Run(staged.reference, max(versions)) if versions else None
 
 

@@ -1,7 +1,7 @@
 """A finished kernel version → a submission, and the score it got.
 
-A submission is spent only after a look at what is there. One whose scoring run failed is "complete" on Kaggle, too, with
-an empty score: only a score is success.
+A submission is spent only after a look at what is there. One whose scoring run failed is "complete" on Kaggle, too,
+with an empty score: only a score is success.
 """
 
 from __future__ import annotations
@@ -44,9 +44,10 @@ def submit_and_wait(account: Account, run: Run, file_name: str = "submission.csv
         account.ledger.add("score", **line)
     if error:
         raise KaggleError(
-            f"Submission {number} has no score.", error,
+            f"Submission {number} has no score.",
+            error,
             f"{advice_for(error)} To submit version {run.version} once more as it is: scripts/push submit --again",
-        )  # fmt: skip
+        )
     account.events.say(f"submission {number}: public {facts['public'] or '-'}, private {facts['private'] or '-'}")
     return facts
 
@@ -75,8 +76,12 @@ def _submit(account: Account, run: Run, file_name: str) -> int:
     known = {line.get("submission") for line in account.ledger.lines("submit", **match)}
 
     def made() -> list[dict[str, Any]]:
-        return [row for row in rows(account) if row.get("ref") in known
-                or f"{row.get('description')},".startswith("rsna_kit ") and f" {about}," in f"{row['description']},"]  # fmt: skip
+        return [
+            row
+            for row in rows(account)
+            if row.get("ref") in known
+            or (f"{row.get('description')},".startswith("rsna_kit ") and f" {about}," in f"{row['description']},")
+        ]
 
     before = made()
     if before and not account.again:
@@ -88,13 +93,21 @@ def _submit(account: Account, run: Run, file_name: str) -> int:
     number = 0
     try:
         answer = account.kaggle.change(
-            "competitions/create_code_submission", f"The submission of {run.reference} version {run.version}",
-            competitionName=SLUG, kernelOwner=owner, kernelSlug=slug, kernelVersion=run.version, fileName=file_name,
+            "competitions/create_code_submission",
+            f"The submission of {run.reference} version {run.version}",
+            competitionName=SLUG,
+            kernelOwner=owner,
+            kernelSlug=slug,
+            kernelVersion=run.version,
+            fileName=file_name,
             submissionDescription=message,
-        )  # fmt: skip
+        )
         number = int(answer.get("ref") or 0)
-        lost = KaggleError("The submission was accepted, but Kaggle does not list it.", str(answer.get("message") or ""),
-                           f"Look at {_PAGE} before you submit again.")  # fmt: skip
+        lost = KaggleError(
+            "The submission was accepted, but Kaggle does not list it.",
+            str(answer.get("message") or ""),
+            f"Look at {_PAGE} before you submit again.",
+        )
     except UnreachableError as error:
         lost = error
     for _ in range(0 if number else 2 * LOOKS):
@@ -119,26 +132,40 @@ def check_submittable(account: Account, run: Run, file_name: str) -> None:
     name = f"{run.reference} version {run.version}"
     state = account.kaggle.ask("kernels/get_kernel_session_status", **run.body)
     if state.get("status") != "COMPLETE":
-        raise KaggleError(f"{name} is {state.get('status')}, and only a complete version can be submitted.",
-                          str(state.get("failureMessage") or ""),
-                          "Wait until it is complete (scripts/push status), or mend it and push again.")  # fmt: skip
+        raise KaggleError(
+            f"{name} is {state.get('status')}, and only a complete version can be submitted.",
+            str(state.get("failureMessage") or ""),
+            "Wait until it is complete (scripts/push status), or mend it and push again.",
+        )
     there = look(account, run)
     data = there.metadata if there else {}
     if data.get("enableInternet"):
-        raise KaggleError(f"{name} has the internet on: Kaggle does not score it.", "",
-                          'Set "enable_internet": false in kernel-metadata.json and push again.')  # fmt: skip
+        raise KaggleError(
+            f"{name} has the internet on: Kaggle does not score it.",
+            "",
+            'Set "enable_internet": false in kernel-metadata.json and push again.',
+        )
     if missing_sources([SLUG], data.get("competitionDataSources") or []):
-        raise KaggleError(f"{name} does not have the competition attached: the scoring run would find no test set.", "",
-                          f"Add {SLUG} to competition_sources and push again.")  # fmt: skip
+        raise KaggleError(
+            f"{name} does not have the competition attached: the scoring run would find no test set.",
+            "",
+            f"Add {SLUG} to competition_sources and push again.",
+        )
     runs.read_verdict(account, run)
     files = runs.list_files(account, run)
     if file_name not in files:
-        raise KaggleError(f"{name} left no {file_name}; its files: {', '.join(list(files)[:8]) or 'none'}.", "",
-                          "Let the kernel write it into /kaggle/working, rehearse it, and push again.")  # fmt: skip
+        raise KaggleError(
+            f"{name} left no {file_name}; its files: {', '.join(list(files)[:8]) or 'none'}.",
+            "",
+            "Let the kernel write it into /kaggle/working, rehearse it, and push again.",
+        )
     made, left = left_today(account)
     if made and not left:  # both 0 before the first one ever
-        raise KaggleError(f"No submission is left today, {made} were made.", "",
-                          "The day ends at 00:00 UTC. Run the same command again then.")  # fmt: skip
+        raise KaggleError(
+            f"No submission is left today, {made} were made.",
+            "",
+            "The day ends at 00:00 UTC. Run the same command again then.",
+        )
 
 
 def left_today(account: Account) -> tuple[int, int]:

@@ -86,7 +86,8 @@ def pack(account: Account, folder: Path, metadata_file: str = DATASET_FILE) -> C
         )
     sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in paths}
     sums = {name: sha256_file(folder / name) for name in sizes}
-    digest = hashlib.sha256(json.dumps([sums, metadata], sort_keys=True).encode()).hexdigest()
+    about = json.dumps(sums, sort_keys=True) + json.dumps(metadata, sort_keys=True).casefold()
+    digest = hashlib.sha256(about.encode()).hexdigest()
     reference = metadata.get("id") or f"{metadata['ownerSlug']}/{metadata['modelSlug']}"
     return Contents(reference, folder, metadata, sizes, digest)
 
@@ -145,9 +146,10 @@ def find(account: Account, name: str) -> Found | None:
         return None
     if not data.get("isPrivate") and not account.public and name.casefold().startswith(f"{account.owner}/".casefold()):
         raise KaggleError(
-            f"{name} can be seen by everybody.", "isPrivate is false",
+            f"{name} can be seen by everybody.",
+            "isPrivate is false",
             f"Make it private at https://www.kaggle.com/datasets/{name}/settings, or say --public if that is meant.",
-        )  # fmt: skip
+        )
     return Found(str(state["status"]), int(data.get("currentVersionNumber") or 0), str(data.get("description") or ""))
 
 
@@ -162,23 +164,29 @@ def _send(account: Account, contents: Contents, now: Found | None) -> int:
     (owner, slug), data, number = contents.reference.split("/"), contents.metadata, (now.version if now else 0) + 1
     account.events.say(f"{contents.reference}: version {number} is sent, {contents.size / 1e6:.1f} MB")
     body = {
-        "files": send_files(account, contents, "DATASET"), "subtitle": data.get("subtitle") or "",
+        "files": send_files(account, contents, "DATASET"),
+        "subtitle": data.get("subtitle") or "",
         "categoryIds": data.get("keywords") or [],
         "description": f"{data.get('description') or ''}\n\n{contents.mark(number)}".strip(),
-    }  # fmt: skip
+    }
     what = f"The upload of {contents.reference}"
     try:
         if now is None:
             body |= {"slug": slug, "title": data["title"], "licenseName": data["licenses"][0]["name"]}
-            answer = account.kaggle.change("datasets/create_dataset", what, ownerSlug=owner,
-                                           isPrivate=not account.public, **body)  # fmt: skip
+            answer = account.kaggle.change(
+                "datasets/create_dataset", what, ownerSlug=owner, isPrivate=not account.public, **body
+            )
         else:
             body["versionNotes"] = f"{short_commit(account.project)}, files {contents.digest[:12]}"
-            answer = account.kaggle.change("datasets/create_dataset_version", what, ownerSlug=owner, datasetSlug=slug,
-                                           body=body)  # fmt: skip
+            answer = account.kaggle.change(
+                "datasets/create_dataset_version", what, ownerSlug=owner, datasetSlug=slug, body=body
+            )
         if answer.get("invalidTags"):
-            raise KaggleError(f"{what}: Kaggle does not know the tags {', '.join(answer['invalidTags'])}.", "",
-                              "Take these words out of `keywords` in the metadata.")  # fmt: skip
+            raise KaggleError(
+                f"{what}: Kaggle does not know the tags {', '.join(answer['invalidTags'])}.",
+                "",
+                "Take these words out of `keywords` in the metadata.",
+            )
     except UnreachableError:
         if not _arrived(account, contents, number, now):
             raise
@@ -198,7 +206,7 @@ def _arrived(account: Account, contents: Contents, number: int, before: Found | 
 
 
 def send_files(account: Account, contents: Contents, kind: str) -> list[dict[str, str]]:
-    """Bring every file and, as an archive, every folder at the top; Kaggle unpacks those. Returns what stands for them."""
+    """Bring every file and, as an archive that Kaggle unpacks, every folder at the top; returns their tokens."""
     tops = sorted({name.split("/")[0] for name in contents.sizes})
     archive = account.staging / "tmp" / "archive"
     found = []
@@ -236,17 +244,24 @@ def wait_ready(account: Account, name: str, at_least: int) -> Found:
         now = find(account, name)
         missed = 0 if now else missed + 1
         if missed > 5 * LOOKS:
-            raise KaggleError(f"{name}: Kaggle does not show it to this account.", "",
-                              f"Look at https://www.kaggle.com/datasets/{name}. A token made lately may lack rights that "
-                              "kaggle.json has.")  # fmt: skip
+            raise KaggleError(
+                f"{name}: Kaggle does not show it to this account.",
+                "",
+                f"Look at https://www.kaggle.com/datasets/{name}. A token made lately may lack rights that "
+                "kaggle.json has.",
+            )
         if now and now.status == "READY" and now.version >= at_least:
             waiting.close()
             return now
         if now and now.status in _BROKEN:
             problem = f"{name}: Kaggle could not make a version of what was uploaded."
             account.ledger.add("send", dataset=name, version=at_least, problem=problem)  # so it is sent again
-            raise KaggleError(problem, f"status {now.status}", f"See https://www.kaggle.com/datasets/{name}, then run "
-                              "the same command again: it uploads a new version.")  # fmt: skip
+            raise KaggleError(
+                problem,
+                f"status {now.status}",
+                f"See https://www.kaggle.com/datasets/{name}, then run "
+                "the same command again: it uploads a new version.",
+            )
         waiting.look(f"{now.status} at version {now.version}" if now else "not listed yet")
         time.sleep(account.poll_s)
 
@@ -256,17 +271,22 @@ def _check(account: Account, contents: Contents, version: int) -> int:
     (owner, slug), name = contents.reference.split("/"), contents.reference
     listed = account.kaggle.every("datasets/list_dataset_files", "datasetFiles", ownerSlug=owner, datasetSlug=slug)
     there = {str(row["name"]): int(row.get("totalBytes") or 0) for row in listed}
-    wrong = [f"lacks {file}" for file in contents.sizes
-             if file not in there and f"{file.split('/')[0]}.zip" not in there]  # fmt: skip
-    wrong += [f"has {there[file]} bytes of {file}, which has {size} here" for file, size in contents.sizes.items()
-              if there.get(file, 0) not in (0, size)]  # fmt: skip
+    wrong = [
+        f"lacks {file}" for file in contents.sizes if file not in there and f"{file.split('/')[0]}.zip" not in there
+    ]
+    wrong += [
+        f"has {there[file]} bytes of {file}, which has {size} here"
+        for file, size in contents.sizes.items()
+        if there.get(file, 0) not in (0, size)
+    ]
     if wrong:
         shown = ", ".join(wrong[:5]) + (f" and {len(wrong) - 5} more" if len(wrong) > 5 else "")
         problem = f"{name}: version {version} {shown}."
         account.ledger.add("send", dataset=name, version=version, problem=problem)  # so it is sent again
         raise KaggleError(problem, "", "Run the same command again: it uploads a new version.")
-    account.ledger.add("upload", dataset=name, version=version, digest=contents.digest, files=len(contents.sizes),
-                       bytes=contents.size)  # fmt: skip
+    account.ledger.add(
+        "upload", dataset=name, version=version, digest=contents.digest, files=len(contents.sizes), bytes=contents.size
+    )
     find(account, name)  # once more: a new one may have become public
     size = f"{len(contents.sizes)} files, {contents.size / 1e6:.1f} MB"
     account.events.say(f"{name}: version {version} is ready, {size}")
