@@ -56,8 +56,14 @@ class FakeClient:
         try:
             return {"answer": self._answer(request, listen or (lambda event: None))}
         except Refused as error:
-            return {"error": {"kind": error.kind, "status": error.status, "text": str(error),
-                              "retry_after": error.retry_after}}  # fmt: skip
+            return {
+                "error": {
+                    "kind": error.kind,
+                    "status": error.status,
+                    "text": str(error),
+                    "retry_after": error.retry_after,
+                }
+            }
 
     def _answer(self, request: Mapping[str, Any], listen: Callable[[dict[str, Any]], None]) -> Any:
         if "about" in request:
@@ -109,9 +115,11 @@ class Handler(BaseHTTPRequestHandler):
         try:
             status, content = 200, self.server.route(urlsplit(self.path).path, body, self.headers)
         except Refused as refused:
-            status, content, extra = refused.status, json.dumps({"code": refused.status, "message": str(refused)}), (
-                refused.retry_after
-            )  # fmt: skip
+            status, content, extra = (
+                refused.status,
+                json.dumps({"code": refused.status, "message": str(refused)}),
+                (refused.retry_after),
+            )
             if refused.kind == "garbled":
                 status, kind, content = 200, "text/html", f"<html><body>{refused}</body></html>"
             if refused.kind == "network":
@@ -182,10 +190,17 @@ def environment(double: Double, home: Path) -> dict[str, str]:
     proxy = f"http://127.0.0.1:{double.server_port}"
     (home / "tmp").mkdir(exist_ok=True, parents=True)
     return {
-        "PATH": os.environ["PATH"], "HOME": str(home), "TMPDIR": str(home / "tmp"), "LANG": "C.UTF-8",
-        "KAGGLE_CONFIG_DIR": str(home / ".kaggle"), "KAGGLE_API_ENVIRONMENT": "LOCALHOST",
-        "HTTP_PROXY": proxy, "http_proxy": proxy, "NO_PROXY": "", "no_proxy": "",
-    }  # fmt: skip
+        "PATH": os.environ["PATH"],
+        "HOME": str(home),
+        "TMPDIR": str(home / "tmp"),
+        "LANG": "C.UTF-8",
+        "KAGGLE_CONFIG_DIR": str(home / ".kaggle"),
+        "KAGGLE_API_ENVIRONMENT": "LOCALHOST",
+        "HTTP_PROXY": proxy,
+        "http_proxy": proxy,
+        "NO_PROXY": "",
+        "no_proxy": "",
+    }
 
 
 def write_keys(home: Path, key: str = KEY, mode: int = 0o600) -> Path:

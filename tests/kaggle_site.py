@@ -99,8 +99,11 @@ def plain_process(session: Session) -> int:
         environment["KAGGLE_IS_COMPETITION_RERUN"] = "1"
     done = subprocess.run(
         [sys.executable, "-I", place / "src" / "script.py"],
-        cwd=session.working, env=environment, capture_output=True, text=True,
-    )  # fmt: skip
+        cwd=session.working,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
     for line in (done.stdout + done.stderr).splitlines():
         session.say(line)
     return done.returncode
@@ -258,8 +261,12 @@ class Site:
 
     def get_dataset(self, body: dict[str, Any]) -> dict[str, Any]:
         dataset = self.dataset(body)
-        return {"title": dataset.title, "isPrivate": dataset.private, "currentVersionNumber": dataset.ready,
-                "description": dataset.description}  # fmt: skip
+        return {
+            "title": dataset.title,
+            "isPrivate": dataset.private,
+            "currentVersionNumber": dataset.ready,
+            "description": dataset.description,
+        }
 
     def list_dataset_files(self, body: dict[str, Any]) -> dict[str, Any]:
         dataset = self.dataset(body)
@@ -355,14 +362,20 @@ class Site:
         working = self.folder / "kernels" / reference / str(number) / "working"
         working.mkdir(parents=True)
         gone = [reference for references in invalid.values() for reference in references]
-        kept = {key: [source for source in value if source not in gone] if key.endswith("DataSources") else value
-                for key, value in body.items()}  # fmt: skip
+        kept = {
+            key: [source for source in value if source not in gone] if key.endswith("DataSources") else value
+            for key, value in body.items()
+        }
         session = Session(body["text"], kept, mounted, working)
         kernel.versions.append(session)
         kernel.queued = 1
         self.start(session)
-        return {"ref": f"/code/{reference}", "url": url, "versionNumber": number,
-                **{f"invalid{kind}Sources": names for kind, names in invalid.items() if names}}  # fmt: skip
+        return {
+            "ref": f"/code/{reference}",
+            "url": url,
+            "versionNumber": number,
+            **{f"invalid{kind}Sources": names for kind, names in invalid.items() if names},
+        }
 
     def start(self, session: Session, then: Callable[[], None] = lambda: None) -> None:
         def run() -> None:
@@ -398,13 +411,20 @@ class Site:
         lists = [key for key in data if key.endswith("DataSources") or key == "categoryIds"]
         shape = data.get("machineShape", "") if self.traps.other_shape is None else self.traps.other_shape
         metadata = {
-            "ref": data["slug"].lower(), "id": 7, "title": kernel.title, "language": data["language"],
-            "kernelType": data["kernelType"], "isPrivate": data.get("isPrivate", False) and not self.traps.make_public,
-            "enableGpu": data.get("enableGpu", False), "enableTpu": data.get("enableTpu", False),
+            "ref": data["slug"].lower(),
+            "id": 7,
+            "title": kernel.title,
+            "language": data["language"],
+            "kernelType": data["kernelType"],
+            "isPrivate": data.get("isPrivate", False) and not self.traps.make_public,
+            "enableGpu": data.get("enableGpu", False),
+            "enableTpu": data.get("enableTpu", False),
             "enableInternet": data.get("enableInternet", False) or self.traps.force_internet,
-            "dockerImage": self.traps.other_image or data.get("dockerImage", IMAGE), "machineShape": shape,
-            "currentVersionNumber": len(kernel.versions), **{key: data[key] for key in lists},
-        }  # fmt: skip
+            "dockerImage": self.traps.other_image or data.get("dockerImage", IMAGE),
+            "machineShape": shape,
+            "currentVersionNumber": len(kernel.versions),
+            **{key: data[key] for key in lists},
+        }
         blob = {"source": self.traps.other_text or session.text, "slug": body["kernelSlug"]}
         return {"metadata": metadata, "blob": blob | {key: data[key] for key in ("language", "kernelType")}}
 
@@ -423,8 +443,13 @@ class Site:
     def list_kernel_files(self, body: dict[str, Any]) -> dict[str, Any]:
         _, session = self.run_of(body)
         names, token = page(files_below(session.working), body)
-        return {"files": [{"name": self.traps.output_names.get(name, name), "size": size, "creationDate": "2026-11-01"}
-                          for name, size in names], "nextPageToken": token}  # fmt: skip
+        return {
+            "files": [
+                {"name": self.traps.output_names.get(name, name), "size": size, "creationDate": "2026-11-01"}
+                for name, size in names
+            ],
+            "nextPageToken": token,
+        }
 
     def get(self, path: str) -> bytes:
         """What the address of an output file gives."""
@@ -450,10 +475,15 @@ class Site:
         kernel = self.kernels[f"{body['kernelOwner']}/{body['kernelSlug']}".lower()]
         version = kernel.versions[body["kernelVersion"] - 1]
         entry: dict[str, Any] = {
-            "ref": 1000 + len(self.submissions), "fileName": body["fileName"], "date": "2026-11-22T00:00:00Z",
-            "description": body.get("submissionDescription", ""), "status": "PENDING", "publicScore": "",
-            "privateScore": "", "errorDescription": "",
-        }  # fmt: skip
+            "ref": 1000 + len(self.submissions),
+            "fileName": body["fileName"],
+            "date": "2026-11-22T00:00:00Z",
+            "description": body.get("submissionDescription", ""),
+            "status": "PENDING",
+            "publicScore": "",
+            "privateScore": "",
+            "errorDescription": "",
+        }
         self.submissions.insert(0, entry)
         working = version.working.parent / f"rerun{entry['ref']}" / "working"
         working.mkdir(parents=True)

@@ -87,11 +87,21 @@ def write_kernel(folder: Path, text: str, **changes: Any) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     name = f"rsna-kit-{folder.name}"
     data = {
-        "id": f"OWNER/{name}", "title": name, "code_file": f"{folder.name}.py", "language": "python",
-        "kernel_type": "script", "is_private": True, "enable_gpu": False, "enable_tpu": False,
-        "enable_internet": False, "dataset_sources": [], "competition_sources": [], "kernel_sources": [],
-        "model_sources": [], **changes,
-    }  # fmt: skip
+        "id": f"OWNER/{name}",
+        "title": name,
+        "code_file": f"{folder.name}.py",
+        "language": "python",
+        "kernel_type": "script",
+        "is_private": True,
+        "enable_gpu": False,
+        "enable_tpu": False,
+        "enable_internet": False,
+        "dataset_sources": [],
+        "competition_sources": [],
+        "kernel_sources": [],
+        "model_sources": [],
+        **changes,
+    }
     (folder / f"{folder.name}.py").write_text(HEAD + text)
     (folder / "kernel-metadata.json").write_text(json.dumps(data))
 
@@ -108,16 +118,36 @@ def write_project(folder: Path) -> Path:
     """Three stand-in kernels, two datasets, and a build script for them."""
     gpu = {"enable_gpu": True, "machine_shape": "NvidiaTeslaT4"}
     write_kernel(folder / "kernels/prepare", PREPARE, dataset_sources=["OWNER/rsna-kit"], competition_sources=[SLUG])
-    write_kernel(folder / "kernels/train", TRAIN, kernel_sources=["OWNER/rsna-kit-prepare"],
-                 dataset_sources=["OWNER/rsna-kit"], **gpu)  # fmt: skip
-    write_kernel(folder / "kernels/infer", INFER, dataset_sources=["OWNER/rsna-kit", "OWNER/rsna-weights"],
-                 competition_sources=[SLUG], **gpu)  # fmt: skip
+    write_kernel(
+        folder / "kernels/train",
+        TRAIN,
+        kernel_sources=["OWNER/rsna-kit-prepare"],
+        dataset_sources=["OWNER/rsna-kit"],
+        **gpu,
+    )
+    write_kernel(
+        folder / "kernels/infer",
+        INFER,
+        dataset_sources=["OWNER/rsna-kit", "OWNER/rsna-weights"],
+        competition_sources=[SLUG],
+        **gpu,
+    )
     for name in ("rsna-kit", "rsna-weights"):
         write_dataset(folder / "datasets" / name, {"README.md": name})
-    model = {"ownerSlug": "OWNER", "title": "weights", "slug": "rsna-kit-weights", "isPrivate": True,
-             "description": "x"}  # fmt: skip
-    variation = {"ownerSlug": "OWNER", "modelSlug": "rsna-kit-weights", "instanceSlug": "bundles", "framework": "keras",
-                 "licenseName": "MIT"}  # fmt: skip
+    model = {
+        "ownerSlug": "OWNER",
+        "title": "weights",
+        "slug": "rsna-kit-weights",
+        "isPrivate": True,
+        "description": "x",
+    }
+    variation = {
+        "ownerSlug": "OWNER",
+        "modelSlug": "rsna-kit-weights",
+        "instanceSlug": "bundles",
+        "framework": "keras",
+        "licenseName": "MIT",
+    }
     (folder / "datasets/rsna-weights/model-metadata.json").write_text(json.dumps(model))
     (folder / "datasets/rsna-weights/model-instance-metadata.json").write_text(json.dumps(variation))
     (folder / "scripts").mkdir()
@@ -203,11 +233,20 @@ class World:
         folder = self.project / "kernels" / name
         write_kernel(folder, text, **changes)
         data = filled(read_metadata(folder / "kernel-metadata.json"), USER)
-        keys = {"is_private": "isPrivate", "enable_internet": "enableInternet", "language": "language",
-                "kernel_type": "kernelType", "dataset_sources": "datasetDataSources",
-                "competition_sources": "competitionDataSources"}  # fmt: skip
-        body = {"slug": data["id"], "newTitle": data["title"], "text": HEAD + text,
-                **{wire: data[key] for key, wire in keys.items()}}  # fmt: skip
+        keys = {
+            "is_private": "isPrivate",
+            "enable_internet": "enableInternet",
+            "language": "language",
+            "kernel_type": "kernelType",
+            "dataset_sources": "datasetDataSources",
+            "competition_sources": "competitionDataSources",
+        }
+        body = {
+            "slug": data["id"],
+            "newTitle": data["title"],
+            "text": HEAD + text,
+            **{wire: data[key] for key, wire in keys.items()},
+        }
         version = self.site.save_kernel(body)["versionNumber"]
         self.site.threads[-1].join(60)
         kernel = self.site.kernels[data["id"]]
@@ -220,8 +259,9 @@ class World:
         """A dataset that is on the site already, as version 1."""
         token = self.site.start_blob_upload({"name": "a.txt"})["token"]
         self.site.put(token, b"alpha")
-        self.site.create_dataset({"ownerSlug": USER, "slug": name, "title": name, "isPrivate": private,
-                                  "files": [{"token": token}]})  # fmt: skip
+        self.site.create_dataset(
+            {"ownerSlug": USER, "slug": name, "title": name, "isPrivate": private, "files": [{"token": token}]}
+        )
         dataset = self.site.datasets[f"{USER}/{name}"]
         dataset.ready, dataset.polls_left, dataset.status = 1, 0, "READY"
 
@@ -243,9 +283,13 @@ def run_script(project: Path, double: Double, home: Path, *words: str, **variabl
     if words[0] not in ("validate", "history"):
         command += ["--kaggle", program(), "--poll", "0.05"]
     return subprocess.run(
-        [str(word) for word in command], env={**environment(double, home), **variables}, capture_output=True, text=True,
-        cwd=home, timeout=300,
-    )  # fmt: skip
+        [str(word) for word in command],
+        env={**environment(double, home), **variables},
+        capture_output=True,
+        text=True,
+        cwd=home,
+        timeout=300,
+    )
 
 
 def _load_door() -> ModuleType:

@@ -107,11 +107,7 @@ def test_a_dry_run_shows_the_output_of_train_as_the_source_of_infer(world: World
     [
         ({"not_joined": True}, ["all"], "https://www.kaggle.com/competitions/rsna-breast-cancer-detection/rules"),
         ({"gpu_hours_used": 30.0}, ["all"], "Run the same command again after 2026-11-28T00:00 (UTC)"),
-        (
-            {"refuse": {"list_kernels": [Refused(403, "Permission denied")]}},
-            ["push", "infer"],
-            "kernels cannot be",
-        ),
+        ({"refuse": {"list_kernels": [Refused(403, "Permission denied")]}}, ["push", "infer"], "kernels cannot be"),
         ({"refuse": {"list_datasets": [Refused(401, "Unauthorized")]}}, ["all"], "Make new ones at"),
         ({"allowed_submissions": 0}, ["all", "--skip", "train", "--skip", "weights"], "leave out the last step"),
     ],
@@ -160,8 +156,10 @@ def test_a_dataset_and_a_model_are_attached_beside_a_kernels_own(world: World) -
     words = ["push", "train", "--attach", "imagenet-starts", f"{USER}/starts/keras/b4/1"]
     assert world.push(*words).code == 0
     assert set(world.site.kernels[f"{USER}/rsna-kit-train"].versions[0].sources) == {
-        f"competitions/{SLUG}", f"datasets/{USER}/imagenet-starts", f"models/{USER}/starts/keras/b4/1",
-    }  # fmt: skip
+        f"competitions/{SLUG}",
+        f"datasets/{USER}/imagenet-starts",
+        f"models/{USER}/starts/keras/b4/1",
+    }
     assert "Its newest version is 1" in world.fails("push", "train", "--attach", f"{USER}/starts/keras/b4/2")
 
 
@@ -249,7 +247,7 @@ def test_a_wrong_value_of_a_later_kernel_stops_the_road_at_its_start(world: Worl
         (["fetch", "nosuch"], "no such kernel"),
         (["submit", "infre"], "Did you mean 'infer'?"),
     ],
-)  # fmt: skip
+)
 def test_a_name_that_there_is_not_is_called_that(world: World, words: list[str], said: str) -> None:
     result = world.push(*words)
     assert (result.code, world.client.seen) == (2, [])

@@ -23,9 +23,10 @@ def home(tmp_path: Path) -> Path:
     folder = tmp_path / ".kaggle"
     folder.mkdir(mode=0o700)
     for name, text in (
-        ("kaggle.json", json.dumps({"username": USER, "key": KEY})), ("access_token", TOKEN),
+        ("kaggle.json", json.dumps({"username": USER, "key": KEY})),
+        ("access_token", TOKEN),
         ("credentials.json", json.dumps({"refresh_token": "refresh-0123456789", "access_token": "access-0123456789"})),
-    ):  # fmt: skip
+    ):
         (folder / name).write_text(text)
         (folder / name).chmod(0o600)
     return tmp_path

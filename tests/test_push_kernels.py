@@ -28,14 +28,26 @@ def kernel(world: World, text: str = "print('done')\nverdict()", **changes: Any)
 
 
 def test_a_push_is_verified_followed_and_noted(world: World) -> None:
-    kernel(world, "SETTINGS = {'A': 'x'}\nprint('a is', SETTINGS['A'])", competition_sources=[SLUG], enable_gpu=True,
-           machine_shape="NvidiaTeslaT4")  # fmt: skip
+    kernel(
+        world,
+        "SETTINGS = {'A': 'x'}\nprint('a is', SETTINGS['A'])",
+        competition_sources=[SLUG],
+        enable_gpu=True,
+        machine_shape="NvidiaTeslaT4",
+    )
     words = ["--settings", "A=z", "--settings", "A=y", "--timeout", "9h", "--accelerator", "NvidiaL4", "--image", IMAGE]
     result = world.does("push", "extra", *words)
     assert result.value == {"kernel": NAME, "version": 1}
     sent = world.site.sent("save_kernel")[0]
-    wanted = {"sessionTimeoutSeconds": 32400, "machineShape": "NvidiaL4", "dockerImage": IMAGE, "isPrivate": True,
-              "dockerImagePinningType": "original", "enableInternet": False, "slug": NAME}  # fmt: skip
+    wanted = {
+        "sessionTimeoutSeconds": 32400,
+        "machineShape": "NvidiaL4",
+        "dockerImage": IMAGE,
+        "isPrivate": True,
+        "dockerImagePinningType": "original",
+        "enableInternet": False,
+        "slug": NAME,
+    }
     assert wanted.items() <= sent.items()
     assert "SETTINGS = {'A': \"y\"}" in sent["text"]
     assert "OWNER/" in (world.project / "kernels/extra/kernel-metadata.json").read_text()
@@ -298,9 +310,12 @@ def test_a_digest_is_of_everything_that_decides_a_run(world: World) -> None:
     kernel(world)
     staged = staging.stage(world.account, Choices(), "extra")
     digests = {
-        staged.digest({}), staged.digest({"a": 1}), replace(staged, text="x").digest({}),
-        replace(staged, timeout_s=5).digest({}), replace(staged, metadata={**staged.metadata, "title": "t"}).digest({}),
-    }  # fmt: skip
+        staged.digest({}),
+        staged.digest({"a": 1}),
+        replace(staged, text="x").digest({}),
+        replace(staged, timeout_s=5).digest({}),
+        replace(staged, metadata={**staged.metadata, "title": "t"}).digest({}),
+    }
     assert len(digests) == 5
 
 

@@ -39,10 +39,14 @@ def problems_with(folder: Path, text: str = "print()", remove: str = "", **chang
 
 
 def test_a_good_kernel_has_no_problems(tmp_path: Path) -> None:
-    sources = {"dataset_sources": ["OWNER/rsna-kit", "someone/thing/3"], "competition_sources": ["rsna-breast-x"],
-               "kernel_sources": ["OWNER/rsna-kit-train"], "model_sources": ["o/m/keras/v/2"],
-               "docker_image": f"gcr.io/kaggle-gpu-images/python@sha256:{'a' * 64}",
-               "docker_image_pinning_type": "original"}  # fmt: skip
+    sources = {
+        "dataset_sources": ["OWNER/rsna-kit", "someone/thing/3"],
+        "competition_sources": ["rsna-breast-x"],
+        "kernel_sources": ["OWNER/rsna-kit-train"],
+        "model_sources": ["o/m/keras/v/2"],
+        "docker_image": f"gcr.io/kaggle-gpu-images/python@sha256:{'a' * 64}",
+        "docker_image_pinning_type": "original",
+    }
     assert problems_with(tmp_path, **SHAPE, **sources) == ""
     assert problems_with(tmp_path, is_private="True", enable_gpu="false") == ""
 
@@ -81,7 +85,7 @@ def test_a_good_kernel_has_no_problems(tmp_path: Path) -> None:
         ({"code_file": "../infer.py"}, "is no file directly in this folder"),
         ({"code_file": "missing.py"}, "is no file directly in this folder"),
     ],
-)  # fmt: skip
+)
 def test_every_trap_in_kernel_metadata_is_named(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
     assert said in problems_with(tmp_path, **changes)
 

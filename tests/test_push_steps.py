@@ -21,8 +21,27 @@ from waiting import wait_until
 
 from rsna_lab.kaggle.push.account import Ledger, alone
 
-KINDS = ["send", "upload", "push", "verify", "run", "fetch", "push", "verify", "run", "fetch", "fetch", "send",
-         "upload", "push", "verify", "run", "fetch", "submit", "score"]  # fmt: skip
+KINDS = [
+    "send",
+    "upload",
+    "push",
+    "verify",
+    "run",
+    "fetch",
+    "push",
+    "verify",
+    "run",
+    "fetch",
+    "fetch",
+    "send",
+    "upload",
+    "push",
+    "verify",
+    "run",
+    "fetch",
+    "submit",
+    "score",
+]
 OPTIONS = ("--skip", "--weights", "--partial", "--settings", "--attach", "--timeout", "--file", "--again", "--owner")
 LEFT_OUT = ("build", "upload", "prepare", "train", "submit")
 BUNDLES = "(working / 'bundles').mkdir()\n(working / 'bundles/weights').write_text('0.25')\nverdict()"
@@ -35,9 +54,15 @@ def skipping(*steps: str) -> list[str]:
 def test_all_steps_lead_to_a_score_and_none_is_taken_twice(world: World) -> None:
     first = world.does("all")
     assert first.value == {
-        "owner": USER, "datasets": {"rsna-kit": 1}, "prepare": 1, "train": 1, "infer": 1,
-        "submission": 1000, "public": "0.5", "private": "0.5",
-    }  # fmt: skip
+        "owner": USER,
+        "datasets": {"rsna-kit": 1},
+        "prepare": 1,
+        "train": 1,
+        "infer": 1,
+        "submission": 1000,
+        "public": "0.5",
+        "private": "0.5",
+    }
     site = world.site
     assert [line["kind"] for line in world.ledger.lines()] == KINDS
     assert (site.datasets[f"{USER}/rsna-weights"].versions[0] / "bundles/weights").read_text() == "0.5000 default"
@@ -54,6 +79,22 @@ def test_all_steps_lead_to_a_score_and_none_is_taken_twice(world: World) -> None
     world.ledger.path.unlink()
     assert world.does("all").value == first.value
     assert site.changes == []
+
+
+def test_what_was_done_before_something_else_is_not_mistaken_for_the_newest(world: World) -> None:
+    """Train reads the newest output of prepare, and a score belongs to the version that was asked for."""
+    world.does("all")
+    kept = {name: (world.project / f"kernels/{name}/{name}.py").read_text() for name in ("prepare", "train")}
+    for name, text in kept.items():
+        (world.project / f"kernels/{name}/{name}.py").write_text(text.replace('"default"', '"smoke"') + "# other\n")
+    assert world.does("all").value["prepare"] == 2
+    for name, text in kept.items():
+        (world.project / f"kernels/{name}/{name}.py").write_text(text)
+    value = world.does("all").value
+    assert value["prepare"] == 3
+    weights = world.site.datasets[f"{USER}/rsna-weights"].versions[-1] / "bundles/weights"
+    assert weights.read_text() == "0.5000 default"
+    assert world.ledger.last("submit")["version"] == value["infer"]
 
 
 def history(world: World) -> str:
@@ -95,8 +136,11 @@ def test_nothing_that_goes_out_or_is_kept_holds_a_secret(world: World) -> None:
 def test_a_failure_ends_it_where_it_is(world: World) -> None:
     world.has_dataset("rsna-kit")
     world.has_kernel("prepare", "verdict()", dataset_sources=["OWNER/rsna-kit"])
-    write_kernel(world.project / "kernels/train", "raise SystemExit('no cancer in fold 1')",
-                 kernel_sources=["OWNER/rsna-kit-prepare"])  # fmt: skip
+    write_kernel(
+        world.project / "kernels/train",
+        "raise SystemExit('no cancer in fold 1')",
+        kernel_sources=["OWNER/rsna-kit-prepare"],
+    )
     words = skipping("build", "upload", "prepare")
     world.site.calls.clear()
     assert "  | no cancer in fold 1" in world.fails("all", *words)
@@ -135,8 +179,10 @@ def test_a_public_model_is_an_error(world: World) -> None:
 def test_a_dry_run_shows_every_step_and_sends_nothing(world: World) -> None:
     shown = world.does("all", "--dry-run").value
     assert [line for line in shown.splitlines() if line.startswith("==")] == [
-        "== upload rsna-kit  (3 files, 24 bytes)", *shown_pushes(world), "== submit",
-    ]  # fmt: skip
+        "== upload rsna-kit  (3 files, 24 bytes)",
+        *shown_pushes(world),
+        "== submit",
+    ]
     assert "rsna_kit/deep/module.py" in shown
     assert world.site.changes == []
     assert not world.ledger.path.exists()

@@ -27,8 +27,12 @@ def slow_training(world: World) -> None:
     """What is before train is done, and train needs two sessions."""
     world.has_dataset("rsna-kit")
     world.has_kernel("prepare", "print('prepared')\nverdict()", dataset_sources=["OWNER/rsna-kit"])
-    write_kernel(world.project / "kernels/train", SLOW, dataset_sources=["OWNER/rsna-kit"],
-                 kernel_sources=["OWNER/rsna-kit-prepare"])  # fmt: skip
+    write_kernel(
+        world.project / "kernels/train",
+        SLOW,
+        dataset_sources=["OWNER/rsna-kit"],
+        kernel_sources=["OWNER/rsna-kit-prepare"],
+    )
 
 
 def versions(world: World, name: str = "train") -> list[Session]:

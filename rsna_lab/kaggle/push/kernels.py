@@ -42,19 +42,12 @@ def push(account: Account, staged: Staged, covers: str | None = None) -> Run:
     inputs = inputs_of(account, staged)
     digest = staged.digest(inputs)
     mark = f"{_MARK}{digest[:16]} {(covers or digest)[:16]}"
-    if not account.again and (run := _known(account, staged, digest)):
-        return run
     before = look(account, Run(staged.reference, 0))
     if before and not account.public and not before.metadata.get("isPrivate"):
         raise _public(staged.reference)
-    facts = {
-        "kernel": staged.reference,
-        "digest": digest,
-        "inputs": inputs,
-        "settings": dict(staged.settings),
-        "covers": covers or digest,
-    }
-    if before and not account.again and _adopted(account, staged, before, mark, facts):
+    facts = {"kernel": staged.reference, "digest": digest, "inputs": inputs, "settings": dict(staged.settings)}
+    facts["covers"] = covers or digest
+    if before and not account.again and _taken_over(account, staged, before, mark, facts):
         return Run(staged.reference, before.version)
     _say_why(account, staged, inputs)
     what = f"The push of {staged.reference}"
@@ -106,19 +99,6 @@ def _judge(account: Account, staged: Staged, answer: Mapping[str, Any], what: st
     return version
 
 
-def _known(account: Account, staged: Staged, digest: str) -> Run | None:
-    """The run of the same script on the same inputs, if Kaggle still has it so."""
-    line = account.ledger.last("push", kernel=staged.reference, digest=digest)
-    if not line:
-        return None
-    match = {"kernel": staged.reference, "version": int(line["version"])}
-    seen, ended = account.ledger.last("verify", **match), account.ledger.last("run", **match)
-    if seen.get("problem") or (ended and ended["status"] != "COMPLETE"):
-        return None
-    run = Run(staged.reference, int(line["version"]))
-    return run if stands(account, staged, run) else None
-
-
 def stands(account: Account, staged: Staged, run: Run) -> bool:
     """Whether a version is still on Kaggle as it was pushed; then it need not be pushed again, and that is said."""
     try:
@@ -133,18 +113,21 @@ def stands(account: Account, staged: Staged, run: Run) -> bool:
     return True
 
 
-def _adopted(account: Account, staged: Staged, there: There, mark: str, facts: Mapping[str, Any]) -> bool:
-    """Whether the newest version on Kaggle, of which this ledger knows nothing, is what would be pushed now."""
-    match = {"kernel": staged.reference, "version": there.version}
+def _taken_over(account: Account, staged: Staged, there: There, mark: str, facts: Mapping[str, Any]) -> bool:
+    """Whether the newest version on Kaggle is what would be pushed now. An older one does not count: what reads a
+    kernel's output gets the newest."""
     own, theirs = mark.split()[-2:], _mark_of(there.text).split()[-2:]
-    if not theirs or account.ledger.last("push", **match) or not (own[0] == theirs[0] or own[1] == theirs[-1]):
+    match = {"kernel": staged.reference, "version": there.version}
+    noted = account.ledger.last("push", **match)
+    if not theirs or not (own[0] == theirs[0] or (not noted and own[1] == theirs[1])):
         return False
     run = Run(staged.reference, there.version)
     state = account.kaggle.find("kernels/get_kernel_session_status", **run.body) or {}
     if state.get("status") not in (*GOING, "COMPLETE") or not stands(account, staged, run):
         return False
-    account.ledger.add("push", version=there.version, **facts)
-    account.events.say(f"{run.reference}: version {run.version} on Kaggle was made of the same; it is taken over")
+    if not noted:
+        account.ledger.add("push", version=there.version, **facts)
+        account.events.say(f"{run.reference}: version {run.version} on Kaggle was made of the same; it is taken over")
     return True
 
 

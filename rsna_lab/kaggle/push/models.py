@@ -68,9 +68,8 @@ def publish(account: Account, folder: Path) -> str:
             body["versionNotes"] = f"files {contents.digest[:12]}"
             account.kaggle.change("models/create_model_instance_version", what, **names, body=body)
         else:
-            keys = ("overview", "usage", "licenseName", "fineTunable", "trainingData")
-            body |= {key: data[key] for key in keys if key in data}
-            body |= {key: names.pop(key) for key in ("framework", "instanceSlug")}
+            body |= {key: value for key, value in data.items() if value and key not in ("ownerSlug", "modelSlug")}
+            names = {key: names[key] for key in ("ownerSlug", "modelSlug")}
             account.kaggle.change("models/create_model_instance", what, **names, body=body)
     except UnreachableError as error:  # it may have been carried out all the same
         lost = error
@@ -106,8 +105,7 @@ def _make_model(account: Account, data: dict[str, Any]) -> None:
     name, look = f"{data['ownerSlug']}/{data['slug']}", {"ownerSlug": data["ownerSlug"], "modelSlug": data["slug"]}
     model = account.kaggle.find("models/get_model", **look)
     if model is None:
-        keys = ("ownerSlug", "slug", "title", "subtitle", "description")
-        body = {key: data[key] for key in keys if data.get(key)} | {"isPrivate": not account.public}
+        body = {**{key: value for key, value in data.items() if value}, "isPrivate": not account.public}
         account.kaggle.change("models/create_model", f"The making of the model {name}", **body)
         model = account.kaggle.ask("models/get_model", **look)
     if not model.get("isPrivate") and not account.public:

@@ -49,17 +49,22 @@ def run_all(account: Account, choices: Choices) -> dict[str, Any]:
         runs.fetch(account, run, only=_SMALL, needed=False)
         done["prepare"] = run.version
     if "train" not in choices.skip:
-        done["train"] = train(account, choices).version
+        trained = train(account, choices)
+        done["train"] = trained.version
+    else:
+        trained = latest_run(account, "train")
     if "weights" not in choices.skip:
-        sources = _bring_weights(account, choices)
+        sources = _bring_weights(account, choices, trained)
     elif "infer" not in choices.skip:
         sources = infer_sources(account, choices.weights)
     if "infer" not in choices.skip:
         run = _run_kernel(account, staging.stage(account, choices, "infer", sources))
         runs.fetch(account, run)
         done["infer"] = run.version
+    else:
+        run = latest_run(account, "infer")
     if "submit" not in choices.skip:
-        done |= submissions.submit_and_wait(account, latest_run(account, "infer"), choices.file_name)
+        done |= submissions.submit_and_wait(account, run, choices.file_name)
     return done
 
 
@@ -148,16 +153,21 @@ def _check_finished(account: Account, run: Run, partial: bool) -> None:
     account.events.say(f"{stopped} Going on without them, as --partial says")
 
 
-def _bring_weights(account: Account, choices: Choices) -> dict[str, list[str]]:
-    """Take the bundles of the newest training to where infer reads them; returns the sources infer gets instead.
+def _bring_weights(account: Account, choices: Choices, run: Run) -> dict[str, list[str]]:
+    """Take the bundles of a training to where infer reads them; returns the sources infer gets instead.
 
     Raises:
         KaggleError: the training is not finished, or its bundles do not come whole.
     """
-    run = latest_run(account, "train")
     if "train" in choices.skip:
         _check_finished(account, run, choices.partial)
     if choices.weights == "output":
+        if not _is_newest(account, run) and "train" not in choices.skip:
+            raise KaggleError(
+                f"{run.reference}: version {run.version} is not the newest, whose output alone can be attached.",
+                "",
+                "Leave out --weights output: its bundles then travel as a dataset. Or train anew: --again",
+            )
         return infer_sources(account, choices.weights)
     runs.fetch(account, run)
     built = build(account, WEIGHTS, "--from", runs.output_folder(account, run))
