@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from kaggle_double import VERSIONS
 
 from rsna_kit.config import Config, with_overrides
 from rsna_kit.presets import preset
 from rsna_kit.runtime.events import Events
 
 if TYPE_CHECKING:
-    from push_world import World, Worlds
+    from push_world import World
 
 TINY = ["image.height=64", "image.width=32", "data.save=none", "model.weights=none",
         "model.tap=32", "model.head=linear", "model.pool=avg", "model.trunk=train", "train.epochs=1",
@@ -58,22 +57,12 @@ def bundle(tmp_path_factory: pytest.TempPathFactory, tiny: Config) -> Path:
     return out
 
 
-@pytest.fixture(scope="session")
-def worlds(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worlds]:
-    """scripts/push and a local Kaggle, with the real `kaggle` programs that are installed."""
-    from push_world import Worlds
-
-    with Worlds(tmp_path_factory.mktemp("kaggle")) as opened:
-        yield opened
-
-
 @pytest.fixture
-def world(worlds: Worlds, tmp_path: Path) -> World:
-    """A project of its own and an empty site, with the newest program."""
-    return worlds.make(tmp_path)
+def world(tmp_path: Path) -> Iterator[World]:
+    """A project, an empty local Kaggle and scripts/push between them, all in this process."""
+    from kaggle_site import waited
+    from push_world import make_world
 
-
-@pytest.fixture(params=VERSIONS)
-def each_world(worlds: Worlds, tmp_path: Path, request: pytest.FixtureRequest) -> World:
-    """The same with each version of the program, for what differs between them."""
-    return worlds.make(tmp_path, request.param)
+    made = make_world(tmp_path)
+    with waited(made.site):
+        yield made

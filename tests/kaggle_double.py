@@ -1,8 +1,7 @@
-"""A local Kaggle that the real, unmodified `kaggle` program talks to: HTTP around kaggle_site.py.
+"""Two ways to a local Kaggle (kaggle_site.py): over HTTP for the real `kaggle` package, in this process for speed.
 
-The program is told `KAGGLE_API_ENVIRONMENT=LOCALHOST` and finds `http://localhost` through `HTTP_PROXY`, so no right to
-a port and no change of the program is needed. Its home, configuration and temporary folder are the test's own.
-Everything that arrives is kept, for tests that look for what must not be sent.
+The package is told `KAGGLE_API_ENVIRONMENT=LOCALHOST` and finds `http://localhost` through `HTTP_PROXY`, so no right to
+a port and no change of the package is needed. Its home, configuration and temporary folder are the test's own.
 """
 
 from __future__ import annotations
@@ -11,37 +10,84 @@ import base64
 import contextlib
 import json
 import os
+import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import urlsplit
 
 import pytest
 from kaggle_site import KEY, TOKEN, USER, Refused, Site, waited
 
+from rsna_lab.kaggle.push.api import TRIED
+
 ROOT = Path(__file__).parent.parent
-VERSIONS = ("2.2.4", "2.2.5")
-XML_403 = (
-    b"<?xml version='1.0' encoding='UTF-8'?><Error><Code>ExpiredToken</Code>"
-    b"<Message>The provided token has expired.</Message></Error>"
-)
 
 
-def installed(version: str) -> Path | None:
-    """The `kaggle` of this version that scripts/test installs."""
-    path = ROOT / ".venv-kaggle" / version / "bin" / "kaggle"
-    return path if path.is_file() else None
-
-
-def program(version: str) -> Path:
-    """The same; the test is skipped where there is none."""
-    path = installed(version)
-    if path is None:
-        pytest.skip(f"kaggle {version} is not installed in .venv-kaggle; scripts/test installs it")
+def program() -> Path:
+    """The `kaggle` that scripts/test installs; the test is skipped where there is none."""
+    path = ROOT / ".venv-kaggle" / TRIED["kaggle"] / "bin" / "kaggle"
+    if not path.is_file():
+        pytest.skip(f"kaggle {TRIED['kaggle']} is not installed in .venv-kaggle; scripts/test installs it")
     return path
+
+
+class FakeClient:
+    """Answers the requests of client.py in this process, as the real one would with this site behind it.
+
+    `seen` holds every request; `whoami` is what the account is called.
+    """
+
+    def __init__(self, site: Site, whoami: str = USER) -> None:
+        self.site, self.whoami = site, whoami
+        self.seen: list[dict[str, Any]] = []
+
+    def __call__(
+        self,
+        request: Mapping[str, Any],
+        limit_s: float,
+        listen: Callable[[dict[str, Any]], None] | None = None,
+        stop: threading.Event | None = None,
+    ) -> dict[str, Any]:
+        self.seen.append(json.loads(json.dumps(request)))  # nothing but JSON passes
+        try:
+            return {"answer": self._answer(request, listen or (lambda event: None))}
+        except Refused as error:
+            return {
+                "error": {
+                    "kind": error.kind,
+                    "status": error.status,
+                    "text": str(error),
+                    "retry_after": error.retry_after,
+                }
+            }
+
+    def _answer(self, request: Mapping[str, Any], listen: Callable[[dict[str, Any]], None]) -> Any:
+        if "about" in request:
+            return dict(TRIED)
+        if "whoami" in request:
+            return {"username": self.whoami, "method": "LEGACY_API_KEY"}
+        if "put" in request:
+            name = urlsplit(request["put"]).path.rpartition("/")[2]
+            return self.site.put(name, Path(request["file"]).read_bytes())
+        if "log" in request:
+            owner, slug, *version = request["log"].split("/")
+            _, session = self.site.run_of({"userName": owner, "kernelSlug": slug, "versionLabel": f"v{version[0]}"})
+            for event in list(session.log):
+                listen({"log": event["data"]})
+            return None
+        for url, path in request.get("get", []):
+            Path(path).write_bytes(self.site.get(urlsplit(url).path.removeprefix("/output/")))
+            listen({"file": path})
+        if "call" not in request:
+            return None
+        answer = self.site.answer(request["call"].split("/")[1], dict(request["body"]))
+        for quota in (value for value in answer.values() if isinstance(value, dict) and "timeUsed" in value):
+            quota |= {key: float(value.rstrip("s")) for key, value in quota.items()}  # the client gives seconds
+        return answer
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -64,25 +110,32 @@ class Handler(BaseHTTPRequestHandler):
 
     def answer(self, method: str) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        url = urlsplit(self.path)
         self.server.arrived.append((method, self.path, body))
+        kind, extra = "application/json", ""
         try:
-            with self.server.site.lock:
-                status, kind, content = self.server.route(method, url.path, parse_qs(url.query), body, self.headers)
-            headers: dict[str, str] = {}
+            status, content = 200, self.server.route(urlsplit(self.path).path, body, self.headers)
         except Refused as refused:
-            status, kind, headers = refused.status, "application/json", refused.headers
-            content = json.dumps({"code": status, "message": str(refused)}).encode()
-            if url.path.startswith("/output/"):
-                kind, content = "application/xml", XML_403
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # a program that was stopped
+            status, content, extra = (
+                refused.status,
+                json.dumps({"code": refused.status, "message": str(refused)}),
+                (refused.retry_after),
+            )
+            if refused.kind == "garbled":
+                status, kind, content = 200, "text/html", f"<html><body>{refused}</body></html>"
+            if refused.kind == "network":
+                self.close_connection = True
+                return
+        if content.startswith("data: "):
+            kind = "text/event-stream"
+        data = content.encode("latin-1")
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # a client that was stopped
             self.send_response(status)
             self.send_header("Content-Type", kind)
-            self.send_header("Content-Length", str(len(content)))
-            for name, value in headers.items():
-                self.send_header(name, value)
+            self.send_header("Content-Length", str(len(data)))
+            if extra:
+                self.send_header("Retry-After", extra)
             self.end_headers()
-            self.wfile.write(content)
+            self.wfile.write(data)
 
 
 class Double(ThreadingHTTPServer):
@@ -94,84 +147,32 @@ class Double(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.site = site
         self.arrived: list[tuple[str, str, bytes]] = []
-        self.base = "http://files.example"  # any name: everything comes through the proxy
-        self.unknown: list[str] = []
 
-    def calls(self, method: str) -> list[dict[str, Any]]:
-        """The bodies of every call of one method of the API."""
-        return [json.loads(body) for _, path, body in self.arrived if path.endswith(f"/{method}")]
-
-    def route(
-        self, method: str, path: str, query: dict[str, list[str]], body: bytes, headers: Any
-    ) -> tuple[int, str, bytes]:
+    def route(self, path: str, body: bytes, headers: Any) -> str:
+        """The body of an answer, one byte a character."""
         if path.startswith("/blob/"):
-            return self.site.put_blob(path.removeprefix("/blob/"), body), "text/plain", b""
+            self.site.put(path.removeprefix("/blob/"), body)
+            return ""
         if path.startswith("/output/"):
-            return 200, "application/octet-stream", self.site.output_file(path.removeprefix("/output/"))
+            return self.site.get(path.removeprefix("/output/")).decode("latin-1")
         call = path.removeprefix("/api/v1/")
         if not call.startswith("security."):
-            self.check_credentials(headers.get("Authorization", ""))
-        if waiting := self.site.traps.refuse.get(call.rpartition("/")[2]):
-            raise waiting.pop(0)
+            basic = base64.b64encode(f"{USER}:{KEY}".encode()).decode()
+            if headers.get("Authorization", "") not in (f"Basic {basic}", f"Bearer {TOKEN}"):
+                raise Refused(401, "Unauthorized")
         if call.startswith("kernels/logs/stream/"):
-            return self.log_stream(call.removeprefix("kernels/logs/stream/"), query)
-        return 200, "application/json", json.dumps(self.call(call, json.loads(body or b"{}"))).encode()
-
-    def call(self, call: str, body: dict[str, Any]) -> dict[str, Any]:
-        site = self.site
-        methods = {
-            "blobs.BlobApiService/StartBlobUpload": lambda: site.start_blob(body, self.base),
-            "datasets.DatasetApiService/CreateDataset": lambda: site.create_dataset(body),
-            "datasets.DatasetApiService/CreateDatasetVersion": lambda: site.version_dataset(body),
-            "datasets.DatasetApiService/GetDatasetStatus": lambda: site.dataset_status(body),
-            "datasets.DatasetApiService/GetDataset": lambda: site.get_dataset(body),
-            "datasets.DatasetApiService/GetDatasetMetadata": lambda: site.dataset_metadata(body),
-            "datasets.DatasetApiService/ListDatasetFiles": lambda: site.dataset_files(body),
-            "models.ModelApiService/CreateModel": lambda: site.create_model(body),
-            "models.ModelApiService/GetModel": lambda: site.get_model(body),
-            "models.ModelApiService/GetModelInstance": lambda: site.get_variation(body),
-            "models.ModelApiService/CreateModelInstance": lambda: site.add_model_version(body),
-            "models.ModelApiService/CreateModelInstanceVersion": lambda: site.add_model_version(body),
-            "kernels.KernelsApiService/SaveKernel": lambda: site.save_kernel(body),
-            "kernels.KernelsApiService/GetKernel": lambda: site.get_kernel(body),
-            "kernels.KernelsApiService/GetKernelSessionStatus": lambda: site.kernel_status(body),
-            "kernels.KernelsApiService/ListKernelSessionOutput": lambda: site.session_output(body, self.base),
-            "kernels.KernelsApiService/ListKernelFiles": lambda: site.kernel_files(body),
-            "kernels.KernelsApiService/GetAcceleratorQuotaStatistics": lambda: site.quota(body),
-            "competitions.CompetitionApiService/CreateCodeSubmission": lambda: site.submit_code(body),
-            "competitions.CompetitionApiService/GetSubmissionLimits": lambda: site.limits(body),
-            "competitions.CompetitionApiService/ListSubmissions": lambda: site.list_submissions(body),
-            "competitions.CompetitionApiService/GetSubmission": lambda: site.get_submission(body),
-            "security.OAuthService/IntrospectToken": lambda: (
-                {"active": True, "username": USER} if body["token"] == TOKEN else {"active": False}
-            ),
-        }
-        if call not in methods:
-            self.unknown.append(call)
-            raise Refused(501, f"the double does not know {call}")
-        return methods[call]()
-
-    def check_credentials(self, authorization: str) -> None:
-        basic = base64.b64encode(f"{USER}:{KEY}".encode()).decode()
-        if authorization not in (f"Basic {basic}", f"Bearer {TOKEN}"):
-            raise Refused(401, "Unauthorized")
-
-    def log_stream(self, reference: str, query: dict[str, list[str]]) -> tuple[int, str, bytes]:
-        """All lines so far as a stream of events that has an end, as a finished session gives them."""
-        owner, slug = reference.split("/")
-        body = {"userName": owner, "kernelSlug": slug}
-        if "versionLabel" in query:
-            body["versionLabel"] = query["versionLabel"][0]
-        if self.site.traps.no_log_stream:
-            raise Refused(500, "Internal error")
-        _, session = self.site.run_of(body)
-        lines = [f"data: {json.dumps(event)}\n\n" for event in list(session.log)]
-        return 200, "text/event-stream", "".join([*lines, "data: END_OF_LOG\n\n"]).encode()
+            owner, slug = call.removeprefix("kernels/logs/stream/").split("/")
+            _, session = self.site.run_of({"userName": owner, "kernelSlug": slug})
+            lines = [f"data: {json.dumps(event)}\n\n" for event in list(session.log)]
+            return "".join([*lines, "data: END_OF_LOG\n\n"])
+        method = re.sub(r"(?<!^)(?=[A-Z])", "_", call.rpartition("/")[2]).lower()
+        return json.dumps(self.site.answer(method, json.loads(body or b"{}")))
 
 
 @contextmanager
 def served(site: Site) -> Iterator[Double]:
     """A double that answers while the block runs."""
+
     with waited(site):
         double = Double(site)
         thread = threading.Thread(target=double.serve_forever, args=(0.02,), daemon=True)
@@ -185,15 +186,21 @@ def served(site: Site) -> Iterator[Double]:
 
 
 def environment(double: Double, home: Path) -> dict[str, str]:
-    """What the program needs in its environment to find the double and nothing of the person at this machine."""
+    """What the package needs in its environment to find the double and nothing of the person at this machine."""
     proxy = f"http://127.0.0.1:{double.server_port}"
-    home.mkdir(parents=True, exist_ok=True)
-    (home / "tmp").mkdir(exist_ok=True)
+    (home / "tmp").mkdir(exist_ok=True, parents=True)
     return {
-        "PATH": os.environ["PATH"], "HOME": str(home), "TMPDIR": str(home / "tmp"), "LANG": "C.UTF-8",
-        "KAGGLE_CONFIG_DIR": str(home / ".kaggle"), "KAGGLE_API_ENVIRONMENT": "LOCALHOST",
-        "HTTP_PROXY": proxy, "http_proxy": proxy, "NO_PROXY": "", "no_proxy": "",
-    }  # fmt: skip
+        "PATH": os.environ["PATH"],
+        "HOME": str(home),
+        "TMPDIR": str(home / "tmp"),
+        "LANG": "C.UTF-8",
+        "KAGGLE_CONFIG_DIR": str(home / ".kaggle"),
+        "KAGGLE_API_ENVIRONMENT": "LOCALHOST",
+        "HTTP_PROXY": proxy,
+        "http_proxy": proxy,
+        "NO_PROXY": "",
+        "no_proxy": "",
+    }
 
 
 def write_keys(home: Path, key: str = KEY, mode: int = 0o600) -> Path:

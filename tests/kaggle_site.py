@@ -1,9 +1,9 @@
-"""What Kaggle does with what the `kaggle` program sends: a small Kaggle in memory and in one folder, traps included.
+"""What Kaggle does with what the `kaggle` package sends: a small Kaggle in memory and in one folder, traps included.
 
 Datasets have versions that are processed before they are ready; kernels have versions with sources, and their scripts
 are really run by an executor; submissions rerun a kernel version on a hidden test set and are scored. The rules are a
-reading of issues, documents and the program's source: no GPU, no quota but what `Traps` says. HTTP is in
-kaggle_double.py.
+reading of issues, documents and the package's source: no GPU, no quota but what `Traps` says. Methods are called as
+kagglesdk calls them. HTTP around it is in kaggle_double.py.
 """
 
 from __future__ import annotations
@@ -25,15 +25,16 @@ from typing import Any
 
 SLUG = "rsna-breast-cancer-detection"
 IMAGE = f"gcr.io/kaggle-gpu-images/python@sha256:{'0' * 64}"
+BASE = "http://files.example"  # any name: everything comes through the proxy
 USER, KEY, TOKEN = "tester", "0123456789abcdef0123456789abcdef", "KGAT_00112233445566778899aabbccddeeff"
 
 
 class Refused(Exception):  # noqa: N818
-    """An HTTP answer that is no 200."""
+    """An answer that is none: an HTTP status, or with another kind a line that breaks or a page that is no JSON."""
 
-    def __init__(self, status: int, message: str, headers: dict[str, str] | None = None) -> None:
+    def __init__(self, status: int, message: str, kind: str = "http", retry_after: str = "") -> None:
         super().__init__(message)
-        self.status, self.headers = status, headers or {}
+        self.status, self.kind, self.retry_after = status, kind, retry_after
 
 
 @dataclass
@@ -43,18 +44,12 @@ class Traps:
     push_error: str = ""  # reported inside a 200 answer
     drop: set[str] = field(default_factory=set)  # sources that are not attached, by their reference
     version_zero: bool = False  # a push that is thrown away
-    stale_polls: int = 0  # after a push, status and log are of the version before for so many looks at the status
-    stale_pulls: int = 0  # and so are text and metadata
     make_public: bool = False
     force_internet: bool = False
     other_image: str = ""  # the kernel runs on this one
     other_text: str = ""  # somebody else pushed this in between
-    output_403: set[str] = field(default_factory=set)  # files whose links have expired
     output_names: dict[str, str] = field(default_factory=dict)  # files that claim another name
-    download_names: dict[str, str] = field(default_factory=dict)  # the same, in the download alone
     truncate_output: set[str] = field(default_factory=set)
-    fail_blobs: set[str] = field(default_factory=set)
-    fail_put: int = 0  # the number of the upload that fails
     dataset_error: str = ""  # reported inside a 200 answer
     processing_polls: int = 1
     late_polls: int = 0  # looks at the status before which a new version does not even show as processing
@@ -62,7 +57,10 @@ class Traps:
     never_ready: bool = False
     lose_files: set[str] = field(default_factory=set)  # that a dataset version does not have in the end
     refuse: dict[str, list[Refused]] = field(default_factory=dict)  # answers by method, used up one by one
-    no_log_stream: bool = False
+    lose: dict[str, list[Refused]] = field(default_factory=dict)  # the same, after the call was carried out
+    other_sizes: set[str] = field(default_factory=set)  # files that arrive one byte longer
+    other_shape: str | None = None  # the accelerator that a kernel gets
+    not_joined: bool = False  # the competition's rules are not accepted
 
 
 @dataclass
@@ -101,8 +99,11 @@ def plain_process(session: Session) -> int:
         environment["KAGGLE_IS_COMPETITION_RERUN"] = "1"
     done = subprocess.run(
         [sys.executable, "-I", place / "src" / "script.py"],
-        cwd=session.working, env=environment, capture_output=True, text=True,
-    )  # fmt: skip
+        cwd=session.working,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
     for line in (done.stdout + done.stderr).splitlines():
         session.say(line)
     return done.returncode
@@ -119,6 +120,7 @@ class Dataset:
     polls_left: int = 0
     late: int = 0
     status: str = "READY"
+    description: str = ""
 
 
 @dataclass
@@ -127,8 +129,6 @@ class Kernel:
 
     title: str
     versions: list[Session] = field(default_factory=list)
-    stale: int = 0
-    stale_pulls: int = 0
     queued: int = 0
 
 
@@ -160,26 +160,44 @@ class Site:
         self.models: dict[str, list[Path]] = {}  # owner/model/framework/variation → versions
         self.model_private: dict[str, bool] = {}
         self.blobs: dict[str, tuple[str, bytes]] = {}
-        self.puts = 0
         self.submissions: list[dict[str, Any]] = []
         self.allowed_submissions = 5
         self.gpu_hours_used = 2.5
         self.threads: list[threading.Thread] = []
+        self.calls: list[tuple[str, dict[str, Any]]] = []
+
+    def answer(self, method: str, body: dict[str, Any]) -> dict[str, Any]:
+        """What Kaggle answers to one call, such as save_kernel."""
+        with self.lock:
+            self.calls.append((method, body))
+            if waiting := self.traps.refuse.get(method):
+                raise waiting.pop(0)
+            found: dict[str, Any] = getattr(self, method)(body)
+            if waiting := self.traps.lose.get(method):
+                raise waiting.pop(0)
+            return found
+
+    def sent(self, method: str) -> list[dict[str, Any]]:
+        """The bodies of every call of one method."""
+        return [body for name, body in self.calls if name == method]
+
+    @property
+    def changes(self) -> list[str]:
+        """The calls that brought or changed something."""
+        return [name for name, _ in self.calls if name.startswith(("create_", "save_", "start_"))]
 
     # ---- blobs and datasets
 
-    def start_blob(self, body: dict[str, Any], base: str) -> dict[str, Any]:
+    def start_blob_upload(self, body: dict[str, Any]) -> dict[str, Any]:
         token = f"blob{len(self.blobs)}"
         self.blobs[token] = (body["name"], b"")
-        return {"token": token, "createUrl": f"{base}/blob/{token}"}
+        return {"token": token, "createUrl": f"{BASE}/blob/{token}?signature=secret"}
 
-    def put_blob(self, token: str, content: bytes) -> int:
-        name, _ = self.blobs[token]
-        self.puts += 1
-        if name in self.traps.fail_blobs or self.puts == self.traps.fail_put:
-            return 400
-        self.blobs[token] = (name, content)
-        return 200
+    def put(self, token: str, content: bytes) -> None:
+        """What the address of a blob does with a file."""
+        if waiting := self.traps.refuse.get("put"):
+            raise waiting.pop(0)
+        self.blobs[token] = (self.blobs[token][0], content)
 
     def unpack(self, files: list[dict[str, Any]], folder: Path) -> None:
         """What Kaggle makes of the files of a version: zip archives become folders."""
@@ -189,46 +207,47 @@ class Site:
             if name.endswith(".zip"):
                 zipfile.ZipFile(io.BytesIO(content)).extractall(folder / name.removesuffix(".zip"))
             else:
-                (folder / name).write_bytes(content)
+                (folder / name).write_bytes(content + (b"x" if name in self.traps.other_sizes else b""))
         for name in self.traps.lose_files:
             (folder / name).unlink(missing_ok=True)
 
     def dataset(self, body: dict[str, Any]) -> Dataset:
-        found = self.datasets.get(f"{body['ownerSlug']}/{body.get('datasetSlug') or body.get('slug')}")
+        found = self.datasets.get(f"{body['ownerSlug']}/{body['datasetSlug']}".lower())
         if found is None:
             raise Refused(403, "Permission 'datasets.get' was denied")
         return found
 
     def create_dataset(self, body: dict[str, Any]) -> dict[str, Any]:
-        reference = f"{body['ownerSlug']}/{body['slug']}"
+        reference = f"{body['ownerSlug']}/{body['slug']}".lower()
         if self.traps.dataset_error:
             return {"status": "error", "error": self.traps.dataset_error}
         if reference in self.datasets:
             return {"status": "error", "error": "The requested title is already in use by a dataset."}
         private = bool(body.get("isPrivate")) and not self.traps.make_public
         self.datasets[reference] = Dataset(body["title"], private)
-        return self.add_version(reference, body["files"])
+        return self.add_version(reference, body)
 
-    def version_dataset(self, body: dict[str, Any]) -> dict[str, Any]:
-        found = self.datasets.get(f"{body['ownerSlug']}/{body['datasetSlug']}")
-        if found is None or self.traps.dataset_error:
-            return {"status": "error", "error": self.traps.dataset_error or "The dataset could not be found."}
+    def create_dataset_version(self, body: dict[str, Any]) -> dict[str, Any]:
+        found = self.dataset(body)
+        if self.traps.dataset_error:
+            return {"status": "error", "error": self.traps.dataset_error}
         if found.polls_left:
             raise Refused(403, "Permission 'datasets.update' was denied")
-        return self.add_version(f"{body['ownerSlug']}/{body['datasetSlug']}", body["body"]["files"])
+        return self.add_version(f"{body['ownerSlug']}/{body['datasetSlug']}".lower(), body["body"])
 
-    def add_version(self, reference: str, files: list[dict[str, Any]]) -> dict[str, Any]:
+    def add_version(self, reference: str, body: dict[str, Any]) -> dict[str, Any]:
         dataset = self.datasets[reference]
         folder = self.folder / "datasets" / reference / str(len(dataset.versions) + 1)
-        self.unpack(files, folder)
+        self.unpack(body["files"], folder)
         dataset.versions.append(folder)
+        dataset.description = body.get("description", "")
         dataset.polls_left, dataset.status = self.traps.processing_polls, "BLOBS_RECEIVED"
         dataset.late = self.traps.late_polls
         if not dataset.polls_left:
             dataset.ready, dataset.status = len(dataset.versions), "READY"
         return {"status": "Ok", "url": f"https://www.kaggle.com/datasets/{reference}", "error": ""}
 
-    def dataset_status(self, body: dict[str, Any]) -> dict[str, Any]:
+    def get_dataset_status(self, body: dict[str, Any]) -> dict[str, Any]:
         dataset = self.dataset(body)
         if dataset.late:
             dataset.late -= 1
@@ -242,18 +261,21 @@ class Site:
 
     def get_dataset(self, body: dict[str, Any]) -> dict[str, Any]:
         dataset = self.dataset(body)
-        return {"title": dataset.title, "isPrivate": dataset.private, "currentVersionNumber": dataset.ready}
+        return {
+            "title": dataset.title,
+            "isPrivate": dataset.private,
+            "currentVersionNumber": dataset.ready,
+            "description": dataset.description,
+        }
 
-    def dataset_metadata(self, body: dict[str, Any]) -> dict[str, Any]:
-        dataset = self.dataset(body)
-        return {"info": {"datasetSlug": body["datasetSlug"], "ownerUser": body["ownerSlug"], "title": dataset.title,
-                         "isPrivate": dataset.private}}  # fmt: skip
-
-    def dataset_files(self, body: dict[str, Any]) -> dict[str, Any]:
+    def list_dataset_files(self, body: dict[str, Any]) -> dict[str, Any]:
         dataset = self.dataset(body)
         names, token = page(files_below(dataset.versions[dataset.ready - 1]), body)
         files = [{"name": name, "totalBytes": size, "creationDate": "2026-11-01T00:00:00Z"} for name, size in names]
         return {"datasetFiles": files, "nextPageToken": token}
+
+    def list_datasets(self, body: dict[str, Any]) -> dict[str, Any]:
+        return {"datasets": []}
 
     # ---- models
 
@@ -271,21 +293,23 @@ class Site:
         return {"id": 1, "ref": reference, "isPrivate": self.model_private[reference]}
 
     def variation(self, body: dict[str, Any]) -> str:
-        framework = (body.get("framework") or body["body"]["framework"]).removeprefix("MODEL_FRAMEWORK_").lower()
-        slug = body.get("instanceSlug") or body["body"]["instanceSlug"]
-        return f"{body['ownerSlug']}/{body['modelSlug']}/{framework}/{slug}"
+        names = {**body.get("body", {}), **body}
+        framework = names["framework"].removeprefix("MODEL_FRAMEWORK_").lower()
+        return f"{body['ownerSlug']}/{body['modelSlug']}/{framework}/{names['instanceSlug']}"
 
-    def get_variation(self, body: dict[str, Any]) -> dict[str, Any]:
+    def get_model_instance(self, body: dict[str, Any]) -> dict[str, Any]:
         if (reference := self.variation(body)) not in self.models:
             raise Refused(404, "Not found")
         return {"id": 1, "slug": body["instanceSlug"], "versionNumber": len(self.models[reference])}
 
-    def add_model_version(self, body: dict[str, Any]) -> dict[str, Any]:
+    def create_model_instance(self, body: dict[str, Any]) -> dict[str, Any]:
         versions = self.models.setdefault(self.variation(body), [])
         folder = self.folder / "models" / self.variation(body) / str(len(versions) + 1)
         self.unpack(body["body"]["files"], folder)
         versions.append(folder)
         return {"id": len(versions), "url": f"https://www.kaggle.com/models/{self.variation(body)}/{len(versions)}"}
+
+    create_model_instance_version = create_model_instance
 
     # ---- kernels
 
@@ -294,7 +318,7 @@ class Site:
         mounted: dict[str, Path] = {}
         invalid: dict[str, list[str]] = {"Dataset": [], "Competition": [], "Kernel": [], "Model": []}
         for reference in metadata.get("datasetDataSources", []):
-            dataset = self.datasets.get(reference)
+            dataset = self.datasets.get(reference.lower())
             if dataset is None or not dataset.ready or reference in self.traps.drop:
                 invalid["Dataset"].append(reference)
             else:
@@ -319,12 +343,13 @@ class Site:
         return mounted, invalid
 
     def versions_of(self, reference: str) -> list[Session]:
-        return self.kernels[reference].versions if reference in self.kernels else []
+        kernel = self.kernels.get(reference.lower())
+        return kernel.versions if kernel else []
 
     def save_kernel(self, body: dict[str, Any]) -> dict[str, Any]:
         if self.traps.push_error:
             return {"error": self.traps.push_error}
-        reference = body["slug"]
+        reference = body["slug"].lower()
         if reference not in self.kernels:  # the address of a new kernel is made of its title
             slug = re.sub(r"[^a-z0-9]+", "-", body["newTitle"].lower()).strip("-")
             reference = f"{reference.split('/')[0]}/{slug}"
@@ -337,14 +362,20 @@ class Site:
         working = self.folder / "kernels" / reference / str(number) / "working"
         working.mkdir(parents=True)
         gone = [reference for references in invalid.values() for reference in references]
-        kept = {key: [source for source in value if source not in gone] if key.endswith("DataSources") else value
-                for key, value in body.items()}  # fmt: skip
+        kept = {
+            key: [source for source in value if source not in gone] if key.endswith("DataSources") else value
+            for key, value in body.items()
+        }
         session = Session(body["text"], kept, mounted, working)
         kernel.versions.append(session)
-        kernel.stale, kernel.stale_pulls, kernel.queued = self.traps.stale_polls, self.traps.stale_pulls, 1
+        kernel.queued = 1
         self.start(session)
-        return {"ref": f"/code/{reference}", "url": url, "versionNumber": number,
-                **{f"invalid{kind}Sources": names for kind, names in invalid.items() if names}}  # fmt: skip
+        return {
+            "ref": f"/code/{reference}",
+            "url": url,
+            "versionNumber": number,
+            **{f"invalid{kind}Sources": names for kind, names in invalid.items() if names},
+        }
 
     def start(self, session: Session, then: Callable[[], None] = lambda: None) -> None:
         def run() -> None:
@@ -357,89 +388,102 @@ class Site:
         self.threads.append(threading.Thread(target=run, daemon=True))
         self.threads[-1].start()
 
-    def run_of(self, body: dict[str, Any], pull: bool = False) -> tuple[Kernel, Session]:
+    def run_of(self, body: dict[str, Any]) -> tuple[Kernel, Session]:
         """The version a call asks for: the newest unless it names one."""
-        kernel = self.kernels.get(f"{body['userName']}/{body['kernelSlug']}")
+        kernel = self.kernels.get(f"{body['userName']}/{body['kernelSlug']}".lower())
         if kernel is None:
             raise Refused(403, "Permission 'kernels.get' was denied")
-        if label := body.get("versionLabel", ""):
-            number = int(label.removeprefix("v"))
-            if number > len(kernel.versions):
-                raise Refused(404, "Not found")
-            return kernel, kernel.versions[number - 1]
-        stale = kernel.stale_pulls if pull else kernel.stale
-        return kernel, kernel.versions[-2 if stale and len(kernel.versions) > 1 else -1]
+        number = int(body.get("versionLabel", "").removeprefix("v") or len(kernel.versions))
+        if number > len(kernel.versions):
+            raise Refused(404, "Not found")
+        return kernel, kernel.versions[number - 1]
 
-    def kernel_status(self, body: dict[str, Any]) -> dict[str, Any]:
+    def get_kernel_session_status(self, body: dict[str, Any]) -> dict[str, Any]:
         kernel, session = self.run_of(body)
-        if "versionLabel" not in body and kernel.stale:
-            kernel.stale -= 1
-        elif kernel.queued and session is kernel.versions[-1]:
+        if kernel.queued and session is kernel.versions[-1]:
             kernel.queued -= 1
             return {"status": "QUEUED"}
         return {"status": session.status, **({"failureMessage": session.failure} if session.failure else {})}
 
     def get_kernel(self, body: dict[str, Any]) -> dict[str, Any]:
-        kernel, session = self.run_of(body, pull=True)
-        kernel.stale_pulls = max(kernel.stale_pulls - 1, 0)
-        data, reference = session.metadata, f"{body['userName']}/{body['kernelSlug']}"
+        kernel, session = self.run_of(body)
+        data = session.metadata
         lists = [key for key in data if key.endswith("DataSources") or key == "categoryIds"]
+        shape = data.get("machineShape", "") if self.traps.other_shape is None else self.traps.other_shape
         metadata = {
-            "ref": reference, "id": 7, "title": kernel.title, "language": data["language"],
-            "kernelType": data["kernelType"], "isPrivate": data.get("isPrivate", False) and not self.traps.make_public,
-            "enableGpu": data.get("enableGpu", False), "enableTpu": data.get("enableTpu", False),
+            "ref": data["slug"].lower(),
+            "id": 7,
+            "title": kernel.title,
+            "language": data["language"],
+            "kernelType": data["kernelType"],
+            "isPrivate": data.get("isPrivate", False) and not self.traps.make_public,
+            "enableGpu": data.get("enableGpu", False),
+            "enableTpu": data.get("enableTpu", False),
             "enableInternet": data.get("enableInternet", False) or self.traps.force_internet,
             "dockerImage": self.traps.other_image or data.get("dockerImage", IMAGE),
-            "machineShape": data.get("machineShape", ""), **{key: data[key] for key in lists},
-        }  # fmt: skip
+            "machineShape": shape,
+            "currentVersionNumber": len(kernel.versions),
+            **{key: data[key] for key in lists},
+        }
         blob = {"source": self.traps.other_text or session.text, "slug": body["kernelSlug"]}
         return {"metadata": metadata, "blob": blob | {key: data[key] for key in ("language", "kernelType")}}
 
-    def session_output(self, body: dict[str, Any], base: str) -> dict[str, Any]:
-        _, session = self.run_of(body)
-        reference = f"{body['userName']}/{body['kernelSlug']}"
-        number = self.kernels[reference].versions.index(session) + 1
+    def list_kernels(self, body: dict[str, Any]) -> dict[str, Any]:
+        return {"kernels": []}
+
+    def list_kernel_session_output(self, body: dict[str, Any]) -> dict[str, Any]:
+        kernel, session = self.run_of(body)
+        reference = f"{body['userName']}/{body['kernelSlug']}".lower()
         names, token = page(files_below(session.working), body)
-        place = f"{base}/output/{reference}/{number}"
-        claims = {**self.traps.output_names, **self.traps.download_names}
-        files = [{"fileName": claims.get(name, name), "url": f"{place}/{name}"} for name, _ in names]
+        place = f"{BASE}/output/{reference}/{kernel.versions.index(session) + 1}"
+        files = [{"fileName": self.traps.output_names.get(name, name), "url": f"{place}/{name}"} for name, _ in names]
         log = json.dumps(session.log) if session.status != "RUNNING" else ""
         return {"files": files, "log": log, "nextPageToken": token}
 
-    def kernel_files(self, body: dict[str, Any]) -> dict[str, Any]:
+    def list_kernel_files(self, body: dict[str, Any]) -> dict[str, Any]:
         _, session = self.run_of(body)
         names, token = page(files_below(session.working), body)
-        return {"files": [{"name": self.traps.output_names.get(name, name), "size": size, "creationDate": "2026-11-01"}
-                          for name, size in names], "nextPageToken": token}  # fmt: skip
+        return {
+            "files": [
+                {"name": self.traps.output_names.get(name, name), "size": size, "creationDate": "2026-11-01"}
+                for name, size in names
+            ],
+            "nextPageToken": token,
+        }
 
-    def output_file(self, path: str) -> bytes:
+    def get(self, path: str) -> bytes:
+        """What the address of an output file gives."""
         owner, slug, number, name = path.split("/", 3)
-        if name in self.traps.output_403:
-            raise Refused(403, "expired")
+        if waiting := self.traps.refuse.get("get"):
+            raise waiting.pop(0)
         content = (self.kernels[f"{owner}/{slug}"].versions[int(number) - 1].working / name).read_bytes()
         return content[: len(content) // 2] if name in self.traps.truncate_output else content
 
-    def quota(self, body: dict[str, Any]) -> dict[str, Any]:
+    def get_accelerator_quota_statistics(self, body: dict[str, Any]) -> dict[str, Any]:
         gpu = {"timeUsed": f"{self.gpu_hours_used * 3600:.0f}s", "totalTimeAllowed": "108000s"}
-        tpu = {"timeUsed": "0s", "totalTimeAllowed": "72000s"}
-        return {"quotaRefreshTime": "2026-11-28T00:00:00Z", "gpuQuota": gpu, "tpuQuota": tpu}
+        return {"quotaRefreshTime": "2026-11-28T00:00:00Z", "gpuQuota": gpu}
 
     # ---- the competition
 
-    def limits(self, body: dict[str, Any]) -> dict[str, Any]:
+    def get_submission_limits(self, body: dict[str, Any]) -> dict[str, Any]:
         used = len(self.submissions)
         return {"numToday": used, "numTotal": used, "numAllowedNow": max(self.allowed_submissions - used, 0)}
 
-    def submit_code(self, body: dict[str, Any]) -> dict[str, Any]:
+    def create_code_submission(self, body: dict[str, Any]) -> dict[str, Any]:
         if body["competitionName"] != SLUG:
             raise Refused(404, "Not found")
-        kernel = self.kernels[f"{body['kernelOwner']}/{body['kernelSlug']}"]
+        kernel = self.kernels[f"{body['kernelOwner']}/{body['kernelSlug']}".lower()]
         version = kernel.versions[body["kernelVersion"] - 1]
         entry: dict[str, Any] = {
-            "ref": 1000 + len(self.submissions), "fileName": body["fileName"], "date": "2026-11-22T00:00:00Z",
-            "description": body.get("submissionDescription", ""), "status": "PENDING", "publicScore": "",
-            "privateScore": "", "errorDescription": "",
-        }  # fmt: skip
+            "ref": 1000 + len(self.submissions),
+            "fileName": body["fileName"],
+            "date": "2026-11-22T00:00:00Z",
+            "description": body.get("submissionDescription", ""),
+            "status": "PENDING",
+            "publicScore": "",
+            "privateScore": "",
+            "errorDescription": "",
+        }
         self.submissions.insert(0, entry)
         working = version.working.parent / f"rerun{entry['ref']}" / "working"
         working.mkdir(parents=True)
@@ -465,11 +509,11 @@ class Site:
     def list_submissions(self, body: dict[str, Any]) -> dict[str, Any]:
         return {"submissions": [{key: value for key, value in entry.items() if value} for entry in self.submissions]}
 
-    def get_submission(self, body: dict[str, Any]) -> dict[str, Any]:
-        for entry in self.submissions:
-            if entry["ref"] == body["ref"]:
-                return entry
-        raise Refused(404, "Not found")
+    def get_competition(self, body: dict[str, Any]) -> dict[str, Any]:
+        return {"ref": body["competitionName"], "userHasEntered": not self.traps.not_joined}
+
+    def introspect_token(self, body: dict[str, Any]) -> dict[str, Any]:
+        return {"active": True, "username": USER} if body["token"] == TOKEN else {"active": False}
 
 
 def files_below(folder: Path) -> list[tuple[str, int]]:

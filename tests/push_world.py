@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.machinery
 import importlib.util
 import io
@@ -14,45 +13,47 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from kaggle_double import VERSIONS, Double, environment, installed, program, served, write_keys
-from kaggle_site import SLUG, USER, Site
+from kaggle_double import Double, FakeClient, environment, program, write_keys
+from kaggle_site import KEY, SLUG, USER, Session, Site
 
 from rsna_kit.runtime.errors import RsnaKitError
 from rsna_kit.runtime.events import Events
+from rsna_lab.kaggle.credentials import Scrubber
 from rsna_lab.kaggle.metadata import filled, read_metadata
-from rsna_lab.kaggle.push.account import LEDGER, Account, open_account
-from rsna_lab.kaggle.push.ledger import Ledger
+from rsna_lab.kaggle.push.account import Account, Ledger
+from rsna_lab.kaggle.push.api import Kaggle
 
 ROOT = Path(__file__).parent.parent
-POLL = 0.05
-QUIET = Events(stream=io.StringIO())
+POLL = 0.005
 
-PREPARE = """
-import json, os, pathlib
+HEAD = """
+import hashlib, json, os, pathlib
 inputs, working = pathlib.Path(os.environ["RSNA_KIT_INPUT"]), pathlib.Path(os.environ["RSNA_KIT_WORKING"])
+competition = inputs / "competitions/rsna-breast-cancer-detection"
+def verdict(ok=True, reason="", **more):
+    names = [path for path in working.rglob("*") if path.is_file()]
+    sums = {path.relative_to(working).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in names}
+    (working / "verdict.json").write_text(json.dumps({"ok": ok, "reason": reason, "sha256": sums, **more}))
+"""
+PREPARE = """
 library = (inputs / "datasets/tester/rsna-kit/rsna_kit/__init__.py").read_text()
-train = (inputs / "competitions/rsna-breast-cancer-detection/train.csv").read_text().splitlines()[1:]
+train = (competition / "train.csv").read_text().splitlines()[1:]
 (working / "shards").mkdir()
 (working / "shards/part0").write_text("\\n".join(train))
 (working / "manifest.json").write_text(json.dumps({"rows": len(train), "library": library}))
 print("prepared", len(train))
+verdict()
 """
 TRAIN = """
-import hashlib, json, os, pathlib
-inputs, working = pathlib.Path(os.environ["RSNA_KIT_INPUT"]), pathlib.Path(os.environ["RSNA_KIT_WORKING"])
 SETTINGS = {"PRESET": "default"}
 rows = (inputs / "notebooks/tester/rsna-kit-prepare/shards/part0").read_text().splitlines()
 labels = [int(row.split(",")[1]) for row in rows]
 (working / "bundles").mkdir()
 (working / "bundles/weights").write_text(f"{sum(labels) / len(labels):.4f} {SETTINGS['PRESET']}")
-digest = hashlib.sha256((working / "bundles/weights").read_bytes()).hexdigest()
-(working / "verdict.json").write_text(json.dumps({"ok": True, "reason": "", "sha256": {"bundles/weights": digest}}))
 print("trained", len(labels))
+verdict()
 """
 INFER = """
-import os, pathlib
-inputs, working = pathlib.Path(os.environ["RSNA_KIT_INPUT"]), pathlib.Path(os.environ["RSNA_KIT_WORKING"])
-competition = inputs / "competitions/rsna-breast-cancer-detection"
 places = ("models/*/*/*/*/*", "notebooks/*/*", "datasets/*/*")
 weights = [path for place in places for path in inputs.glob(f"{place}/bundles/weights")]
 score = weights[0].read_text().split()[0]
@@ -60,6 +61,7 @@ print("weights from", weights[0].relative_to(inputs))
 rows = (competition / "sample_submission.csv").read_text().splitlines()
 print("rerun" if os.environ.get("KAGGLE_IS_COMPETITION_RERUN") else "commit", len(rows) - 1)
 (working / "submission.csv").write_text("\\n".join([rows[0], *(row.split(",")[0] + "," + score for row in rows[1:])]))
+verdict()
 """
 BUILD = """
 import argparse, pathlib, shutil
@@ -81,16 +83,26 @@ else:
 
 
 def write_kernel(folder: Path, text: str, **changes: Any) -> None:
-    """A kernel whose script is this text."""
+    """A kernel whose script is this text, below what all of them begin with."""
     folder.mkdir(parents=True, exist_ok=True)
     name = f"rsna-kit-{folder.name}"
     data = {
-        "id": f"OWNER/{name}", "title": name, "code_file": f"{folder.name}.py", "language": "python",
-        "kernel_type": "script", "is_private": True, "enable_gpu": False, "enable_tpu": False,
-        "enable_internet": False, "dataset_sources": [], "competition_sources": [], "kernel_sources": [],
-        "model_sources": [], **changes,
-    }  # fmt: skip
-    (folder / f"{folder.name}.py").write_text(text)
+        "id": f"OWNER/{name}",
+        "title": name,
+        "code_file": f"{folder.name}.py",
+        "language": "python",
+        "kernel_type": "script",
+        "is_private": True,
+        "enable_gpu": False,
+        "enable_tpu": False,
+        "enable_internet": False,
+        "dataset_sources": [],
+        "competition_sources": [],
+        "kernel_sources": [],
+        "model_sources": [],
+        **changes,
+    }
+    (folder / f"{folder.name}.py").write_text(HEAD + text)
     (folder / "kernel-metadata.json").write_text(json.dumps(data))
 
 
@@ -104,11 +116,22 @@ def write_dataset(folder: Path, files: dict[str, str], **changes: Any) -> None:
 
 def write_project(folder: Path) -> Path:
     """Three stand-in kernels, two datasets, and a build script for them."""
+    gpu = {"enable_gpu": True, "machine_shape": "NvidiaTeslaT4"}
     write_kernel(folder / "kernels/prepare", PREPARE, dataset_sources=["OWNER/rsna-kit"], competition_sources=[SLUG])
-    write_kernel(folder / "kernels/train", TRAIN, kernel_sources=["OWNER/rsna-kit-prepare"],
-                 dataset_sources=["OWNER/rsna-kit"], enable_gpu=True, machine_shape="NvidiaTeslaT4")  # fmt: skip
-    write_kernel(folder / "kernels/infer", INFER, dataset_sources=["OWNER/rsna-kit", "OWNER/rsna-weights"],
-                 competition_sources=[SLUG], enable_gpu=True, machine_shape="NvidiaTeslaT4")  # fmt: skip
+    write_kernel(
+        folder / "kernels/train",
+        TRAIN,
+        kernel_sources=["OWNER/rsna-kit-prepare"],
+        dataset_sources=["OWNER/rsna-kit"],
+        **gpu,
+    )
+    write_kernel(
+        folder / "kernels/infer",
+        INFER,
+        dataset_sources=["OWNER/rsna-kit", "OWNER/rsna-weights"],
+        competition_sources=[SLUG],
+        **gpu,
+    )
     for name in ("rsna-kit", "rsna-weights"):
         write_dataset(folder / "datasets" / name, {"README.md": name})
     model = {
@@ -118,8 +141,13 @@ def write_project(folder: Path) -> Path:
         "isPrivate": True,
         "description": "x",
     }
-    variation = {"ownerSlug": "OWNER", "modelSlug": "rsna-kit-weights", "instanceSlug": "bundles", "framework": "keras",
-                 "licenseName": "MIT"}  # fmt: skip
+    variation = {
+        "ownerSlug": "OWNER",
+        "modelSlug": "rsna-kit-weights",
+        "instanceSlug": "bundles",
+        "framework": "keras",
+        "licenseName": "MIT",
+    }
     (folder / "datasets/rsna-weights/model-metadata.json").write_text(json.dumps(model))
     (folder / "datasets/rsna-weights/model-instance-metadata.json").write_text(json.dumps(variation))
     (folder / "scripts").mkdir()
@@ -136,6 +164,12 @@ def write_competition(folder: Path, rows: int) -> Path:
     return folder
 
 
+def make_site(folder: Path) -> Site:
+    """A site with a small competition and a hidden test of another size; the score is its number of rows."""
+    competition, hidden = write_competition(folder / "competition", 2), write_competition(folder / "hidden", 5)
+    return Site(folder, competition, hidden, scorer=lambda path: f"0.{len(path.read_text().splitlines()) - 1}")
+
+
 @dataclass
 class Result:
     """What scripts/push left: exit code, standard output as a value, and what people read."""
@@ -149,30 +183,37 @@ class Result:
 class World:
     """One test's project, site and account."""
 
-    home: Path
     project: Path
-    double: Double
+    site: Site
+    client: FakeClient
     account: Account
 
     @property
-    def site(self) -> Site:
-        return self.double.site
+    def traps(self) -> Any:
+        return self.site.traps
 
     @property
-    def traps(self) -> Any:
-        return self.double.site.traps
+    def ledger(self) -> Ledger:
+        return self.account.ledger
 
     def push(self, *words: str) -> Result:
-        """scripts/push in this process, with an account that was opened once."""
+        """scripts/push in this process, with a client in this process."""
         talk = io.StringIO()
-        account = replace(self.account, events=Events(stream=talk))
+        events = Events(stream=talk)
         options = DOOR.build_parser().parse_args([*words, "--project", str(self.project)])
-        wishes = {name: getattr(options, name, False) for name in ("public", "again")}
-        account = replace(account, **wishes)
+        flags = {name: getattr(options, name, False) for name in ("public", "again", "accept_accelerator")}
+        kaggle = Kaggle(self.client, events.say, POLL)
+        account = replace(self.account, events=events, kaggle=kaggle, **flags)
         try:
             return Result(0, DOOR.run(options, account), talk.getvalue())
         except RsnaKitError as error:
             return Result(error.exit_code, None, f"{talk.getvalue()}\nError: {error}")
+
+    def does(self, *words: str) -> Result:
+        """The same for a command that has to work."""
+        result = self.push(*words)
+        assert result.code == 0, result.talk
+        return result
 
     def fails(self, *words: str) -> str:
         """What people read of a command that has to fail with something to do."""
@@ -181,47 +222,74 @@ class World:
         assert "What to do: " in result.talk
         return result.talk
 
-    def script(self, *words: str | Path, version: str, **variables: str) -> subprocess.CompletedProcess[str]:
-        """scripts/push as a person starts it."""
-        command = [sys.executable, ROOT / "scripts/push", *words, "--project", self.project]
-        if words[0] not in ("validate", "history"):
-            command += ["--kaggle", program(version), "--poll", POLL]
-        return subprocess.run(
-            [str(word) for word in command], env={**environment(self.double, self.home), **variables},
-            capture_output=True, text=True, cwd=self.home,
-        )  # fmt: skip
-
     def dataset(self, name: str = "rsna-extra", **files: str) -> Path:
         """A built dataset in the project."""
         folder = self.project / "build/datasets" / name
         write_dataset(folder, files or {"a.txt": "alpha", "sub/b.txt": "beta"})
         return folder
 
-    def has_kernel(self, name: str, text: str, **changes: Any) -> None:
+    def has_kernel(self, name: str, text: str, **changes: Any) -> Session:
         """A version of a kernel that was pushed from here and is complete."""
         folder = self.project / "kernels" / name
         write_kernel(folder, text, **changes)
         data = filled(read_metadata(folder / "kernel-metadata.json"), USER)
-        keys = {"is_private": "isPrivate", "enable_internet": "enableInternet", "language": "language",
-                "kernel_type": "kernelType", "dataset_sources": "datasetDataSources",
-                "competition_sources": "competitionDataSources"}  # fmt: skip
-        body = {"slug": data["id"], "newTitle": data["title"], "text": text,
-                **{wire: data[key] for key, wire in keys.items()}}  # fmt: skip
+        keys = {
+            "is_private": "isPrivate",
+            "enable_internet": "enableInternet",
+            "language": "language",
+            "kernel_type": "kernelType",
+            "dataset_sources": "datasetDataSources",
+            "competition_sources": "competitionDataSources",
+        }
+        body = {
+            "slug": data["id"],
+            "newTitle": data["title"],
+            "text": HEAD + text,
+            **{wire: data[key] for key, wire in keys.items()},
+        }
         version = self.site.save_kernel(body)["versionNumber"]
         self.site.threads[-1].join(60)
         kernel = self.site.kernels[data["id"]]
         kernel.queued = 0
         assert kernel.versions[-1].status == "COMPLETE", kernel.versions[-1].log
-        self.account.ledger.add("push", kernel=data["id"], version=version, digest="", inputs={}, before=None)
+        self.ledger.add("push", kernel=data["id"], version=version, digest="", inputs={})
+        return kernel.versions[-1]
 
     def has_dataset(self, name: str, private: bool = True) -> None:
         """A dataset that is on the site already, as version 1."""
-        token = self.site.start_blob({"name": "a.txt"}, "")["token"]
-        self.site.put_blob(token, b"alpha")
-        self.site.create_dataset({"ownerSlug": USER, "slug": name, "title": name, "isPrivate": private,
-                                  "files": [{"token": token}]})  # fmt: skip
-        self.site.datasets[f"{USER}/{name}"].ready, self.site.datasets[f"{USER}/{name}"].polls_left = 1, 0
-        self.site.datasets[f"{USER}/{name}"].status = "READY"
+        token = self.site.start_blob_upload({"name": "a.txt"})["token"]
+        self.site.put(token, b"alpha")
+        self.site.create_dataset(
+            {"ownerSlug": USER, "slug": name, "title": name, "isPrivate": private, "files": [{"token": token}]}
+        )
+        dataset = self.site.datasets[f"{USER}/{name}"]
+        dataset.ready, dataset.polls_left, dataset.status = 1, 0, "READY"
+
+
+def make_world(folder: Path) -> World:
+    """A new project and a new site."""
+    site, project = make_site(folder / "site"), write_project(folder / "project")
+    client, quiet, scrub = FakeClient(site), Events(stream=io.StringIO()), Scrubber({"KAGGLE_KEY": KEY})
+    kaggle = Kaggle(client, quiet.say, POLL)
+    return World(
+        project, site, client, Account(USER, project, kaggle, Ledger(project, scrub), quiet, scrub, POLL, 60.0)
+    )
+
+
+def run_script(project: Path, double: Double, home: Path, *words: str, **variables: str) -> Any:
+    """scripts/push as a person starts it, with the real `kaggle` package."""
+    write_keys(home)
+    command = [sys.executable, ROOT / "scripts/push", *words, "--project", project]
+    if words[0] not in ("validate", "history"):
+        command += ["--kaggle", program(), "--poll", "0.05"]
+    return subprocess.run(
+        [str(word) for word in command],
+        env={**environment(double, home), **variables},
+        capture_output=True,
+        text=True,
+        cwd=home,
+        timeout=300,
+    )
 
 
 def _load_door() -> ModuleType:
@@ -237,43 +305,3 @@ def _load_door() -> ModuleType:
 
 
 DOOR = _load_door()
-
-
-def make_site(folder: Path) -> Site:
-    """A site with a small competition and a hidden test of another size; the score is its number of rows."""
-    competition, hidden = write_competition(folder / "competition", 2), write_competition(folder / "hidden", 5)
-    return Site(folder, competition, hidden, scorer=lambda path: f"0.{len(path.read_text().splitlines()) - 1}")
-
-
-class Worlds:
-    """A local Kaggle and an opened account for each version of the program, kept while the tests run.
-
-    Opening an account takes two calls of the program, so tests share one; site and project are each test's own.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self._folder, self._opened = folder, {}  # type: ignore[var-annotated]
-        self._stack = contextlib.ExitStack()
-
-    def __enter__(self) -> Worlds:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._stack.close()
-
-    def make(self, folder: Path, version: str | None = None) -> World:
-        """A new project and a new site; with the newest program that is installed, unless a version is named."""
-        version = version or next((v for v in reversed(VERSIONS) if installed(v)), VERSIONS[-1])
-        path = program(version)
-        if version not in self._opened:
-            home = self._folder / version
-            double = self._stack.enter_context(served(make_site(home / "site")))
-            write_keys(home)
-            self._opened[version] = double, home, open_account(
-                home / "project", QUIET, kaggle=path, poll_s=POLL, limit_s=60.0, environment=environment(double, home)
-            )  # fmt: skip
-        double, home, account = self._opened[version]
-        double.site, double.arrived = make_site(folder / "site"), []
-        project = write_project(folder / "project")
-        account = replace(account, project=project, ledger=Ledger(project / LEDGER, project, account.scrub))
-        return World(home, project, double, account)

@@ -1,4 +1,4 @@
-"""Kernels through the real `kaggle` program: pushed, verified, followed, judged; never trusted for an exit code."""
+"""Kernels: pushed, verified, followed, judged; the same one never started twice."""
 
 from __future__ import annotations
 
@@ -10,42 +10,49 @@ from typing import Any
 
 import pytest
 from kaggle_site import IMAGE, SLUG, USER, Refused, Session
-from push_world import World, Worlds, write_kernel
+from push_world import World, write_kernel
 from waiting import wait_until
 
-from rsna_lab.kaggle.push import judge, staging
-from rsna_lab.kaggle.push.advice import KaggleError
+from rsna_lab.kaggle.push import kernels, staging
+from rsna_lab.kaggle.push.choices import Choices
+from rsna_lab.kaggle.push.runs import plain
 
 NAME = f"{USER}/rsna-kit-extra"
+LOST = [Refused(502, "Bad Gateway"), Refused(0, "reset by peer", "network"), Refused(0, "Hold on", "garbled")]
 
 
-def kernel(world: World, text: str = "print('done')", **changes: Any) -> Path:
+def kernel(world: World, text: str = "print('done')\nverdict()", **changes: Any) -> Path:
     """A stand-in kernel called extra."""
     write_kernel(world.project / "kernels/extra", text, **changes)
     return world.project / "kernels/extra"
 
 
 def test_a_push_is_verified_followed_and_noted(world: World) -> None:
-    kernel(world, "SETTINGS = {'A': 'x'}\nprint('a is', SETTINGS['A'])", competition_sources=[SLUG], enable_gpu=True,
-           machine_shape="NvidiaTeslaT4")  # fmt: skip
-    words = ["--settings", "A=z", "--settings", "A=y", "--timeout", "9h", "--accelerator", "NvidiaL4", "--image", IMAGE]
-    result = world.push("push", "extra", *words)
-    assert result.value == {"kernel": NAME, "version": 1}, result.talk
-    assert "GPU quota: 27.50h of 30.00h left" in result.talk
-    sent = world.double.calls("SaveKernel")[0]
-    assert sent["sessionTimeoutSeconds"] == 32400
-    assert (sent["machineShape"], sent["dockerImage"], sent["dockerImagePinningType"]) == (
-        "NvidiaL4",
-        IMAGE,
-        "original",
+    kernel(
+        world,
+        "SETTINGS = {'A': 'x'}\nprint('a is', SETTINGS['A'])",
+        competition_sources=[SLUG],
+        enable_gpu=True,
+        machine_shape="NvidiaTeslaT4",
     )
-    assert sent["isPrivate"] is True
-    assert "enableInternet" not in sent or sent["enableInternet"] is False
+    words = ["--settings", "A=z", "--settings", "A=y", "--timeout", "9h", "--accelerator", "NvidiaL4", "--image", IMAGE]
+    result = world.does("push", "extra", *words)
+    assert result.value == {"kernel": NAME, "version": 1}
+    sent = world.site.sent("save_kernel")[0]
+    wanted = {
+        "sessionTimeoutSeconds": 32400,
+        "machineShape": "NvidiaL4",
+        "dockerImage": IMAGE,
+        "isPrivate": True,
+        "dockerImagePinningType": "original",
+        "enableInternet": False,
+        "slug": NAME,
+    }
+    assert wanted.items() <= sent.items()
     assert "SETTINGS = {'A': \"y\"}" in sent["text"]
     assert "OWNER/" in (world.project / "kernels/extra/kernel-metadata.json").read_text()
-    kinds = [line["kind"] for line in world.account.ledger.lines()]
-    assert kinds == ["push", "verify", "run"]
-    assert world.account.ledger.lines()[1]["image"] == IMAGE
+    assert [line["kind"] for line in world.ledger.lines()] == ["push", "verify", "run"]
+    assert world.ledger.lines()[1]["image"] == IMAGE
     assert world.push("logs", "extra").value == "a is y"
 
 
@@ -61,33 +68,17 @@ def test_refusals_inside_a_good_answer_are_errors(world: World, error: str, said
     kernel(world)
     world.traps.push_error = error
     talk = world.fails("push", "extra")
-    assert error in talk
+    assert f"Kaggle says: {error}" in talk
     assert said in talk
-    lines = world.account.ledger.lines()
-    assert [(line["kind"], line["version"]) for line in lines] == [("push", 0)]
-    assert "failed, although the program ended well" in lines[0]["problem"]
+    assert world.ledger.lines() == []
 
 
-def test_the_script_ends_with_1_and_says_why_on_standard_error(world: World) -> None:
-    kernel(world)
-    world.traps.push_error = "Maximum weekly GPU quota of 30.00 hours reached."
-    done = world.script("push", "extra", version=".".join(map(str, world.account.program.version)))
-    assert (done.returncode, done.stdout) == (1, "")
-    assert "Error: The push of tester/rsna-kit-extra failed, although the program ended well." in done.stderr
-    assert "Kaggle says: Kernel push error: Maximum weekly GPU quota of 30.00 hours reached." in done.stderr
-
-
-@pytest.mark.parametrize("status", [409, 500])
-def test_refusals_by_status_are_errors(world: World, status: int) -> None:
-    kernel(world)
-    world.traps.refuse["SaveKernel"] = [Refused(status, f"{status} Server Error: a word of Kaggle's")]
-    assert "a word of Kaggle's" in world.fails("push", "extra")
-
-
-def test_a_push_that_is_thrown_away_is_an_error(world: World) -> None:
+def test_a_push_that_is_thrown_away_or_refused_is_an_error(world: World) -> None:
     kernel(world)
     world.traps.version_zero = True
     assert "made no version" in world.fails("push", "extra")
+    world.traps.refuse["save_kernel"] = [Refused(409, "a word of Kaggle's")]
+    assert "a word of Kaggle's" in world.fails("push", "extra")
 
 
 @pytest.mark.parametrize(
@@ -96,7 +87,7 @@ def test_a_push_that_is_thrown_away_is_an_error(world: World) -> None:
         ("dataset_sources", "other/rsna-data"),
         ("competition_sources", "rsna-knee-detection"),
         ("kernel_sources", f"{USER}/rsna-kit-none"),
-        ("model_sources", f"{USER}/weights/keras/bundles/1"),  # of which the program prints nothing at all
+        ("model_sources", f"{USER}/weights/keras/bundles/1"),
     ],
 )
 def test_a_source_that_was_dropped_is_an_error(world: World, key: str, source: str) -> None:
@@ -104,25 +95,20 @@ def test_a_source_that_was_dropped_is_an_error(world: World, key: str, source: s
     talk = world.fails("push", "extra")
     assert source in talk
     assert "cannot be stopped from here" in talk
+    if key == "model_sources":  # mended, it is pushed again
+        world.site.models[f"{USER}/weights/keras/bundles"] = [world.project]
+        assert world.does("push", "extra").value["version"] == 2
 
 
 def test_an_own_dataset_that_is_not_there_is_told_before_the_push(world: World) -> None:
     kernel(world, dataset_sources=["OWNER/rsna-extra"])
     assert "Upload it first: scripts/push upload rsna-extra" in world.fails("push", "extra")
-    assert world.double.calls("SaveKernel") == []
-
-
-def test_what_was_refused_is_pushed_again_once_it_is_mended(world: World) -> None:
-    kernel(world, model_sources=[f"{USER}/weights/keras/bundles/1"])
-    world.fails("push", "extra")
-    world.site.models[f"{USER}/weights/keras/bundles"] = [world.project]
-    assert world.push("push", "extra").value["version"] == 2
+    assert world.site.changes == []
 
 
 @pytest.mark.parametrize(
     ("trap", "said"),
     [
-        ({"make_public": True}, "everybody can see it"),
         ({"force_internet": True}, "the internet is on"),
         ({"other_image": "gcr.io/other@sha256:1"}, "the image is gcr.io/other@sha256:1"),
         ({"other_text": "print('somebody else')"}, "the text is another one"),
@@ -134,113 +120,155 @@ def test_a_version_that_is_not_what_was_sent_is_an_error(world: World, trap: dic
     assert said in world.fails("push", "extra")
 
 
-def test_public_is_possible_when_it_is_asked_for(world: World) -> None:
+def test_a_kernel_that_everybody_sees_is_not_pushed_again(world: World) -> None:
     kernel(world)
-    assert world.push("push", "extra", "--no-wait", "--public").code == 0
-    assert world.double.calls("SaveKernel")[0].get("isPrivate") in (None, False)
+    world.traps.make_public = True
+    for _ in range(3):
+        talk = world.fails("push", "extra")
+        assert "can be seen by everybody" in talk
+        assert f"Make it private at https://www.kaggle.com/code/{NAME}" in talk
+    assert len(world.site.sent("save_kernel")) == 1
+    world.traps.make_public = False  # by hand, as was said
+    world.does("push", "extra")
+    assert world.does("push", "extra", "--no-wait", "--public", "--again").code == 0
+    assert world.site.sent("save_kernel")[-1]["isPrivate"] is False
+
+
+@pytest.mark.parametrize("got", ["", "None", "NvidiaTeslaP100"])
+def test_another_accelerator_stops_it_unless_it_will_do(world: World, got: str) -> None:
+    kernel(world, enable_gpu=True, machine_shape="NvidiaTeslaT4")
+    world.traps.other_shape = got
+    for _ in range(2):
+        talk = world.fails("push", "extra")
+        assert f"asked for NvidiaTeslaT4, and Kaggle says {got or 'nothing'}" in talk
+        assert "--accept-accelerator goes on with it" in talk
+    assert world.does("push", "extra", "--accept-accelerator").value["version"] == 1
+    assert len(world.site.sent("save_kernel")) == 1
 
 
 def test_a_title_that_leads_elsewhere_is_an_error(world: World) -> None:
     """validate refuses it; should such a push happen all the same, its new address is noticed."""
-    folder = kernel(world, id=NAME, title="rsna kit another")
+    kernel(world, title="rsna kit another")
     assert world.push("push", "extra").code == 1
-    assert world.double.calls("SaveKernel") == []
-    answer = world.account.program.call("kernels", "push", "-p", folder)
-    assert answer.code == 0
-    with pytest.raises(KaggleError, match=f"went to another address, {USER}/rsna-kit-another"):
-        judge.pushed(answer, NAME)
+    assert world.site.changes == []
+    kernel(world)
+    staged = staging.stage(world.account, Choices(), "extra")
+    with pytest.raises(kernels.KaggleError, match=f"went to another address, {USER}/rsna-kit-another"):
+        kernels.push(world.account, replace(staged, metadata={**staged.metadata, "title": "rsna kit another"}))
 
 
-def test_a_failed_run_is_an_error_with_its_log(world: World) -> None:
+def test_a_failed_run_is_an_error_with_its_log_and_is_made_again(world: World) -> None:
     kernel(world, "print('before'); raise ValueError('no such breast')")
     talk = world.fails("push", "extra")
     assert "  | ValueError: no such breast" in talk
     assert "exited with code 1" in talk
-    run = world.account.ledger.last("run", kernel=NAME)
-    assert run is not None
+    run = world.ledger.last("run", kernel=NAME)
     assert (run["status"], run["failure"]) == ("ERROR", "Your notebook exited with code 1.")
-    assert world.push("push", "extra").code == 1  # a failed run is made again
-    assert len(world.site.kernels[NAME].versions) == 2
+    assert world.push("push", "extra").code == 1
+    world.ledger.path.unlink()
+    assert world.push("push", "extra").code == 1
+    assert len(world.site.kernels[NAME].versions) == 3
 
 
 def test_the_same_script_on_the_same_inputs_is_not_run_twice(world: World) -> None:
     kernel(world)
-    assert world.push("push", "extra").value == world.push("push", "extra").value
-    assert len(world.double.calls("SaveKernel")) == 1
-    assert world.push("push", "extra", "--again", "--no-wait").value["version"] == 2
-    kernel(world, "print('other')")
-    assert world.push("push", "extra", "--no-wait").value["version"] == 3
+    first = world.does("push", "extra", "--no-wait").value
+    assert world.does("push", "extra").value == first
+    world.ledger.path.unlink()
+    result = world.does("push", "extra")
+    assert result.value == first
+    assert "is taken over" in result.talk
+    assert len(world.site.sent("save_kernel")) == 1
+    assert world.does("push", "extra", "--again", "--no-wait").value["version"] == 2
+    kernel(world, "print('other')\nverdict()")
+    assert world.does("push", "extra", "--no-wait").value["version"] == 3
+    assert world.does("follow", "extra").value["status"] == "COMPLETE"
+
+
+@pytest.mark.parametrize("lost", LOST, ids=lambda refused: refused.kind)
+def test_a_push_whose_answer_was_lost_is_found(world: World, lost: Refused) -> None:
+    kernel(world)
+    world.traps.lose["save_kernel"] = [lost]
+    result = world.does("push", "extra")
+    assert "the answer was lost, and version 1 is there" in result.talk
+    assert world.does("push", "extra").value == result.value == {"kernel": NAME, "version": 1}
+    assert len(world.site.sent("save_kernel")) == 1
+
+
+def test_a_push_that_never_arrived_ends_with_kaggles_words_and_is_made_by_the_next(world: World) -> None:
+    kernel(world)
+    world.traps.refuse["save_kernel"] = [Refused(502, "Bad Gateway of Kaggle")]
+    talk = world.fails("push", "extra")
+    assert "Kaggle says: Bad Gateway of Kaggle" in talk
+    assert "The trouble is on Kaggle's side" in talk
+    assert world.does("push", "extra").value["version"] == 1
 
 
 def test_newer_inputs_mean_a_new_run_and_the_reason_is_told(world: World) -> None:
     kernel(world, dataset_sources=["OWNER/rsna-extra"])
     world.has_dataset("rsna-extra")
-    world.push("push", "extra", "--no-wait")
+    world.does("push", "extra", "--no-wait")
     dataset = world.site.datasets[f"{USER}/rsna-extra"]
     dataset.versions, dataset.ready = dataset.versions * 2, 2
-    assert f"pushed anew, {USER}/rsna-extra is version 2 now, not 1" in world.push("push", "extra", "--no-wait").talk
+    assert f"pushed anew, {USER}/rsna-extra is version 2 now, not 1" in world.does("push", "extra", "--no-wait").talk
 
 
-def test_the_status_of_the_version_before_is_not_believed(each_world: World) -> None:
-    """Right after a push Kaggle shows the run before; the older program cannot ask for a version."""
-    kernel(each_world, "print('first')")
-    each_world.push("push", "extra")
-    each_world.traps.stale_polls, each_world.traps.stale_pulls = 3, 2
-    kernel(each_world, "raise SystemExit(3)")
-    assert "exited with code 3" in each_world.fails("push", "extra")
+def test_a_version_of_a_dataset_that_kaggle_does_not_show_yet_is_waited_for(world: World) -> None:
+    kernel(world, dataset_sources=["OWNER/rsna-extra"])
+    world.has_dataset("rsna-extra")
+    world.dataset()
+    world.does("upload", "rsna-extra")
+    dataset = world.site.datasets[f"{USER}/rsna-extra"]
+    dataset.ready, dataset.late, dataset.polls_left = 1, 2, 1  # it shows version 1 once more
+    world.does("push", "extra", "--no-wait")
+    assert world.ledger.last("push")["inputs"] == {f"{USER}/rsna-extra": 2}
 
 
-def test_the_older_program_does_not_push_while_an_earlier_run_goes_on(worlds: Worlds, tmp_path: Path) -> None:
-    world = worlds.make(tmp_path, "2.2.4")
-    world.has_kernel("extra", "print('first')")
-    world.site.kernels[NAME].versions[0].status = "RUNNING"
-    kernel(world, "print('second')")
-    assert "could not tell the two apart" in world.fails("push", "extra")
-    assert world.double.calls("SaveKernel") == []
+def test_an_account_is_the_same_however_the_site_writes_it(world: World) -> None:
+    world.account = replace(world.account, owner="Test-ER")
+    world.has_dataset("rsna-extra")
+    for kind in (world.site.datasets, world.site.kernels):
+        kind.update({f"test-er/{name.split('/')[1]}": value for name, value in list(kind.items())})  # type: ignore
+    kernel(world, dataset_sources=["OWNER/rsna-extra"])
+    assert world.does("push", "extra").value == world.does("push", "extra").value
+    world.account = replace(world.account, owner="test-er")
+    world.does("push", "extra")
+    assert len(world.site.sent("save_kernel")) == 1
 
 
-def test_a_version_is_asked_for_only_where_the_program_can(each_world: World) -> None:
-    """The older one leaves the number out and answers for the newest."""
+def test_a_version_can_be_asked_for(world: World) -> None:
     for text in ("print('first')", "print('second')"):
-        each_world.has_kernel("extra", text)
-    result = each_world.push("logs", "extra", "--version", "1")
-    if each_world.account.program.precise:
-        assert result.value == "first"
-    else:
-        assert result.code == 2
-        assert "Use kaggle 2.2.5" in result.talk
+        world.has_kernel("extra", text)
+    assert world.push("logs", "extra", "--version", "1").value == "first"
 
 
-def test_a_run_is_taken_up_where_the_person_left(world: World) -> None:
+def test_a_run_that_is_not_there_is_not_waited_for(world: World) -> None:
     kernel(world)
-    world.push("push", "extra", "--no-wait")
-    talk = world.push("push", "extra").talk
-    assert "not pushed again" in talk
-    assert "is complete" in talk
-    assert world.push("follow", "extra").value["status"] == "COMPLETE"
+    world.does("push", "extra", "--no-wait")
+    assert "Kaggle does not show it to this account" in world.fails("follow", "extra", "--version", "7")
 
 
 def test_a_run_that_does_not_end_is_left_with_the_way_back(world: World) -> None:
     over = threading.Event()
     world.site.executor = lambda session: int(not over.wait(60))
     kernel(world)
-    world.account = replace(world.account, limit_s=0.3)
+    world.account = replace(world.account, limit_s=0.2)
     assert "Run the same command again: it goes on where things stand" in world.fails("push", "extra")
     over.set()
 
 
-def test_the_log_is_shown_while_it_is_written_and_a_broken_stream_costs_nothing(world: World) -> None:
+def test_one_hiccup_does_not_end_a_wait_and_the_log_is_shown_meanwhile(world: World) -> None:
     def until_it_is_read(session: Session) -> int:
-        session.say("epoch 1")
-        return 0 if wait_until(lambda: any("/logs/stream/" in path for _, path, _ in world.double.arrived)) else 1
+        session.say("epoch 1 \x1b[2J")
+        world.traps.refuse["get_kernel_session_status"] = [Refused(500, "Oops"), Refused(0, "Be right back", "garbled")]
+        return 0 if wait_until(lambda: any("log" in request for request in world.client.seen)) else 1
 
     world.site.executor = until_it_is_read
     kernel(world)
-    talk = world.push("push", "extra").talk
-    assert "  | epoch 1" in talk
-    assert talk.index("epoch 1") < talk.index("is complete")
-    world.traps.no_log_stream = True
-    assert world.push("push", "extra", "--again").code == 0
+    talk = world.does("push", "extra").talk
+    assert talk.index("  | epoch 1 [2J") < talk.index("is complete")
+    assert "Kaggle does not answer; try 2 of 5 in 0 s (Oops)" in talk
+    assert "Kaggle does not answer; try 3 of 5 in 0 s (Be right back)" in talk
 
 
 def test_a_token_in_a_script_stays_here(world: World) -> None:
@@ -248,7 +276,7 @@ def test_a_token_in_a_script_stays_here(world: World) -> None:
     assert "hold a credential" in world.fails("push", "extra")
     kernel(world, "SETTINGS = {'A': ''}")
     assert "hold a credential" in world.fails("push", "extra", "--settings", f"A=KGAT_{'0' * 32}")
-    assert world.double.calls("SaveKernel") == []
+    assert world.client.seen == []
     assert list((world.project / "build/push/kernels").iterdir()) == []
 
 
@@ -256,21 +284,47 @@ def test_a_retired_accelerator_and_an_unknown_setting_are_refused(world: World) 
     kernel(world, enable_gpu=True, machine_shape="NvidiaTeslaT4")
     assert world.push("push", "extra", "--accelerator", "NvidiaTeslaP100").code == 2
     assert world.push("push", "extra", "--settings", "NO=1").code == 2
-    assert world.double.calls("SaveKernel") == []
+    assert world.client.seen == []
 
 
 def test_a_dry_run_shows_the_copy_that_would_go_out(world: World) -> None:
     kernel(world)
-    shown = world.push("push", "extra", "--dry-run").value
-    assert "$ kaggle kernels push -p " in shown
+    shown = world.does("push", "extra", "--dry-run").value
     assert json.loads(shown.splitlines()[-1])["id"] == NAME
-    assert world.double.arrived == []
+    assert world.client.seen == []
+
+
+def test_a_notebook_goes_without_its_outputs(world: World) -> None:
+    folder = kernel(world)
+    cells = [{"cell_type": "code", "source": ["a = 1\n", "a"], "outputs": ["1"]}]
+    notebook = {"cells": cells, "metadata": {"kernelspec": {"name": "python3"}}, "nbformat": 4, "nbformat_minor": 5}
+    (folder / "extra.py").write_text(json.dumps(notebook))
+    data = json.loads((folder / "kernel-metadata.json").read_text())
+    (folder / "kernel-metadata.json").write_text(json.dumps({**data, "kernel_type": "notebook"}))
+    world.does("push", "extra", "--no-wait")
+    sent = json.loads(world.site.sent("save_kernel")[0]["text"])["cells"]
+    assert sent == [{"cell_type": "code", "source": "a = 1\na", "outputs": []}]
 
 
 def test_a_digest_is_of_everything_that_decides_a_run(world: World) -> None:
-    staged = staging.stage(world.account, kernel(world), staging.Changes())
+    kernel(world)
+    staged = staging.stage(world.account, Choices(), "extra")
     digests = {
-        staged.digest({}), staged.digest({"a": 1}), replace(staged, text="x").digest({}),
-        replace(staged, timeout_s=5).digest({}), replace(staged, metadata={**staged.metadata, "title": "t"}).digest({}),
-    }  # fmt: skip
+        staged.digest({}),
+        staged.digest({"a": 1}),
+        replace(staged, text="x").digest({}),
+        replace(staged, timeout_s=5).digest({}),
+        replace(staged, metadata={**staged.metadata, "title": "t"}).digest({}),
+    }
     assert len(digests) == 5
+
+
+def test_sources_are_the_same_whatever_the_server_writes_around_them() -> None:
+    wanted = ["Me/rsna-kit", "me/rsna-kit-train", "rsna-x", "me/m/keras/v/2", "me/gone"]
+    there = ["datasets/me/rsna-kit/3", "code/me/rsna-kit-train", "competitions/rsna-x", "models/me/m/keras/v/2"]
+    assert kernels.missing_sources(wanted, there) == ["me/gone"]
+    assert kernels.missing_sources(["me/m/keras/v/2"], ["me/m/keras/v/1"]) == ["me/m/keras/v/2"]
+
+
+def test_a_log_cannot_steer_the_terminal() -> None:
+    assert plain("a\x1b[31mred\n 1%\r 99%\r\nb\tc") == "a[31mred\n 99%\nb\tc"

@@ -1,4 +1,4 @@
-"""What kernels leave, fetched by the real `kaggle` program: whole, checked, and never outside its folder."""
+"""What kernels leave: whole, compared with their verdict, and never outside its folder."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ import json
 from pathlib import Path
 
 import pytest
-from kaggle_site import USER
+from kaggle_site import USER, Kernel, Refused, Session
 from push_world import World
 
 NAME = f"{USER}/rsna-kit-extra"
 
 
-def has_run(world: World, verdict: dict[str, object] | None = None, **files: str) -> Path:
-    """A complete run of a kernel with these outputs; returns where its output comes to lie here."""
+def has_run(world: World, verdict: str | dict[str, object] | None = None, **files: str) -> Path:
+    """A complete run of a kernel with these outputs and a verdict; returns where its output comes to lie here."""
     files = files or {"submission.csv": "prediction_id,cancer\n0_L,0.5\n", "model/fold0/config.json": "{}"}
-    if verdict is not None:
-        files["verdict.json"] = json.dumps(verdict)
+    if verdict is None:
+        verdict = {"ok": True, "sha256": {name: sha256(text) for name, text in files.items()}}
+    if verdict:
+        files["verdict.json"] = verdict if isinstance(verdict, str) else json.dumps(verdict)
     text = (
-        "import os, pathlib\n"
-        "working = pathlib.Path(os.environ['RSNA_KIT_WORKING'])\n"
         f"for name, text in {files!r}.items():\n"
         "    (working / name).parent.mkdir(parents=True, exist_ok=True)\n"
         "    (working / name).write_text(text)\n"
@@ -38,12 +38,11 @@ def test_outputs_are_fetched_whole_and_noted(world: World) -> None:
     result = world.push("fetch", "extra")
     assert (out / "b/c.txt").read_text() == "beta"
     assert result.value["sha256"]["a.txt"] == sha256("alpha")
-    line = world.account.ledger.last("fetch", kernel=NAME)
-    assert line is not None
+    line = world.ledger.last("fetch", kernel=NAME)
     assert line["sha256"] == result.value["sha256"]
-    before = len(world.double.arrived)
+    before = len(world.client.seen)
     assert "already" in world.push("fetch", "extra").talk
-    assert len(world.double.arrived) == before
+    assert len(world.client.seen) == before
     (out / "a.txt").write_text("changed here")
     world.push("fetch", "extra")
     assert (out / "a.txt").read_text() == "alpha"
@@ -66,7 +65,7 @@ def test_what_was_not_fetched_stays_where_it_is(world: World) -> None:
     (out / "submission.csv").unlink()
     assert world.push("fetch", "extra", "--only", "fold0/").code == 0
     assert world.push("fetch", "extra", "--only", "csv$").code == 0
-    assert files_in(out) == ["model/fold0/config.json", "notes.md", "submission.csv"]
+    assert files_in(out) == ["model/fold0/config.json", "notes.md", "submission.csv", "verdict.json"]
     assert (out / "notes.md").read_text() == "mine"
 
 
@@ -75,9 +74,12 @@ def test_a_pattern_that_nothing_matches_changes_nothing(world: World) -> None:
     world.push("fetch", "extra")
     result = world.push("fetch", "extra", "--only", "zzz")
     assert result.code == 2
-    assert "matches none of what tester/rsna-kit-extra left: model/fold0/config.json, submission.csv" in result.talk
-    assert files_in(out) == ["model/fold0/config.json", "submission.csv"]
-    assert len([line for line in world.account.ledger.lines() if line["kind"] == "fetch"]) == 1
+    assert (
+        "matches none of what tester/rsna-kit-extra left: model/fold0/config.json, submission.csv, verdict.json"
+        in result.talk
+    )
+    assert files_in(out) == ["model/fold0/config.json", "submission.csv", "verdict.json"]
+    assert len([line for line in world.ledger.lines() if line["kind"] == "fetch"]) == 1
 
 
 def test_a_file_of_ones_own_is_not_written_over(world: World) -> None:
@@ -95,14 +97,15 @@ def test_a_file_of_ones_own_is_not_written_over(world: World) -> None:
 
 def test_the_newest_output_takes_the_place_of_the_one_before(world: World) -> None:
     """A kernel that was pushed from elsewhere has no number here: its files must not be mixed with those of another."""
-    out = has_run(world).with_name("v0")
-    world.account.ledger.path.unlink()
-    assert world.push("fetch", "extra").code == 0
+    out = has_run(world, "").with_name("v0")
+    working = world.site.kernels.pop(NAME).versions[0].working
+    session = world.site.kernels.setdefault(f"{USER}/elsewhere", Kernel("x", [Session("", {}, {}, working)]))
+    assert session.versions
+    out = world.project / "runs/kaggle/elsewhere/v0"
+    assert "has no verdict.json" in world.does("fetch", f"{USER}/elsewhere").talk
     (out / "notes.md").write_text("mine")
-    world.site.kernels[NAME].versions[0].working.joinpath("submission.csv").rename(
-        world.site.kernels[NAME].versions[0].working / "other.csv"
-    )
-    assert world.push("fetch", "extra").code == 0
+    (working / "submission.csv").rename(working / "other.csv")
+    world.does("fetch", f"{USER}/elsewhere")
     assert files_in(out) == ["model/fold0/config.json", "notes.md", "other.csv"]
 
 
@@ -110,40 +113,48 @@ def files_in(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
 
-def test_an_error_page_in_the_place_of_a_file_is_an_error(each_world: World) -> None:
-    """kaggle 2.2.4 saves the storage's 403 page as submission.csv, exit code 0."""
-    out = has_run(each_world)
-    each_world.traps.output_403 = {"submission.csv"}
-    talk = each_world.fails("fetch", "extra")
-    assert ("came an error page" in talk) or ("403" in talk)
-    assert "ExpiredToken" in talk or "403" in talk
+def test_a_link_that_has_expired_is_an_error_and_a_line_that_breaks_is_taken_up(world: World) -> None:
+    out = has_run(world)
+    world.traps.refuse["get"] = [Refused(403, "The provided token has expired.")]
+    talk = world.fails("fetch", "extra")
+    assert "token has expired" in talk
+    assert "Run the same command again" in talk
     assert not out.exists()
-    each_world.traps.output_403 = set()
-    assert each_world.push("fetch", "extra").code == 0
+    world.traps.refuse["get"] = [Refused(0, "reset", "network")]
+    assert "A file did not come; try 2 of 5 in 0 s (reset)" in world.does("fetch", "extra").talk
+    assert len(files_in(out)) == 3
 
 
-def test_a_file_that_wants_out_is_refused(each_world: World) -> None:
-    """kaggle 2.2.4 joins any name to the folder; both lists of names come from the kernel."""
-    victim = each_world.project / "victim.txt"
-    has_run(each_world)
-    each_world.traps.output_names = {"submission.csv": "../victim.txt", "model/fold0/config.json": str(victim)}
-    assert "would be written outside its folder" in each_world.fails("fetch", "extra")
+def test_a_file_that_wants_out_is_refused(world: World) -> None:
+    victim = world.project / "victim.txt"
+    has_run(world)
+    for name in ("../victim.txt", str(victim), "a/../../victim.txt", "a\\b"):
+        world.traps.output_names = {"submission.csv": name}
+        assert "would be written outside its folder" in world.fails("fetch", "extra")
     assert not victim.exists()
 
 
-def test_a_name_that_only_the_download_claims_is_left_out(each_world: World) -> None:
-    """The list was harmless, the download is not: the program is given a pattern that such a name does not match."""
-    victim = each_world.project / "victim.txt"
-    has_run(each_world)
-    each_world.traps.download_names = {"submission.csv": str(victim)}
-    assert "submission.csv did not come" in each_world.fails("fetch", "extra")
-    assert not victim.exists()
+@pytest.mark.parametrize("verdict", ["{'ok': true}", "", "[]", '{"ok": true}', '{"ok": "yes", "sha256": {}}', "\0" * 9])
+def test_without_a_whole_verdict_nothing_is_taken(world: World, verdict: str) -> None:
+    out = has_run(world, verdict)
+    for words in (("fetch", "extra"), ("fetch", "extra", "--only", "csv$"), ("submit", "extra")):
+        talk = world.fails(*words)
+        if words[0] == "fetch":
+            assert "left no verdict.json that can be read, so nothing of it is taken" in talk
+            assert "--again" in talk
+    assert not out.exists()
+    assert world.site.submissions == []
+
+
+def test_some_files_are_compared_with_the_verdict_too(world: World) -> None:
+    has_run(world, {"ok": True, "sha256": {"a.txt": sha256("what was written")}}, **{"a.txt": "what came"})
+    assert "a.txt is not what the kernel wrote" in world.fails("fetch", "extra", "--only", "a.txt")
 
 
 def test_a_file_that_was_cut_short_is_an_error(world: World) -> None:
     out = has_run(world)
     world.traps.truncate_output = {"submission.csv"}
-    assert "submission.csv has 14 bytes here and 29 at Kaggle" in world.fails("fetch", "extra")
+    assert "submission.csv is not what the kernel wrote" in world.fails("fetch", "extra")
     assert not out.exists()
     assert list(out.parent.iterdir()) == []
 
@@ -161,11 +172,13 @@ def test_a_file_that_the_kernel_noted_and_nobody_lists_is_missed(world: World) -
 
 
 def test_a_run_that_says_itself_that_it_failed_is_believed(world: World) -> None:
-    has_run(world, {"ok": False, "reason": "fold 1 has no cancer"})
-    assert "fold 1 has no cancer" in world.fails("fetch", "extra")
+    has_run(world, {"ok": False, "reason": "fold 1 has no cancer", "sha256": {}})
+    talk = world.fails("fetch", "extra")
+    assert "fold 1 has no cancer" in talk
+    assert "--again" in talk
 
 
 def test_more_files_than_a_page_holds_are_all_fetched(world: World) -> None:
     out = has_run(world, **{f"f{n:03}.txt": str(n) for n in range(205)})
     assert world.push("fetch", "extra").code == 0
-    assert len(list(out.iterdir())) == 205
+    assert len(list(out.iterdir())) == 206

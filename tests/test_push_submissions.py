@@ -1,4 +1,4 @@
-"""Submissions through the real `kaggle` program: only a score is success."""
+"""Submissions: one is spent only after a look at what is there, and only a score is success."""
 
 from __future__ import annotations
 
@@ -10,56 +10,102 @@ from push_world import World
 
 NAME = f"{USER}/rsna-kit-infer"
 TEXT = """
-import os, pathlib, sys
-working = pathlib.Path(os.environ["RSNA_KIT_WORKING"])
+import sys
 if os.environ.get("KAGGLE_IS_COMPETITION_RERUN"):
     HIDDEN
 (working / "submission.csv").write_text("prediction_id,cancer\\n0_L,0.5\\n")
+verdict(VERDICT)
 """
 
 
-def has_run(world: World, rerun: str = "pass", **changes: Any) -> None:
+def has_run(world: World, rerun: str = "pass", verdict: str = "", **changes: Any) -> None:
     """A complete version of infer; `rerun` is what it does in the scoring run alone."""
-    world.has_kernel("infer", TEXT.replace("HIDDEN", rerun), **{"competition_sources": [SLUG], **changes})
+    text = TEXT.replace("HIDDEN", rerun).replace("VERDICT", verdict)
+    world.has_kernel("infer", text, **{"competition_sources": [SLUG], **changes})
 
 
-def test_a_submission_is_scored_once_and_found_again(each_world: World) -> None:
-    """The older program does not say the submission's number: it is found by its description, even without a ledger."""
-    has_run(each_world)
-    result = each_world.push("submit")
-    assert result.value == {"submission": 1000, "public": "0.1", "private": "0.1"}, result.talk
-    assert [line["kind"] for line in each_world.account.ledger.lines()] == ["push", "submit", "score"]
-    if each_world.account.program.precise:
-        assert each_world.push("submit", "--again").value["submission"] == 1001
-        return
-    lines = each_world.account.ledger.path.read_text().splitlines()
-    each_world.account.ledger.path.write_text(f"{lines[0]}\n")
-    assert "is submission 1000 already" in each_world.push("submit").talk
-    assert "0.1" in each_world.push("scores").value
-    assert [call["kernelVersion"] for call in each_world.double.calls("CreateCodeSubmission")] == [1]
+def made(world: World) -> int:
+    """How many submissions were spent."""
+    return len(world.site.submissions)
 
 
-def test_a_rerun_that_failed_is_an_error_although_it_is_complete(each_world: World) -> None:
-    """Kaggle says COMPLETE with an empty score; the older program cannot say why."""
-    has_run(each_world, "sys.exit(1)")
-    talk = each_world.fails("submit")
-    assert "Submission 1000 has no score." in talk
-    assert "scripts/rehearse" in talk
-    precise = each_world.account.program.precise
-    assert ("exited with code 1" in talk) == precise
-    assert ("kaggle 2.2.5 can read it" in talk) != precise
-    scored = each_world.account.ledger.last("score", submission=1000)
-    assert scored is not None
-    assert (scored["public"], bool(scored["error"])) == ("", True)
-
-
-def test_a_submission_that_cannot_be_scored_is_an_error(world: World) -> None:
-    def refuse(path: object) -> str:
-        raise ValueError
-
-    world.site.scorer = refuse
+def test_a_submission_is_scored_once_and_found_again(world: World) -> None:
     has_run(world)
-    assert "Rows or columns were not those of the hidden sample_submission.csv" in world.fails("submit")
+    result = world.does("submit")
+    assert result.value == {"submission": 1000, "public": "0.1", "private": "0.1"}
+    kinds = [line["kind"] for line in world.ledger.lines()]
+    assert (kinds[0], kinds[-2:]) == ("push", ["submit", "score"])
+    assert world.does("submit").value == result.value
+    world.ledger.path.unlink()
+    assert "is submission 1000 already" in world.does("submit", "--version", "1").talk
+    assert "0.1" in world.does("scores").value
+    assert made(world) == 1
+    assert world.does("submit", "--version", "1", "--again").value["submission"] == 1001
+
+
+@pytest.mark.parametrize(
+    "lost", [Refused(500, "Oops"), Refused(0, "", "network"), Refused(0, "x", "garbled")], ids=lambda error: error.kind
+)
+def test_a_submission_whose_answer_was_lost_is_not_spent_twice(world: World, lost: Refused) -> None:
+    has_run(world)
+    world.traps.lose["create_code_submission"] = [lost]
+    assert world.does("submit").value["submission"] == 1000
+    assert world.does("submit").value["submission"] == 1000
+    assert made(world) == 1
+    world.traps.lose["create_code_submission"] = [lost]
+    assert world.does("submit", "--again").value["submission"] == 1001
+    assert made(world) == 2
+
+
+def test_a_submission_that_never_arrived_ends_with_kaggles_words(world: World) -> None:
+    has_run(world)
+    world.traps.refuse["create_code_submission"] = [Refused(503, "The database is asleep")]
+    assert "Kaggle says: The database is asleep" in world.fails("submit")
+    assert world.does("submit").value["submission"] == 1000
+
+
+def test_one_hiccup_does_not_end_the_wait_for_a_score(world: World) -> None:
+    has_run(world)
+    world.traps.refuse["list_submissions"] = [Refused(503, "Busy"), Refused(0, "<p>", "garbled")]
+    assert "Kaggle does not answer; try 3 of 5" in world.does("submit").talk
+
+
+def test_a_rerun_that_failed_is_an_error_although_it_is_complete(world: World) -> None:
+    has_run(world, "sys.exit(1)")
+    for _ in range(2):
+        talk = world.fails("submit")
+        assert "Submission 1000 has no score." in talk
+        assert "exited with code 1" in talk
+        assert "scripts/rehearse" in talk
+        assert "scripts/push submit --again" in talk
+        assert "same command again" not in talk
+    assert (world.ledger.last("score")["public"], made(world)) == ("", 1)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        ("Notebook Timeout", "TIME_LIMIT"),
+        ("Notebook Exceeded Allowed Compute", "smaller batches"),
+        ("Submission CSV Not Found", "left no file of that name"),
+        ("Submission Scoring Error", "hidden sample_submission.csv"),
+        ("Notebook Threw Exception", "A scoring run shows no log"),
+        ("", "without a reason"),
+    ],
+)
+def test_every_verdict_of_a_scoring_run_has_its_advice(world: World, error: str, said: str) -> None:
+    has_run(world)
+    world.does("submit")
+    world.site.submissions[0] |= {"publicScore": "", "privateScore": "", "errorDescription": error}
+    assert said in world.fails("submit")
+
+
+def test_a_version_that_says_itself_that_it_failed_is_not_submitted(world: World) -> None:
+    has_run(world, verdict="False, 'no GPU'")
+    talk = world.fails("submit")
+    assert "says itself that it failed" in talk
+    assert "no GPU" in talk
+    assert made(world) == 0
 
 
 @pytest.mark.parametrize(
@@ -72,32 +118,19 @@ def test_a_submission_that_cannot_be_scored_is_an_error(world: World) -> None:
 def test_what_kaggle_would_not_score_is_not_submitted(world: World, changes: dict[str, Any], said: str) -> None:
     has_run(world, **changes)
     assert said in world.fails("submit")
-    assert world.double.calls("CreateCodeSubmission") == []
+    assert made(world) == 0
 
 
-def test_a_kernel_that_was_not_pushed_from_here_needs_a_version(world: World) -> None:
+def test_what_cannot_be_submitted_is_not(world: World) -> None:
     result = world.push("submit")
-    assert (result.code, world.double.arrived) == (2, [])
+    assert (result.code, world.client.seen) == (2, [])
     assert "--version N" in result.talk
-
-
-def test_a_version_without_the_file_is_not_submitted(world: World) -> None:
     has_run(world)
-    talk = world.fails("submit", "--file", "other.csv")
-    assert "left no other.csv" in talk
-    assert "its files: submission.csv" in talk
-
-
-def test_the_days_limit_is_looked_at_first(world: World) -> None:
-    has_run(world)
+    assert "left no other.csv; its files: submission.csv" in world.fails("submit", "--file", "other.csv")
+    world.site.kernels[NAME].versions[0].status = "RUNNING"
+    assert "is RUNNING, and only a complete version can be submitted" in world.fails("submit")
+    world.site.kernels[NAME].versions[0].status = "COMPLETE"
     world.site.allowed_submissions = 1
-    world.site.submissions.append(
-        {"ref": 1, "status": "COMPLETE", "publicScore": "0.2", "date": "2026-11-21T00:00:00Z"}
-    )
+    world.site.submissions.append({"ref": 1, "status": "COMPLETE", "publicScore": "0.2"})
     assert "No submission is left today, 1 were made." in world.fails("submit")
-
-
-def test_a_competition_that_is_not_there_is_an_error(world: World) -> None:
-    has_run(world)
-    world.traps.refuse["CreateCodeSubmission"] = [Refused(404, "Not found")]
-    assert "accept its rules in the browser" in world.fails("submit")
+    assert made(world) == 1

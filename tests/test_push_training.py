@@ -12,18 +12,13 @@ NAME = f"{USER}/rsna-kit-train"
 OWN = f"notebooks/{NAME}"
 # One fold a session: the second is done where the output of the first session is attached.
 SLOW = """
-import hashlib, json, os, pathlib
-inputs, working = pathlib.Path(os.environ["RSNA_KIT_INPUT"]), pathlib.Path(os.environ["RSNA_KIT_WORKING"])
 SETTINGS = {"PRESET": "default", "FOLDS": ""}
 earlier = inputs / "notebooks/tester/rsna-kit-train/bundles/weights"
 (working / "bundles").mkdir()
 (working / "bundles/weights").write_text("0.75" if earlier.is_file() else "0.25")
 left = [] if earlier.is_file() else [1]
 reason = f"stopped by the clock: folds {left} are not done" if left else ""
-digest = hashlib.sha256((working / "bundles/weights").read_bytes()).hexdigest()
-counts = {"stopped_by_clock": [], "skipped": left}
-verdict = {"ok": True, "reason": reason, "counts": counts, "sha256": {"bundles/weights": digest}}
-(working / "verdict.json").write_text(json.dumps(verdict))
+verdict(reason=reason, counts={"stopped_by_clock": [], "skipped": left})
 """
 PREPARED = [word for step in ("build", "upload", "prepare", "submit") for word in ("--skip", step)]
 
@@ -31,17 +26,21 @@ PREPARED = [word for step in ("build", "upload", "prepare", "submit") for word i
 def slow_training(world: World) -> None:
     """What is before train is done, and train needs two sessions."""
     world.has_dataset("rsna-kit")
-    world.has_kernel("prepare", "print('prepared')", dataset_sources=["OWNER/rsna-kit"])
-    write_kernel(world.project / "kernels/train", SLOW, dataset_sources=["OWNER/rsna-kit"],
-                 kernel_sources=["OWNER/rsna-kit-prepare"])  # fmt: skip
+    world.has_kernel("prepare", "print('prepared')\nverdict()", dataset_sources=["OWNER/rsna-kit"])
+    write_kernel(
+        world.project / "kernels/train",
+        SLOW,
+        dataset_sources=["OWNER/rsna-kit"],
+        kernel_sources=["OWNER/rsna-kit-prepare"],
+    )
 
 
 def versions(world: World, name: str = "train") -> list[Session]:
     return world.site.versions_of(f"{USER}/rsna-kit-{name}")
 
 
-def test_the_same_command_goes_on_where_the_clock_stopped_the_training(each_world: World) -> None:
-    world = each_world
+def test_the_same_command_goes_on_where_the_clock_stopped_the_training(world: World) -> None:
+    world = world
     slow_training(world)
     talk = world.fails("all", *PREPARED)
     assert "version 1 was stopped by the clock: folds 1 are not done" in talk
@@ -54,9 +53,9 @@ def test_the_same_command_goes_on_where_the_clock_stopped_the_training(each_worl
     assert [OWN in version.sources for version in versions(world)] == [False, True]
     assert (world.site.datasets[f"{USER}/rsna-weights"].versions[0] / "bundles/weights").read_text() == "0.75"
     assert result.value["train"] == 2
-    world.double.arrived = []
+    world.site.calls.clear()
     assert world.push("all", *PREPARED).value == result.value
-    assert world.double.calls("SaveKernel") == []
+    assert world.site.sent("save_kernel") == []
 
 
 def test_the_folds_that_are_there_can_be_enough(world: World) -> None:
@@ -107,3 +106,15 @@ def test_a_session_that_went_on_and_failed_is_made_again(world: World) -> None:
     done: dict[str, Any] = world.push("push", "train").value
     assert done["version"] == 3
     assert OWN in versions(world)[-1].sources
+
+
+def test_a_lost_ledger_does_not_begin_the_training_anew(world: World) -> None:
+    slow_training(world)
+    world.fails("push", "train")
+    world.ledger.path.unlink()
+    assert "folds 1 are not done" in world.fails("push", "train")
+    assert len(versions(world)) == 1
+    assert world.does("push", "train").value["version"] == 2
+    world.ledger.path.unlink()
+    assert world.does("push", "train").value["version"] == 2
+    assert len(versions(world)) == 2

@@ -1,45 +1,67 @@
-"""Datasets through the real `kaggle` program: whole, ready, private, once, or an error that says what to do."""
+"""Datasets: whole, ready, private, once, or an error that says what to do."""
 
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import replace
 
 import pytest
 from kaggle_site import USER, Refused
 from push_world import World
 
-from rsna_lab.kaggle.push import judge, uploads
-from rsna_lab.kaggle.push.advice import KaggleError
+from rsna_lab.kaggle.push.account import Ledger
 
 NAME = f"{USER}/rsna-extra"
+BUSY = Refused(429, "Too Many Requests", retry_after="0")
+LOST = [Refused(504, "Gateway Timeout"), Refused(0, "no answer within 60 seconds", "network")]
 
 
 def test_a_dataset_is_made_with_its_folders_and_waited_for(world: World) -> None:
-    world.dataset()
+    folder = world.dataset()
     world.traps.processing_polls = 3
-    result = world.push("upload", "rsna-extra")
-    assert result.value == {"dataset": "rsna-extra", "version": 1}
+    assert world.does("upload", "rsna-extra").value == {"dataset": "rsna-extra", "version": 1}
     stored = world.site.datasets[NAME]
     assert stored.private
     assert (stored.versions[0] / "sub/b.txt").read_text() == "beta"
-    assert json.loads((world.project / "build/datasets/rsna-extra/dataset-metadata.json").read_text())["id"].startswith(
-        "OWNER/"
-    )
-    line = world.account.ledger.last("upload", dataset=NAME)
-    assert line is not None
+    assert json.loads((folder / "dataset-metadata.json").read_text())["id"].startswith("OWNER/")
+    line = world.ledger.last("upload", dataset=NAME)
     assert (line["version"], line["files"], line["bytes"]) == (1, 2, 9)
 
 
 def test_the_same_files_are_not_sent_twice_and_other_files_are(world: World) -> None:
     folder = world.dataset()
-    world.push("upload", "rsna-extra")
-    assert world.push("upload", "rsna-extra").value["version"] == 1
+    world.does("upload", "rsna-extra")
+    assert world.does("upload", "rsna-extra").value["version"] == 1
+    world.ledger.path.unlink()
+    result = world.does("upload", "rsna-extra")
+    assert result.value["version"] == 1
+    assert "was made of the same files" in result.talk
     assert len(world.site.datasets[NAME].versions) == 1
     (folder / "a.txt").write_text("gamma")  # as long as before: size and name alone would not tell
-    assert world.push("upload", "rsna-extra").value["version"] == 2
+    assert world.does("upload", "rsna-extra").value["version"] == 2
     assert (world.site.datasets[NAME].versions[1] / "a.txt").read_text() == "gamma"
+    (folder / "a.txt").write_text("alpha")
+    assert world.does("upload", "rsna-extra").value["version"] == 3
+
+
+@pytest.mark.parametrize("method", ["create_dataset", "create_dataset_version"])
+@pytest.mark.parametrize("lost", LOST, ids=lambda refused: refused.kind)
+def test_an_upload_whose_answer_was_lost_is_found(world: World, method: str, lost: Refused) -> None:
+    world.dataset()
+    if method != "create_dataset":
+        world.has_dataset("rsna-extra")
+    world.traps.lose[method] = [lost]
+    world.traps.processing_polls = 3
+    talk = world.does("upload", "rsna-extra").talk
+    assert "the answer was lost" in talk
+    assert len(world.site.sent(method)) == 1
+
+
+def test_an_upload_that_kaggle_never_saw_ends_with_its_words(world: World) -> None:
+    world.dataset()
+    world.traps.refuse["create_dataset"] = [Refused(503, "Come back later")]
+    assert "Kaggle says: Come back later" in world.fails("upload", "rsna-extra")
+    assert world.does("upload", "rsna-extra").value["version"] == 1
 
 
 def test_a_second_version_waits_while_the_first_is_processed(world: World) -> None:
@@ -47,7 +69,7 @@ def test_a_second_version_waits_while_the_first_is_processed(world: World) -> No
     world.dataset()
     world.has_dataset("rsna-extra")
     world.site.datasets[NAME].polls_left, world.site.datasets[NAME].status = 3, "BLOBS_RECEIVED"
-    result = world.push("upload", "rsna-extra")
+    result = world.does("upload", "rsna-extra")
     assert result.value["version"] == 2
     assert "waiting for what is under way" in result.talk
 
@@ -57,87 +79,88 @@ def test_ready_is_believed_only_of_the_new_version(world: World) -> None:
     world.dataset()
     world.has_dataset("rsna-extra")
     world.traps.late_polls = 2
-    assert world.push("upload", "rsna-extra").value["version"] == 2
-
-
-def test_a_version_that_kaggle_refuses_is_an_error(world: World) -> None:
-    world.dataset()
-    world.has_dataset("rsna-extra")
-    world.traps.refuse["CreateDatasetVersion"] = [Refused(403, "Permission 'datasets.update' was denied")]
-    assert "Permission 'datasets.update' was denied" in world.fails("upload", "rsna-extra")
+    assert world.does("upload", "rsna-extra").value["version"] == 2
+    dataset = world.site.datasets[NAME]
+    dataset.ready, dataset.late, dataset.polls_left = 1, 2, 1  # it shows version 1 once more
+    assert world.does("upload", "rsna-extra").value["version"] == 2
+    assert len(dataset.versions) == 2
 
 
 def test_a_killed_upload_is_taken_up_and_not_sent_again(world: World) -> None:
     world.dataset()
-    world.push("upload", "rsna-extra")
-    lines = world.account.ledger.path.read_text().splitlines()
-    world.account.ledger.path.write_text("".join(f"{line}\n" for line in lines if '"kind": "upload"' not in line))
-    assert "was sent before; it is looked at now" in world.push("upload", "rsna-extra").talk
+    world.does("upload", "rsna-extra")
+    lines = world.ledger.path.read_text().splitlines()
+    world.ledger.path.write_text("".join(f"{line}\n" for line in lines if '"kind": "upload"' not in line))
+    assert "it is looked at now" in world.does("upload", "rsna-extra").talk
     assert len(world.site.datasets[NAME].versions) == 1
 
 
-def test_a_failed_blob_costs_the_upload(each_world: World) -> None:
-    """kaggle 2.2.4 goes on and makes a version without the file, exit code 0."""
-    each_world.dataset()
-    each_world.traps.fail_blobs = {"a.txt"}
-    assert "Upload unsuccessful: a.txt" in each_world.fails("upload", "rsna-extra")
+@pytest.mark.parametrize("method", ["create_dataset_version", "put"])
+def test_what_kaggle_refuses_is_an_error(world: World, method: str) -> None:
+    world.dataset()
+    world.has_dataset("rsna-extra")
+    world.traps.refuse[method] = [Refused(403, "Permission 'datasets.update' was denied")]
+    assert "Permission 'datasets.update' was denied" in world.fails("upload", "rsna-extra")
+    assert len(world.site.datasets[NAME].versions) == 1
 
 
-def test_a_broken_upload_does_not_leave_old_files_in_the_next(world: World) -> None:
-    """The program takes up what broke off by name, size and time alone: files of the same length would be exchanged."""
-    folder = world.dataset(**{"a.txt": "alpha", "b.txt": "gamma"})
-    world.traps.fail_put = 2
-    world.fails("upload", "rsna-extra")
-    for name in ("a.txt", "b.txt"):
-        times = (folder / name).stat()
-        (folder / name).write_text("delta")
-        os.utime(folder / name, ns=(times.st_atime_ns, times.st_mtime_ns))
-    assert world.push("upload", "rsna-extra").code == 0
-    version = world.site.datasets[NAME].versions[0]
-    assert [(version / name).read_text() for name in ("a.txt", "b.txt")] == ["delta", "delta"]
+def test_a_file_that_breaks_off_is_sent_again_and_that_is_said(world: World) -> None:
+    world.dataset()
+    world.traps.refuse["put"] = [Refused(0, "connection reset", "network"), Refused(503, "busy")]
+    talk = world.does("upload", "rsna-extra").talk
+    assert "a.txt did not arrive; try 2 of 5 in 0 s (connection reset)" in talk
+    assert "a.txt did not arrive; try 3 of 5" in talk
+    assert (world.site.datasets[NAME].versions[0] / "a.txt").read_text() == "alpha"
 
 
 def test_errors_inside_a_good_answer_are_errors(world: World) -> None:
     world.dataset()
-    world.dataset("rsna-other")
-    world.has_dataset("rsna-other")
     world.traps.dataset_error = "The requested title is already in use by a dataset."
     assert "Choose another `id`" in world.fails("upload", "rsna-extra")
-    assert "version creation error" in world.fails("upload", "rsna-other")
 
 
-def test_a_folder_left_out_is_an_error(world: World) -> None:
-    """Without --dir-mode the program drops sub-folders with exit code 0; this is what it says then."""
-    parcel = uploads.pack(world.account, world.dataset())
-    answer = world.account.program.call("datasets", "create", "-p", parcel.folder)
-    assert answer.code == 0
-    with pytest.raises(KaggleError, match="Skipping folder: sub") as error:
-        judge.created(answer, "The upload")
-    assert "--dir-mode zip" in error.value.advice
-
-
-def test_a_version_that_fails_or_never_comes_is_an_error(world: World) -> None:
+def test_a_version_that_kaggle_could_not_make_is_never_ready(world: World) -> None:
     world.dataset()
+    world.has_dataset("rsna-extra")
     world.traps.fail_processing = True
-    assert "status failed" in world.fails("upload", "rsna-extra")
-    world.traps.fail_processing, world.traps.never_ready = False, True
-    world.dataset("rsna-other")
-    patient, world.account = world.account, replace(world.account, limit_s=0.2)
-    assert "still blobs_received at version 0" in world.fails("upload", "rsna-other")
-    world.traps.never_ready, world.account = False, patient
-    assert "was sent before" in world.push("upload", "rsna-other").talk
+    for _ in range(2):
+        assert "status FAILED" in world.fails("upload", "rsna-extra")
+    assert len(world.site.datasets[NAME].versions) == 3  # sent anew each time, never called ready
+    assert not world.ledger.last("upload")
+    world.traps.fail_processing = False
+    assert world.push("upload", "rsna-extra").code == 0
 
 
-def test_a_file_that_did_not_arrive_is_missed_and_sent_again(world: World) -> None:
+def test_a_version_that_never_comes_is_left_with_the_way_back(world: World) -> None:
     world.dataset()
-    world.traps.lose_files = {"a.txt"}
-    assert "version 1 lacks a.txt" in world.fails("upload", "rsna-extra")
-    world.traps.lose_files = set()
-    assert world.push("upload", "rsna-extra").value["version"] == 2
+    world.traps.never_ready = True
+    patient, world.account = world.account, replace(world.account, limit_s=0.1)
+    assert "still BLOBS_RECEIVED at version 0" in world.fails("upload", "rsna-extra")
+    world.traps.never_ready, world.account = False, patient
+    assert world.does("upload", "rsna-extra").value["version"] == 1
+    assert len(world.site.datasets[NAME].versions) == 1
+
+
+def test_a_dataset_that_is_not_shown_is_not_waited_for(world: World) -> None:
+    world.dataset()
+    world.traps.refuse["get_dataset_status"] = [Refused(403, "Permission 'datasets.get' was denied")] * 99
+    assert "Kaggle does not show it to this account" in world.fails("upload", "rsna-extra")
+
+
+@pytest.mark.parametrize(
+    ("trap", "said"),
+    [("lose_files", "version 1 lacks a.txt"), ("other_sizes", "has 6 bytes of a.txt, which has 5 here")],
+)
+def test_a_file_that_did_not_arrive_as_it_is_is_missed_and_sent_again(world: World, trap: str, said: str) -> None:
+    world.dataset()
+    setattr(world.traps, trap, {"a.txt"})
+    assert said in world.fails("upload", "rsna-extra")
+    setattr(world.traps, trap, set())
+    assert world.does("upload", "rsna-extra").value["version"] == 2
 
 
 def test_many_files_are_all_looked_for(world: World) -> None:
-    """Kaggle lists 200 files a page, and the program prints the next page's token before the JSON."""
+    """Kaggle lists 200 files a page."""
     world.dataset(**{f"sub/{n:03}.txt": "x" for n in range(201)})
     world.traps.lose_files = {"sub/200.txt"}
     assert "version 1 lacks sub/200.txt" in world.fails("upload", "rsna-extra")
@@ -150,19 +173,18 @@ def test_a_public_dataset_is_found_before_anything_is_added_to_it(world: World) 
     assert len(world.site.datasets[NAME].versions) == 1
     world.traps.make_public = True
     world.dataset("rsna-other")
-    assert "can be seen by everybody" in world.fails("upload", "rsna-other")
-    assert world.push("upload", "rsna-other", "--public").code == 0
+    for _ in range(2):
+        assert "can be seen by everybody" in world.fails("upload", "rsna-other")
+    assert len(world.site.datasets[f"{USER}/rsna-other"].versions) == 1
+    world.does("upload", "rsna-other", "--public")
 
 
 def test_a_busy_kaggle_is_asked_again_and_then_left(world: World) -> None:
     world.dataset()
-    world.traps.refuse = {
-        "GetDatasetStatus": [Refused(429, "Too Many Requests")],
-        "StartBlobUpload": [Refused(429, "Too Many Requests", {"Retry-After": "0"})],
-    }
-    assert world.push("upload", "rsna-extra").code == 0
+    world.traps.refuse = {"get_dataset_status": [BUSY], "start_blob_upload": [BUSY], "create_dataset": [BUSY]}
+    world.does("upload", "rsna-extra")
     world.dataset("rsna-other")
-    world.traps.refuse = {"GetDatasetStatus": [Refused(429, "Too Many Requests", {"Retry-After": "3600"})] * 9}
+    world.traps.refuse = {"get_dataset_status": [BUSY] * 9}
     assert "Wait ten minutes, then run the same command again" in world.fails("upload", "rsna-other")
 
 
@@ -173,12 +195,19 @@ def test_secrets_and_hidden_files_stay_here(world: World) -> None:
     (folder / "sub/notes.txt").unlink()
     (folder / ".env").write_text("")
     assert world.push("upload", "rsna-extra").code == 1
-    assert world.double.calls("StartBlobUpload") == []
+    assert world.client.seen == []
 
 
 def test_a_dry_run_shows_everything_and_sends_nothing(world: World) -> None:
     world.dataset()
-    shown = world.push("upload", "rsna-extra", "--dry-run").value
-    assert "$ kaggle datasets create -p " in shown
+    shown = world.does("upload", "rsna-extra", "--dry-run").value
+    assert f"{NAME}, private, as a new dataset" in shown
     assert "sub/b.txt" in shown
-    assert {path.rpartition("/")[2] for _, path, _ in world.double.arrived} == {"GetDatasetStatus"}
+    assert world.site.changes == []
+    world.does("upload", "rsna-extra")
+    assert "version 1 is there already" in world.does("upload", "rsna-extra", "--dry-run").value
+
+
+def test_lines_of_a_ledger_are_found_whatever_the_case_of_a_name(world: World) -> None:
+    world.ledger.add("upload", dataset="Alice-K/rsna-kit", version=1)
+    assert Ledger(world.project, str).last("upload", dataset="alice-k/rsna-kit")["version"] == 1

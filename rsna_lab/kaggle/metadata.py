@@ -1,6 +1,6 @@
 """A folder with kernel-metadata.json or dataset-metadata.json → what Kaggle would refuse, drop or misread in it.
 
-The `kaggle` program ignores keys it does not know, turns the internet on where nothing is said, replaces accelerators
+Kaggle and its program ignore keys they do not know, turn the internet on where nothing is said, replace accelerators
 that are gone, uploads one file of a kernel's folder and no sub-folder of a dataset's: all of it with exit code 0. So
 everything is checked here first, and all problems are told at once. Nothing is sent and nothing is changed.
 """
@@ -26,7 +26,7 @@ SOURCE_KEYS = ("dataset_sources", "competition_sources", "kernel_sources", "mode
 BOOLEANS = ("is_private", "enable_gpu", "enable_tpu", "enable_internet")
 KERNEL_KEYS = ("id", "title", "code_file", "language", "kernel_type", *BOOLEANS, "machine_shape", *SOURCE_KEYS,
                "keywords", "docker_image", "docker_image_pinning_type")  # fmt: skip
-DATASET_KEYS = ("id", "title", "subtitle", "licenses", "description", "keywords", "resources")
+DATASET_KEYS = ("id", "title", "subtitle", "licenses", "description", "keywords")
 SHAPES = ("NvidiaTeslaT4", "NvidiaL4", "NvidiaL4X1", "NvidiaTeslaA100", "NvidiaH100", "NvidiaRtxPro6000", "TpuV5E8",
           "TpuV6E8")  # fmt: skip
 RETIRED = {"nvidiateslap100": "NvidiaTeslaT4", "tpuv38": "TpuV5E8", "tpu1vmv38": "TpuV5E8", "tpuv232": "a plain CPU",

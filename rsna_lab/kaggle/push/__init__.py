@@ -1,1 +1,1 @@
-"""The road to a score with the `kaggle` program, of which nothing is believed because it ended with 0."""
+"""From a checkout to a score on Kaggle: what is sent, what became of it, and nothing twice."""

@@ -1,44 +1,185 @@
-"""Who pushes, with which program, from which checkout: what every verb of scripts/push needs before it begins."""
+"""Who pushes, from which checkout, and what was sent before: what every verb of scripts/push needs before it begins.
+
+The ledger is runs.jsonl, one JSON line for each event, only ever added to:
+
+    upload   dataset version that is ready and checked: version, digest of its files
+    send     dataset version that was sent, and is to be waited for
+    model    version of a Kaggle Model: the same
+    push     kernel version: digest of script and metadata, versions of what it reads
+    verify   look at a pushed version: image and accelerator, or the problem with it
+    run      ended run: status, failure, seconds
+    fetch    output that was fetched and checked: sha256 of its files
+    submit   submission: its number on Kaggle
+    score    scored submission, or the error
+
+Every line says when, of which commit, and whether the tree had changes. No line holds a secret. A lost ledger is no
+loss: what is on Kaggle says what it was made of, and is taken over.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import json
 import os
-import re
-from collections.abc import Mapping
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from rsna_kit.runtime.errors import MissingDependencyError
+from rsna_kit.runtime.clock import format_duration
+from rsna_kit.runtime.errors import MissingDependencyError, RsnaKitError
 from rsna_kit.runtime.events import Events
-from rsna_lab.kaggle.credentials import CredentialError, Scrubber, check_permissions, credential_files
+from rsna_lab.kaggle.credentials import Scrubber, check_permissions, credential_files
 from rsna_lab.kaggle.metadata import PLACEHOLDER, check_owner
-from rsna_lab.kaggle.push.advice import KaggleError, UnreachableError
-from rsna_lab.kaggle.push.ledger import Ledger
-from rsna_lab.kaggle.push.program import NEWEST, Glance, Program, find_program
+from rsna_lab.kaggle.push.api import Client, Kaggle, find_python
+from rsna_lab.kaggle.push.errors import KaggleError, RefusedError
 
 LEDGER = "runs.jsonl"
+_NAMES = ("kernel", "dataset", "model")  # Kaggle writes them as it likes: Alice-K is alice-k
+
+
+def same(one: str, other: str) -> bool:
+    """Whether two names of Kaggle's are one.
+
+    Example:
+        >>> same("Alice-K/rsna-kit", "alice-k/rsna-kit")
+        True
+    """
+    return one.casefold() == other.casefold()
+
+
+class Ledger:
+    """The lines of one file.
+
+    Args:
+        project: the checkout that it lies in, and whose commit is noted.
+        scrub: takes secrets out of a line.
+    """
+
+    def __init__(self, project: Path, scrub: Callable[[str], str]) -> None:
+        self.path, self._project, self._scrub = project / LEDGER, project, scrub
+
+    def add(self, kind: str, **fields: Any) -> None:
+        """Append one line, whole and on disk when this returns."""
+        now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        line = {"at": now, "kind": kind, **commit_of(self._project), **fields}
+        with open(self.path, "a+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            text = self._scrub(json.dumps(line, ensure_ascii=False)) + "\n"
+            if file.seek(0, os.SEEK_END) and os.pread(file.fileno(), 1, file.tell() - 1) != b"\n":
+                text = "\n" + text  # whoever wrote before was killed
+            file.write(text.encode())
+            file.flush()
+            os.fsync(file.fileno())
+
+    def lines(self, kind: str = "", **match: Any) -> list[dict[str, Any]]:
+        """Every whole line of a kind whose fields have these values, oldest first."""
+        if not self.path.is_file():
+            return []
+        found = []
+        for text in self.path.read_text(encoding="utf-8", errors="replace").splitlines():
+            try:
+                line = json.loads(text)
+            except ValueError:
+                continue  # the rest of a line whose writer was killed
+            if (
+                isinstance(line, dict)
+                and line.get("kind")
+                and (not kind or line["kind"] == kind)
+                and all(
+                    same(str(line.get(key)), value) if key in _NAMES else line.get(key) == value
+                    for key, value in match.items()
+                )
+            ):
+                found.append(line)
+        return found
+
+    def last(self, kind: str, **match: Any) -> dict[str, Any]:
+        """The newest of them; empty where there is none."""
+        return next(iter(reversed(self.lines(kind, **match))), {})
+
+
+def commit_of(project: Path) -> dict[str, Any]:
+    """`{"commit": …, "dirty": …}` of a checkout; None where git knows nothing of it."""
+    git = ["git", "-C", str(project)]
+    found = []
+    for words in (["rev-parse", "HEAD"], ["status", "--porcelain"]):
+        try:
+            done = subprocess.run([*git, *words], capture_output=True, text=True, check=True, timeout=60)
+        except (OSError, subprocess.SubprocessError):
+            return {"commit": None, "dirty": None}
+        found.append(done.stdout.strip())
+    return {"commit": found[0], "dirty": bool(found[1])}
+
+
+def short_commit(project: Path) -> str:
+    """The commit in a word, for descriptions on Kaggle."""
+    found = commit_of(project)
+    return f"{found['commit'][:8]}{'*' if found['dirty'] else ''}" if found["commit"] else "no-commit"
+
+
+def table(lines: Sequence[Mapping[str, Any]]) -> str:
+    """The ledger for people, oldest first; * marks a commit with changes that were not committed."""
+    if not lines:
+        return "Nothing was pushed from here yet."
+    cells = [("when (UTC)", "what", "which", "version", "commit", "outcome")]
+    for line in lines:
+        commit = str(line.get("commit") or "")[:8] + ("*" if line.get("dirty") else "")
+        which = next((line[name] for name in _NAMES if line.get(name)), "")
+        when = line["at"].replace("T", " ").rstrip("Z")
+        cells.append((when, line["kind"], str(which), str(line.get("version") or ""), commit, _outcome(line)))
+    return columns(cells)
+
+
+def columns(cells: Sequence[Sequence[str]]) -> str:
+    """A table whose last column may be as wide as it likes."""
+    widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]) - 1)]
+    rows = ([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[-1]] for row in cells)
+    return "\n".join("  ".join(row).rstrip() for row in rows)
+
+
+def _outcome(line: Mapping[str, Any]) -> str:
+    """The one thing a line is about."""
+    problem = " ".join(str(line.get("problem") or line.get("failure") or line.get("error") or "").split())
+    if line["kind"] == "run":
+        took = f"in {format_duration(line['seconds'])}" if line.get("seconds") else ""
+        return " ".join(filter(None, [str(line.get("status")), took, problem]))
+    if problem:
+        return problem
+    if line["kind"] in ("submit", "score"):
+        score = f": public {line.get('public')}, private {line.get('private')}" if line["kind"] == "score" else ""
+        return f"submission {line.get('submission')}{score}"
+    if line["kind"] == "fetch":
+        return f"{line.get('files')} files, {line.get('bytes', 0) / 1e6:.1f} MB"
+    if line["kind"] == "push":
+        return ", ".join(f"{name} v{version}" for name, version in (line.get("inputs") or {}).items())
+    return str(line.get("digest") or "")[:12]
 
 
 @dataclass(frozen=True)
 class Account:
-    """Everything that the steps of the road share.
+    """Everything that the steps share.
 
     Args:
         owner: the account's name on Kaggle.
         project: folder with kernels/, datasets/ and build/.
-        program: the `kaggle` program.
+        kaggle: what is asked.
         ledger: what was sent.
         events: where people read.
         scrub: takes secrets out of text.
         poll_s: seconds between two looks at something that takes time.
         limit_s: how long anything is waited for.
         public: whether what is pushed may be seen by everybody.
-        again: whether to do what the ledger says is done.
+        again: whether to do what is done already.
+        accept_accelerator: whether a run on another accelerator than the one asked for will do.
     """
 
     owner: str
     project: Path
-    program: Program
+    kaggle: Kaggle
     ledger: Ledger
     events: Events
     scrub: Scrubber
@@ -46,6 +187,7 @@ class Account:
     limit_s: float = 24 * 3600.0
     public: bool = False
     again: bool = False
+    accept_accelerator: bool = False
 
     @property
     def staging(self) -> Path:
@@ -57,105 +199,103 @@ def open_account(
     project: Path,
     events: Events,
     owner: str | None = None,
-    kaggle: Path | None = None,
-    poll_s: float = 30.0,
-    limit_s: float = 24 * 3600.0,
-    public: bool = False,
-    again: bool = False,
+    program: Path | None = None,
     environment: Mapping[str, str] = os.environ,
+    plan: bool = False,
+    poll_s: float = 30.0,
+    **how: Any,
 ) -> Account:
-    """Check credentials and program, and ask the program who we are.
+    """Check credentials and the kaggle package, and ask who we are.
+
+    Args:
+        project: folder with kernels/, datasets/ and build/.
+        events: where people read.
+        owner: the account's name, where it is another than that of the credentials.
+        program: `kaggle`; the one on PATH unless given.
+        environment: holds or leads to the credentials.
+        plan: nothing will be sent. What is on the site is asked once; without package, credentials or network it is
+            unknown, and the account is called OWNER unless it is named.
+        poll_s: seconds between two looks.
+        how: further fields of the account.
 
     Raises:
-        CredentialError: credentials that others can read, or a token that has expired.
+        CredentialError: credentials that others can read.
         KaggleError: no credentials, or none that Kaggle takes.
     """
     check_permissions(environment)
     scrub = Scrubber(environment)
-    program = Program(find_program(kaggle), environment, scrub, _temporary(project), pause_s=poll_s / 2)
-    if program.version > NEWEST:
-        version = ".".join(map(str, program.version))
-        events.say(f"kaggle {version} is newer than what this was tried with, {'.'.join(map(str, NEWEST))}")
-    name = _who(program, environment)
-    ledger = Ledger(project / LEDGER, project, scrub)
-    owner = check_owner(owner or name)
-    return Account(owner, project, program, ledger, events, scrub, poll_s, limit_s, public, again)
-
-
-def open_for_plan(
-    project: Path,
-    events: Events,
-    owner: str | None = None,
-    kaggle: Path | None = None,
-    public: bool = False,
-    again: bool = False,
-    environment: Mapping[str, str] = os.environ,
-) -> Account:
-    """The same for a plan, which sends nothing: it is made without program, credentials or network, too.
-
-    Without them the account is called OWNER unless it is named, and what is on the site is unknown.
-    """
-    check_permissions(environment)
-    scrub = Scrubber(environment)
-    ledger = Ledger(project / LEDGER, project, scrub)
+    temporary = project / "build" / "push" / "tmp"
+    reason, name = "", ""
     try:
-        program = Glance(find_program(kaggle), environment, scrub, _temporary(project))
-        name = check_owner(owner or _who(program, environment))
+        send = Client(find_python(program), environment, scrub, temporary)
+        kaggle = Kaggle(send, events.say, poll_s, **({"tries": 1} if plan else {}))
+        kaggle.check_version()
+        name = owner or _who(kaggle, environment, poll_s)
     except (KaggleError, MissingDependencyError) as error:
-        program = Glance(None, environment, scrub, _temporary(project), reason=str(error))
-        name = check_owner(owner) if owner else PLACEHOLDER
-        events.say(f"Kaggle is not asked, and what is there is unknown. {error}")
-    return Account(name, project, program, ledger, events, scrub, public=public, again=again)
+        if not plan:
+            raise
+        reason, name = str(error), owner or ""
+        events.say(f"Kaggle is not asked, and what is there is unknown. {reason}")
+        kaggle = Kaggle(lambda *_: {"error": {"kind": "network", "text": reason}}, events.say, tries=1)
+    name = check_owner(name) if name else PLACEHOLDER
+    return Account(name, project, kaggle, Ledger(project, scrub), events, scrub, poll_s, **how)
 
 
-def _temporary(project: Path) -> Path:
-    return project / "build" / "push" / "tmp"
+def _who(kaggle: Kaggle, environment: Mapping[str, str], poll_s: float) -> str:
+    """The account's name. A token counts as dead only when Kaggle says so twice."""
+    try:
+        found = kaggle.whoami()
+    except RefusedError:
+        time.sleep(poll_s)
+        try:
+            found = kaggle.whoami()
+        except RefusedError as error:
+            raise _no_credentials(error, environment) from None
+    return str(found["username"])
 
 
-def _who(program: Program, environment: Mapping[str, str]) -> str:
-    """The account's name; a token that is there but not used is a dead one.
+def _no_credentials(error: RefusedError, environment: Mapping[str, str]) -> KaggleError:
+    places = list(dict.fromkeys(map(str, credential_files(environment))))
+    there = [place for place in places if Path(place).is_file()]
+    there += [name for name in ("KAGGLE_API_TOKEN", "KAGGLE_KEY", "KAGGLE_USERNAME") if environment.get(name)]
+    if there:
+        what = f"{str(error).splitlines()[0]} There are {', '.join(there)}."
+        return KaggleError(
+            what,
+            error.said,
+            "Put a new token or key in its place (https://www.kaggle.com/settings, "
+            "API). A token is sent even where good keys lie beside it: where there are some, take it "
+            "away",
+        )
+    return KaggleError(
+        f"No credentials were found: not in KAGGLE_API_TOKEN, KAGGLE_USERNAME and KAGGLE_KEY, nor in "
+        f"{', '.join(places)}.",
+        "",
+        "Make one at https://www.kaggle.com/settings (API, 'Create Legacy API Key'), then: mkdir -p -m 700 ~/.kaggle "
+        "&& mv ~/Downloads/kaggle.json ~/.kaggle/ && chmod 600 ~/.kaggle/kaggle.json. Or: kaggle auth login",
+    )
 
-    With a dead token beside good keys the program says that it uses the keys, and sends the token all the same: every
-    call then fails with a message about something else.
+
+@contextlib.contextmanager
+def alone(project: Path) -> Iterator[None]:
+    """Keep a second scripts/push that sends something out of this checkout while the block runs.
+
+    Raises:
+        RsnaKitError: there is one.
     """
-    answer = program.ask("config", "view")
-    values = dict(re.findall(r"^- (\w+): (.*)$", answer.out, re.MULTILINE))
-    token = _token_source(environment)
-    if token and values.get("auth_method") != "ACCESS_TOKEN" and not answer.transient:
-        raise CredentialError(
-            f"{token} holds a token that Kaggle no longer accepts. It is sent even where good keys lie beside it.\n"
-            f"  What to do: {_remedy(token)}, or put a new one there: https://www.kaggle.com/settings (API)"
-        )
-    if answer.transient:
-        raise UnreachableError("Kaggle cannot be reached.", answer.said)
-    if answer.code == 0 and values.get("username") not in (None, "None", ""):
-        return values["username"]
-    if not has_credentials(environment):
-        files = ", ".join(dict.fromkeys(map(str, credential_files(environment))))
-        raise KaggleError(
-            f"No credentials were found: not in KAGGLE_API_TOKEN, KAGGLE_USERNAME and KAGGLE_KEY, nor in {files}.",
-            "",
-            "Make one at https://www.kaggle.com/settings (API, 'Create Legacy API Key'), then: mkdir -p -m 700 "
-            "~/.kaggle && mv ~/Downloads/kaggle.json ~/.kaggle/ && chmod 600 ~/.kaggle/kaggle.json. "
-            "Or: kaggle auth login",
-        )
-    raise KaggleError("There are no credentials that Kaggle accepts.", answer.said or "Authentication required")
-
-
-def has_credentials(environment: Mapping[str, str]) -> bool:
-    """Whether there are any, good or bad."""
-    named = environment.get("KAGGLE_API_TOKEN") or environment.get("KAGGLE_KEY") or environment.get("KAGGLE_USERNAME")
-    return bool(named) or any(path.is_file() for path in credential_files(environment))
-
-
-def _token_source(environment: Mapping[str, str]) -> str:
-    """Where the program takes its token from, "" without one."""
-    if environment.get("KAGGLE_API_TOKEN"):
-        return "KAGGLE_API_TOKEN"
-    home = Path(environment.get("HOME") or Path.home()) / ".kaggle"
-    files = [path for path in credential_files(environment) if path.parent == home and "token" in path.name]
-    return next((str(path) for path in files if path.is_file() and path.read_text().strip()), "")
-
-
-def _remedy(token: str) -> str:
-    return f"unset {token}" if token == "KAGGLE_API_TOKEN" else f"rm {token}"
+    path = project / "build" / "push" / "lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.seek(0)
+            raise RsnaKitError(
+                f"another scripts/push is at work in this checkout (process {file.read().strip() or 'unknown'}), and "
+                "two would push and submit twice.\n  What to do: wait for it, or stop it; scripts/push follow, status, "
+                "logs and fetch work beside it"
+            ) from None
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield

@@ -1,29 +1,31 @@
-"""A staged kernel → a version of it on Kaggle that has everything attached, and what became of its run.
+"""A kernel's folder → a version of it on Kaggle that has everything attached, or the one that is there already.
 
-After a push, Kaggle is asked what it really made of it: every source attached, models among them, who may see it, no
-internet, the text as it was sent. The status of a run is believed only when it is surely that of this version.
+What goes out is a copy: the account's name in its metadata, the settings in its script, and a last line that says what
+it was made of. By that line a run whose answer or whose ledger was lost is found again instead of started twice.
+After a push, Kaggle is asked what it really made of it: sources, privacy, internet, text, image, accelerator.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import tempfile
+import re
 import time
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rsna_lab.kaggle.metadata import KERNEL_FILE, SOURCE_KEYS, is_true
-from rsna_lab.kaggle.push import judge
-from rsna_lab.kaggle.push.account import Account
-from rsna_lab.kaggle.push.advice import KaggleError
-from rsna_lab.kaggle.push.logs import LogTail
-from rsna_lab.kaggle.push.staging import Run, Staged, inputs_of
-from rsna_lab.kaggle.push.waiting import Waiting
+from rsna_lab.kaggle.metadata import SOURCE_KEYS, is_true
+from rsna_lab.kaggle.push.account import Account, same
+from rsna_lab.kaggle.push.api import LOOKS
+from rsna_lab.kaggle.push.errors import KaggleError, UnreachableError
+from rsna_lab.kaggle.push.project import Run, There, look
+from rsna_lab.kaggle.push.staging import FIELDS, Staged, inputs_of
 
-_SHY_LOOKS = 4  # a version that was just pushed may not be found yet
-_STALE_S = 900.0  # this long the status may be that of the version before
+GOING = ("QUEUED", "RUNNING", "NEW_SCRIPT", "CANCEL_REQUESTED")
+_MARK = "# rsna_kit pushed this: "
+
+
+class AcceleratorError(KaggleError):
+    """The version runs on another accelerator than the one it asked for."""
 
 
 def push(account: Account, staged: Staged, covers: str | None = None) -> Run:
@@ -32,60 +34,77 @@ def push(account: Account, staged: Staged, covers: str | None = None) -> Run:
     Args:
         account: who pushes.
         staged: the copy that goes out.
-        covers: for the ledger: digest of the training that this begins or goes on with.
+        covers: digest of the training that this begins or goes on with.
 
     Raises:
         KaggleError: refused, or not what was asked for.
     """
     inputs = inputs_of(account, staged)
     digest = staged.digest(inputs)
-    if not account.again and (run := _known(account, staged, digest)):
-        return run
+    mark = f"{_MARK}{digest[:16]} {(covers or digest)[:16]}"
+    before = look(account, Run(staged.reference, 0))
+    if before and not account.public and not before.metadata.get("isPrivate"):
+        raise _public(staged.reference)
+    facts = {"kernel": staged.reference, "digest": digest, "inputs": inputs, "settings": dict(staged.settings)}
+    facts["covers"] = covers or digest
+    if before and not account.again and _taken_over(account, staged, before, mark, facts):
+        return Run(staged.reference, before.version)
     _say_why(account, staged, inputs)
-    if is_true(staged.metadata["enable_gpu"]):
-        say_quota(account)
-    before = None if account.program.precise else _state(account, staged.reference)
-    if before and before["status"] in judge.RUNNING:
-        raise KaggleError(
-            f"{staged.reference}: a version of it is {before['status']} already, and this kaggle program could not "
-            "tell the two apart.",
-            "",
-            "Wait until it has ended (scripts/push status), or use kaggle 2.2.5.",
-        )
-    answer = account.program.call(*staged.words())
+    what = f"The push of {staged.reference}"
     try:
-        done = judge.pushed(answer, staged.reference)
-    except KaggleError as error:
-        problem = str(error).splitlines()[0]
-        account.ledger.add("push", kernel=staged.reference, version=judge.version_in(answer), problem=problem)
-        raise
-    run = Run(done.reference, done.version)
-    account.ledger.add(
-        "push", kernel=run.reference, version=run.version, digest=digest, url=done.url, inputs=inputs, before=before,
-        settings=dict(staged.settings), **({"covers": covers} if covers else {}),
-    )  # fmt: skip
-    account.events.say(f"{run.reference}: version {run.version} pushed, {done.url}")
+        answer = account.kaggle.change("kernels/save_kernel", what, **staged.body(mark))
+        version = _judge(account, staged, answer, what)
+    except UnreachableError:
+        version = _look_for(account, staged, mark, before.version if before else 0)
+        if not version:
+            raise
+        account.events.say(f"{staged.reference}: the answer was lost, and version {version} is there")
+    run = Run(staged.reference, version)
+    account.ledger.add("push", version=version, **facts)
+    account.events.say(f"{staged.reference}: version {version} pushed, https://www.kaggle.com/code/{staged.reference}")
     verify(account, staged, run)
     return run
 
 
-def _known(account: Account, staged: Staged, digest: str) -> Run | None:
-    """The run of the same script on the same inputs, if Kaggle still has it so."""
-    line = account.ledger.last("push", kernel=staged.reference, digest=digest)
-    if line is None:
-        return None
-    run = Run(staged.reference, int(line["version"]))
-    match = {"kernel": run.reference, "version": run.version}
-    seen, ended = account.ledger.last("verify", **match), account.ledger.last("run", **match)
-    if (seen and seen.get("problem")) or (ended and ended["status"] != "COMPLETE"):
-        return None
-    return run if stands(account, staged, run) else None
+def _judge(account: Account, staged: Staged, answer: Mapping[str, Any], what: str) -> int:
+    """The version that a push made; an error for one that is not whole, which the ledger notes."""
+    version = int(answer.get("versionNumber") or 0)
+    lost = [
+        f"{name} ({kind})"
+        for kind in ("Dataset", "Competition", "Kernel", "Model")
+        for name in answer.get(f"invalid{kind}Sources") or []
+    ]
+    there = "/".join(str(answer.get("url") or staged.reference).split("?")[0].rstrip("/").split("/")[-2:])
+    problem = advice = ""
+    if version < 1:
+        problem, advice = f"{what} made no version.", "Kaggle threw the push away. Push again."
+    elif not same(there, staged.reference):
+        problem = f"{what} went to another address, {there}."
+        advice = (
+            "The address of a new kernel is made of its title. Make `title` in kernel-metadata.json lead to the "
+            f"slug in `id`, delete https://www.kaggle.com/code/{there} in the browser, and push again."
+        )
+    elif lost:
+        problem = f"{what} made version {version}, and these are not attached: {', '.join(lost)}."
+        advice = (
+            "Check the name, that your account may use it, and that it is ready (`scripts/push status`). This "
+            "version runs without it: stop it in the browser, it cannot be stopped from here."
+        )
+    elif answer.get("invalidTags"):
+        problem = f"{what}: Kaggle does not know the tags {', '.join(answer['invalidTags'])}."
+        advice = "Take these words out of `keywords` in the metadata."
+    if problem:
+        account.ledger.add("push", kernel=staged.reference, version=version, problem=problem)
+        raise KaggleError(problem, "", advice)
+    return version
 
 
 def stands(account: Account, staged: Staged, run: Run) -> bool:
     """Whether a version is still on Kaggle as it was pushed; then it need not be pushed again, and that is said."""
     try:
         verify(account, staged, run)
+    except (AcceleratorError, UnreachableError):
+        raise
     except KaggleError:
         return False  # another version lies above it, or somebody changed it
     account.events.say(
@@ -94,11 +113,42 @@ def stands(account: Account, staged: Staged, run: Run) -> bool:
     return True
 
 
+def _taken_over(account: Account, staged: Staged, there: There, mark: str, facts: Mapping[str, Any]) -> bool:
+    """Whether the newest version on Kaggle is what would be pushed now. An older one does not count: what reads a
+    kernel's output gets the newest."""
+    own, theirs = mark.split()[-2:], _mark_of(there.text).split()[-2:]
+    match = {"kernel": staged.reference, "version": there.version}
+    noted = account.ledger.last("push", **match)
+    if not theirs or not (own[0] == theirs[0] or (not noted and own[1] == theirs[1])):
+        return False
+    run = Run(staged.reference, there.version)
+    state = account.kaggle.find("kernels/get_kernel_session_status", **run.body) or {}
+    if state.get("status") not in (*GOING, "COMPLETE") or not stands(account, staged, run):
+        return False
+    if not noted:
+        account.ledger.add("push", version=there.version, **facts)
+        account.events.say(f"{run.reference}: version {run.version} on Kaggle was made of the same; it is taken over")
+    return True
+
+
+def _look_for(account: Account, staged: Staged, mark: str, before: int) -> int:
+    """The version that a push made whose answer was lost; 0 for none."""
+    for _ in range(LOOKS):
+        time.sleep(account.poll_s)
+        there = look(account, Run(staged.reference, 0))
+        if there and there.version > before and _mark_of(there.text) == mark:
+            return there.version
+    return 0
+
+
 def _say_why(account: Account, staged: Staged, inputs: Mapping[str, Any]) -> None:
     """Tell when only the inputs of a kernel are newer: a run for that may cost hours of quota."""
-    before = (account.ledger.last("push", kernel=staged.reference) or {}).get("inputs") or {}
-    newer = [f"{name} is version {version} now, not {before[name]}" for name, version in inputs.items()
-             if before.get(name) not in (None, version)]  # fmt: skip
+    before = account.ledger.last("push", kernel=staged.reference).get("inputs") or {}
+    newer = [
+        f"{name} is version {version} now, not {before[name]}"
+        for name, version in inputs.items()
+        if before.get(name) not in (None, version)
+    ]
     if newer:
         account.events.say(f"{staged.reference}: pushed anew, {'; '.join(newer)}")
 
@@ -108,148 +158,91 @@ def verify(account: Account, staged: Staged, run: Run) -> None:
 
     Raises:
         KaggleError: a source is missing, everybody can see it, the internet is on, or it is another text or image.
+        AcceleratorError: it runs on another accelerator than the one it asked for.
     """
-    for look in range(_SHY_LOOKS):
-        data, text = pull(account, run)
-        if _words_of(text) == _words_of(staged.text):
+    for attempt in range(LOOKS):
+        there = look(account, run)
+        if there and _words_of(there.text) == _words_of(staged.text):
             break
-        if look + 1 < _SHY_LOOKS:  # right after a push the one before may still be shown
+        if attempt + 1 < LOOKS:  # right after a push the one before may still be shown
             time.sleep(account.poll_s)
-    wanted = staged.metadata
-    problems = []
-    for key in SOURCE_KEYS:
-        if lost := judge.missing_sources(wanted.get(key, []), data.get(key) or []):
-            problems.append(f"not attached: {', '.join(lost)} ({key})")
-    if not is_true(data.get("is_private")) and not account.public:
-        problems.append("everybody can see it: is_private is false")
-    if is_true(data.get("enable_internet")) and not is_true(wanted["enable_internet"]):
-        problems.append("the internet is on")
-    if wanted.get("docker_image") and data.get("docker_image") != wanted["docker_image"]:
-        problems.append(f"the image is {data.get('docker_image')}, not {wanted['docker_image']}")
-    if _words_of(text) != _words_of(staged.text):
-        problems.append("the text is another one; was a newer version pushed from elsewhere?")
-    facts = {"image": data.get("docker_image"), "accelerator": data.get("machine_shape")}
     match = {"kernel": run.reference, "version": run.version}
-    if problems:
-        account.ledger.add("verify", **match, **facts, problem="; ".join(problems))
+    if there is None:
         raise KaggleError(
-            f"{run.reference}: version {run.version} is not what was sent: {'; '.join(problems)}.",
+            f"{run.reference}: version {run.version} is not there, or not for this account.",
+            "",
+            f"Look at https://www.kaggle.com/code/{run.reference}.",
+        )
+    wanted, data, problems = staged.metadata, there.metadata, []
+    for key in SOURCE_KEYS:
+        if lost := missing_sources(wanted.get(key, []), data.get(FIELDS[key]) or []):
+            problems.append(f"not attached: {', '.join(lost)} ({key})")
+    if data.get("enableInternet") and not is_true(wanted["enable_internet"]):
+        problems.append("the internet is on")
+    if wanted.get("docker_image") and data.get("dockerImage") != wanted["docker_image"]:
+        problems.append(f"the image is {data.get('dockerImage')}, not {wanted['docker_image']}")
+    if _words_of(there.text) != _words_of(staged.text):
+        problems.append("the text is another one; was a newer version pushed from elsewhere?")
+    facts = {"image": data.get("dockerImage"), "accelerator": data.get("machineShape")}
+    public = not data.get("isPrivate") and not account.public
+    if problems or public:
+        problem = "; ".join([*problems, *(["everybody can see it"] if public else [])])
+        account.ledger.add("verify", **match, **facts, problem=problem)
+        if public:
+            raise _public(run.reference)
+        raise KaggleError(
+            f"{run.reference}: version {run.version} is not what was sent: {problem}.",
             "",
             "Check the names, and that the account may use them; then push again. This version runs as it is: stop it "
             f"in the browser (https://www.kaggle.com/code/{run.reference}), it cannot be stopped from here.",
         )
-    if account.ledger.last("verify", **match) is None:
+    if not account.ledger.last("verify", **match):
         account.ledger.add("verify", **match, **facts)
-    if wanted.get("machine_shape") and data.get("machine_shape") != wanted["machine_shape"]:
-        account.events.say(
-            f"{run.reference}: asked for {wanted['machine_shape']}, Kaggle says {data.get('machine_shape')!r}"
-        )
+    asked, got = wanted.get("machine_shape") or "", str(data.get("machineShape") or "")
+    if not same(asked, got) and asked:
+        told = f"{run.reference}: version {run.version} asked for {asked}, and Kaggle says {got or 'nothing'}"
+        if not account.accept_accelerator:
+            raise AcceleratorError(
+                f"{told}.",
+                "",
+                "It runs as it is. If that will do, the same command with --accept-accelerator goes on with it; else "
+                f"stop it in the browser (https://www.kaggle.com/code/{run.reference}) and name another: --accelerator",
+            )
+        account.events.say(told)
 
 
-def pull(account: Account, run: Run) -> tuple[dict[str, Any], str]:
-    """Metadata and source that Kaggle has."""
-    with tempfile.TemporaryDirectory() as scratch:
-        account.program.told("kernels", "pull", run.label(account), "-m", "-p", scratch)
-        data = json.loads((Path(scratch) / KERNEL_FILE).read_text(encoding="utf-8"))
-        return data, (Path(scratch) / Path(data["code_file"]).name).read_text(encoding="utf-8")
+def _public(reference: str) -> KaggleError:
+    return KaggleError(
+        f"{reference} can be seen by everybody.",
+        "isPrivate is false",
+        f"Nothing more is pushed to it. Make it private at https://www.kaggle.com/code/{reference} (Share), then "
+        "run the same command again; or say --public if that is meant.",
+    )
+
+
+def _mark_of(text: str) -> str:
+    """The line that says what a script was made of, "" without one."""
+    last = text.rstrip().rpartition("\n")[2]
+    return last if last.startswith(_MARK) else ""
 
 
 def _words_of(text: str) -> list[str]:
-    """A source without what a server may do to line ends; of a notebook, the cells."""
+    """A source without our mark and without what a server may do to line ends; of a notebook, the cells."""
     try:
         cells = json.loads(text)["cells"]
         text = "\n".join("".join(cell["source"]) for cell in cells)
     except (ValueError, KeyError, TypeError):
-        pass
+        text = text.rstrip().removesuffix(_mark_of(text))
     return [line.rstrip() for line in text.strip().splitlines()]
 
 
-def say_quota(account: Account) -> None:
-    """Tell what is left of the week's GPU hours; a run that cannot start is refused by the push itself."""
-    answer = account.program.call("quota", "--format", "json")
-    try:
-        rows, _ = judge.rows(answer, "The quota")
-    except KaggleError:
-        return
-    for row in rows:
-        if row.get("resource") == "GPU":
-            account.events.say(f"GPU quota: {row['remaining']} of {row['total']} left, new hours at {row['refreshAt']}")
+def missing_sources(wanted: Sequence[str], there: Sequence[str]) -> list[str]:
+    """Those of `wanted` that are not among `there`, whatever prefix, case or version the server writes."""
+    found = {_core(source) for source in there}
+    return [source for source in wanted if _core(source) not in found]
 
 
-def _state(account: Account, reference: str) -> dict[str, str] | None:
-    """Status and log of the newest run, to tell the next one from it; None for a new kernel."""
-    answer = account.program.ask("kernels", "status", reference)
-    if answer.code != 0:
-        return None
-    status, _ = judge.kernel_status(answer, f"The status of {reference}")
-    log = account.program.ask("kernels", "logs", reference).out
-    return {"status": status, "log": hashlib.sha256(log.encode()).hexdigest()}
-
-
-def follow(account: Account, run: Run) -> None:
-    """Wait for the end of a run, its log as it is written, and judge it.
-
-    Raises:
-        KaggleError: it failed, or did not end in time.
-    """
-    match = {"kernel": run.reference, "version": run.version}
-    pushed = account.ledger.last("push", **match) or {}
-    ended = account.ledger.last("run", **match)
-    last = account.ledger.last("run", kernel=run.reference, status="COMPLETE") or {}
-    waiting = Waiting(account.events, f"{run.reference} v{run.version}", account.limit_s, last.get("seconds"))
-    with LogTail(account, run.label(account), waiting) as tail:
-        status, failure = _wait_for_end(account, run, None if ended else pushed.get("before"), waiting, tail)
-    waiting.close()
-    if ended is None:
-        account.ledger.add("run", **match, status=status, failure=failure, seconds=round(waiting.seconds))
-    if status == "COMPLETE":
-        account.events.say(f"{run.reference}: version {run.version} is complete")
-        return
-    said = failure or f"status {status}, without a message"
-    if not tail.shown:
-        for line in read_log(account, run)[-15:]:
-            account.events.say(f"  | {line}", kind="log")
-    advice = "It was stopped by hand or by Kaggle. Push again." if status.startswith("CANCEL") else ""
-    raise KaggleError(f"{run.reference}: version {run.version} failed.", said, advice)
-
-
-def read_log(account: Account, run: Run) -> list[str]:
-    """The log of a run that has ended, line by line."""
-    return judge.log_lines(account.program.told("kernels", "logs", run.label(account)), f"The log of {run.reference}")
-
-
-def _wait_for_end(
-    account: Account, run: Run, before: dict[str, str] | None, waiting: Waiting, tail: LogTail
-) -> tuple[str, str]:
-    """`(status, failure)` of this version, not of the one before it.
-
-    The older program answers for the newest version, and right after a push Kaggle still gives the status of the one
-    before. So an end counts when the run was seen going, or when status or log differ from what was there before.
-    """
-    ours, looks = before is None, 0
-    while True:
-        answer = account.program.ask("kernels", "status", run.label(account))
-        looks += 1
-        if answer.absent and looks <= _SHY_LOOKS:
-            waiting.look("not listed yet")
-            time.sleep(account.poll_s)
-            continue
-        status, failure = judge.kernel_status(answer, f"The status of {run.reference}")
-        going = status in judge.RUNNING
-        if not ours and not going and _state(account, run.reference) != before:
-            ours = True  # but what was read above may be of the version before: look again
-            time.sleep(account.poll_s)
-            continue
-        ours = ours or going
-        if ours and not going:
-            return status, failure
-        if status == "RUNNING":
-            tail.start()
-        if not ours and waiting.seconds > max(_STALE_S, 20 * account.poll_s):
-            raise KaggleError(
-                f"{run.reference}: Kaggle shows nothing of version {run.version}, only the one before ({status}).",
-                "",
-                f"Look at https://www.kaggle.com/code/{run.reference}. kaggle 2.2.5 can be asked about one version.",
-            )
-        waiting.look(status if ours else f"Kaggle still shows the version before ({status})")
-        time.sleep(account.poll_s)
+def _core(source: str) -> str:
+    plain = re.sub(r"^(?:datasets|code|kernels|notebooks|c|competitions|models|m)/(?=.)", "", source.strip("/").lower())
+    parts = plain.split("/")
+    return "/".join(parts if len(parts) > 3 else parts[:2])

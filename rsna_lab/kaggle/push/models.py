@@ -6,17 +6,41 @@ import time
 from pathlib import Path
 from typing import Any
 
-from rsna_kit.runtime.files import write_json
-from rsna_lab.kaggle.metadata import MODEL_FILE, VARIATION_FILE, MetadataError, dataset_problems, filled, read_metadata
-from rsna_lab.kaggle.push import judge, uploads
+from rsna_lab.kaggle.metadata import MODEL_FILE, VARIATION_FILE, filled, read_metadata
 from rsna_lab.kaggle.push.account import Account
-from rsna_lab.kaggle.push.advice import KaggleError
-from rsna_lab.kaggle.push.journey import WEIGHTS
+from rsna_lab.kaggle.push.api import LOOKS
+from rsna_lab.kaggle.push.errors import KaggleError, UnreachableError
+from rsna_lab.kaggle.push.project import WEIGHTS
+from rsna_lab.kaggle.push.uploads import pack, send_files
 from rsna_lab.kaggle.push.waiting import Waiting
 
 
+def variation(account: Account) -> str:
+    """owner/model/framework/variation of the model that bundles travel as, as the project names it."""
+    return _variation(filled(read_metadata(account.project / "datasets" / WEIGHTS / VARIATION_FILE), account.owner))
+
+
+def newest_version(account: Account, reference: str) -> int:
+    """The newest version of a variation of a model, 0 when there is none."""
+    return int((account.kaggle.find("models/get_model_instance", **_names(reference)) or {}).get("versionNumber") or 0)
+
+
+def newest(account: Account) -> str:
+    """The newest version that is published of that model.
+
+    Raises:
+        KaggleError: there is none.
+    """
+    reference = variation(account)
+    if not (version := newest_version(account, reference)):
+        raise KaggleError(
+            f"Kaggle has no version of the model {reference}.", "", "Leave out --skip weights: that step publishes one."
+        )
+    return f"{reference}/{version}"
+
+
 def publish(account: Account, folder: Path) -> str:
-    """Upload a folder as a version of a model, unless it is there already.
+    """Upload a folder as a version of a model, unless it is there already; a version cannot be changed any more.
 
     Args:
         account: its owner.
@@ -28,70 +52,63 @@ def publish(account: Account, folder: Path) -> str:
     Raises:
         KaggleError: refused, not ready in time, or not private.
     """
-    if problems := dataset_problems(folder):
-        raise MetadataError([f"{folder}: {problem}" for problem in problems])
-    data = filled(read_metadata(folder / VARIATION_FILE), account.owner)
+    contents = pack(account, folder, VARIATION_FILE)
+    data, reference = contents.metadata, _variation(contents.metadata)
     _make_model(account, filled(read_metadata(folder / MODEL_FILE), account.owner))
-    reference = _reference(data)
-    parcel = uploads.wrap(account, folder, f"{data['ownerSlug']}/{data['modelSlug']}", {VARIATION_FILE: data})
     before = newest_version(account, reference)
-    known = account.ledger.last("model", model=reference) or {}
-    if before and not account.again and known.get("digest") == parcel.digest and known.get("version") == before:
+    known = account.ledger.last("model", model=reference)
+    if before and not account.again and known.get("digest") == contents.digest and known.get("version") == before:
         account.events.say(f"{reference}: version {before} is there already, with the same files")
         return f"{reference}/{before}"
-    words = ["models", "variations", *(["versions"] if before else []), "create"]
-    words += [reference, "-n", f"files {parcel.digest[:12]}"] if before else []
-    answer = uploads.call_with_progress(account, [*words, "-p", str(parcel.folder), "-r", "zip"], parcel)
-    judge.created(answer, f"The upload of {reference}")
+    names, what = _names(reference), f"The upload of {reference}"
+    body: dict[str, Any] = {"files": send_files(account, contents, "MODEL")}
+    lost: KaggleError | None = None
+    try:
+        if before:
+            body["versionNotes"] = f"files {contents.digest[:12]}"
+            account.kaggle.change("models/create_model_instance_version", what, **names, body=body)
+        else:
+            body |= {key: value for key, value in data.items() if value and key not in ("ownerSlug", "modelSlug")}
+            names = {key: names[key] for key in ("ownerSlug", "modelSlug")}
+            account.kaggle.change("models/create_model_instance", what, **names, body=body)
+    except UnreachableError as error:  # it may have been carried out all the same
+        lost = error
     waiting = Waiting(account.events, f"{reference}: waiting for version {before + 1}", account.limit_s)
+    looks = 0
     while (version := newest_version(account, reference)) <= before:
+        looks += 1
+        if lost and looks > LOOKS:
+            raise lost
+        if not version and looks > 5 * LOOKS:
+            raise KaggleError(
+                f"{reference}: Kaggle does not show it to this account.",
+                "",
+                f"Look at https://www.kaggle.com/models/{contents.reference}.",
+            )
         waiting.look(f"at version {version}")
         time.sleep(account.poll_s)
     waiting.close()
-    account.ledger.add("model", model=reference, version=version, digest=parcel.digest, files=len(parcel.sizes),
-                       bytes=parcel.size)  # fmt: skip
-    account.events.say(f"{reference}: version {version} is ready, {parcel.size / 1e6:.1f} MB")
+    account.ledger.add(
+        "model",
+        model=reference,
+        version=version,
+        digest=contents.digest,
+        files=len(contents.sizes),
+        bytes=contents.size,
+    )
+    account.events.say(f"{reference}: version {version} is ready, {contents.size / 1e6:.1f} MB")
     return f"{reference}/{version}"
-
-
-def newest(account: Account) -> str:
-    """The newest version that is published of the model that bundles travel as.
-
-    Raises:
-        KaggleError: there is none.
-    """
-    reference = variation(account)
-    if not (version := newest_version(account, reference)):
-        raise KaggleError(
-            f"Kaggle has no version of the model {reference}.",
-            "",
-            "Leave out --skip weights: that step publishes one.",
-        )
-    return f"{reference}/{version}"
-
-
-def variation(account: Account) -> str:
-    """owner/model/framework/variation of that model, as the project names it."""
-    folder = account.project / "datasets" / WEIGHTS
-    data = filled(read_metadata(folder / VARIATION_FILE), account.owner)
-    return _reference(data)
-
-
-def _reference(data: dict[str, Any]) -> str:
-    return "/".join(data[key] for key in ("ownerSlug", "modelSlug", "framework", "instanceSlug"))
 
 
 def _make_model(account: Account, data: dict[str, Any]) -> None:
     """The model that variations belong to, private unless told otherwise."""
-    name = f"{data['ownerSlug']}/{data['slug']}"
-    answer = account.program.ask("models", "get", name)
-    if answer.absent:
-        folder = account.staging / "models" / data["slug"]
-        write_json(folder / MODEL_FILE, {**data, "isPrivate": not account.public})
-        made = account.program.call("models", "create", "-p", folder)
-        judge.created(made, f"The making of the model {name}")
-        answer = account.program.ask("models", "get", name)
-    if not judge.as_json(judge.check(answer, f"The look at {name}"), name).get("isPrivate") and not account.public:
+    name, look = f"{data['ownerSlug']}/{data['slug']}", {"ownerSlug": data["ownerSlug"], "modelSlug": data["slug"]}
+    model = account.kaggle.find("models/get_model", **look)
+    if model is None:
+        body = {**{key: value for key, value in data.items() if value}, "isPrivate": not account.public}
+        account.kaggle.change("models/create_model", f"The making of the model {name}", **body)
+        model = account.kaggle.ask("models/get_model", **look)
+    if not model.get("isPrivate") and not account.public:
         raise KaggleError(
             f"The model {name} can be seen by everybody.",
             "isPrivate is false",
@@ -99,9 +116,9 @@ def _make_model(account: Account, data: dict[str, Any]) -> None:
         )
 
 
-def newest_version(account: Account, reference: str) -> int:
-    """The newest version of a variation, 0 when there is none."""
-    answer = account.program.ask("models", "variations", "get", reference)
-    if answer.absent:
-        return 0
-    return int(judge.as_json(judge.check(answer, f"The look at {reference}"), reference).get("versionNumber") or 0)
+def _variation(data: dict[str, Any]) -> str:
+    return "/".join(data[key] for key in ("ownerSlug", "modelSlug", "framework", "instanceSlug"))
+
+
+def _names(reference: str) -> dict[str, str]:
+    return dict(zip(("ownerSlug", "modelSlug", "framework", "instanceSlug"), reference.split("/"), strict=True))

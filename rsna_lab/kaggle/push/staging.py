@@ -9,8 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,21 +29,28 @@ from rsna_lab.kaggle.metadata import (
 )
 from rsna_lab.kaggle.options import fill_settings, read_settings
 from rsna_lab.kaggle.push import uploads
-from rsna_lab.kaggle.push.account import Account
-from rsna_lab.kaggle.push.advice import KaggleError
-from rsna_lab.kaggle.push.values import check_settings
+from rsna_lab.kaggle.push.account import Account, same
+from rsna_lab.kaggle.push.choices import Choices, check_settings
+from rsna_lab.kaggle.push.errors import KaggleError
+from rsna_lab.kaggle.push.project import Run, kernel_folder, look
 
-
-@dataclass(frozen=True)
-class Changes:
-    """What differs from the repository's files in the copy that is pushed."""
-
-    accelerator: str | None = None
-    image: str | None = None
-    timeout_s: int | None = None
-    settings: Mapping[str, str] = field(default_factory=dict)
-    sources: Mapping[str, list[str]] = field(default_factory=dict)  # key of the metadata → sources instead
-    attached: Mapping[str, list[str]] = field(default_factory=dict)  # key of the metadata → sources besides
+# Keys of the metadata as Kaggle's interface calls them.
+FIELDS = {
+    "is_private": "isPrivate",
+    "enable_gpu": "enableGpu",
+    "enable_tpu": "enableTpu",
+    "enable_internet": "enableInternet",
+    "dataset_sources": "datasetDataSources",
+    "competition_sources": "competitionDataSources",
+    "kernel_sources": "kernelDataSources",
+    "model_sources": "modelDataSources",
+    "language": "language",
+    "kernel_type": "kernelType",
+    "machine_shape": "machineShape",
+    "docker_image": "dockerImage",
+    "docker_image_pinning_type": "dockerImagePinningType",
+    "keywords": "categoryIds",
+}
 
 
 @dataclass(frozen=True)
@@ -54,68 +61,70 @@ class Staged:
     metadata: dict[str, Any]
     text: str
     timeout_s: int | None
-    settings: Mapping[str, str] = field(default_factory=dict)
+    settings: Mapping[str, str]
 
     @property
     def reference(self) -> str:
         """owner/slug."""
         return str(self.metadata["id"])
 
-    def words(self) -> list[str]:
-        """What is said to the program."""
-        timeout = ["-t", str(self.timeout_s)] if self.timeout_s else []
-        return ["kernels", "push", "-p", str(self.folder), *timeout]
-
     def digest(self, inputs: Mapping[str, Any]) -> str:
-        """Of everything that decides what the run does."""
-        parts = [self.text, self.metadata, self.timeout_s, dict(inputs)]
-        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+        """Of everything that decides what the run does; names are the same in any case."""
+        around = json.dumps([self.metadata, self.timeout_s, dict(inputs)], sort_keys=True).casefold()
+        return hashlib.sha256(f"{self.text}\0{around}".encode()).hexdigest()
+
+    def body(self, mark: str) -> dict[str, Any]:
+        """What Kaggle is told."""
+        data = self.metadata
+        booleans = {key: is_true(data[key]) for key in ("is_private", "enable_gpu", "enable_tpu", "enable_internet")}
+        body = {FIELDS[key]: value for key, value in {**data, **booleans}.items() if key in FIELDS}
+        text = self.text
+        if data["kernel_type"] == "notebook":
+            cells = (value := json.loads(text))["cells"]
+            for cell in cells:  # without outputs, and each source one text
+                cell |= {"source": "".join(cell["source"])} | ({"outputs": []} if "outputs" in cell else {})
+            text = json.dumps(value)
+        else:
+            text = f"{text.rstrip()}\n{mark}\n"
+        timeout = {"sessionTimeoutSeconds": self.timeout_s} if self.timeout_s else {}
+        return {"slug": data["id"], "newTitle": data["title"], "text": text, **body, **timeout}
 
 
-@dataclass(frozen=True)
-class Run:
-    """A version of a kernel on Kaggle; version 0 stands for the newest."""
+def stage(account: Account, choices: Choices, name: str, sources: Mapping[str, list[str]] | None = None) -> Staged:
+    """Check a kernel of the project and make the copy that goes out.
 
-    reference: str
-    version: int
-
-    def label(self, account: Account) -> str:
-        """How the program is asked about it: only newer ones can be asked about a version."""
-        return f"{self.reference}/{self.version}" if account.program.precise and self.version else self.reference
-
-
-def stage(account: Account, folder: Path, changes: Changes) -> Staged:
-    """Check a kernel and make the copy that goes out.
+    Args:
+        account: whose name it gets.
+        choices: what the command line says of it.
+        name: its folder in kernels/.
+        sources: key of the metadata → sources in the place of its own.
 
     Raises:
         MetadataError: Kaggle would refuse or misread it.
         UsageError: a setting that its run would refuse.
         CredentialError: it holds a secret.
     """
+    folder = kernel_folder(account.project, name)
     if problems := kernel_problems(folder, account.public):
         raise MetadataError([f"{folder}: {problem}" for problem in problems])
     metadata = filled(read_metadata(folder / KERNEL_FILE), account.owner)
     script = folder / metadata["code_file"]
-    if changes.accelerator and is_true(metadata["enable_gpu"]):
-        if instead := RETIRED.get(changes.accelerator.lower()):
-            raise UsageError(
-                f"--accelerator {changes.accelerator} is retired: Kaggle would take {instead} without a word"
-            )
-        metadata["machine_shape"] = changes.accelerator
-    if changes.image:
-        metadata |= {"docker_image": changes.image, "docker_image_pinning_type": "original"}
+    if choices.accelerator and is_true(metadata["enable_gpu"]):
+        if instead := RETIRED.get(choices.accelerator.lower()):
+            raise UsageError(f"--accelerator {choices.accelerator} is retired: Kaggle would take {instead} instead")
+        metadata["machine_shape"] = choices.accelerator
+    if choices.image:
+        metadata |= {"docker_image": choices.image, "docker_image_pinning_type": "original"}
     if account.public:
         metadata["is_private"] = False
-    metadata |= {key: filled(list(sources), account.owner) for key, sources in changes.sources.items()}
-    for key, sources in filled(dict(changes.attached), account.owner).items():
-        metadata[key] = list(dict.fromkeys([*metadata.get(key, []), *sources]))
-    text = script.read_text(encoding="utf-8")
-    if changes.settings:
-        text = fill_settings(text, changes.settings)
+    metadata |= filled(dict(sources or {}), account.owner)
+    for key, more in filled(dict(choices.attached.get(name, {})), account.owner).items():
+        metadata[key] = list(dict.fromkeys([*metadata.get(key, []), *more]))
+    text = fill_settings(script.read_text(encoding="utf-8"), choices.settings.get(name, {}))
     settings = read_settings(text) if script.suffix == ".py" else {}
     every = [source for key in SOURCE_KEYS for source in metadata.get(key, [])]
-    check_settings(folder.name, settings, every, changes.timeout_s)
-    out = account.staging / "kernels" / folder.name
+    check_settings(name, settings, every, choices.timeout_s)
+    out = account.staging / "kernels" / name
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
     (out / script.name).write_text(text, encoding="utf-8")
@@ -128,13 +137,7 @@ def stage(account: Account, folder: Path, changes: Changes) -> Staged:
         )
     if problems := kernel_problems(out, account.public):  # of what was changed
         raise MetadataError([f"{folder}: {problem}" for problem in problems])
-    return Staged(out, metadata, text, changes.timeout_s, settings)
-
-
-def sources_of(account: Account, folder: Path, keys: Sequence[str] = SOURCE_KEYS) -> list[str]:
-    """What a kernel reads as the repository has it, with the account's name."""
-    metadata = filled(read_metadata(folder / KERNEL_FILE), account.owner)
-    return [source for key in keys for source in metadata.get(key, [])]
+    return Staged(out, metadata, text, choices.timeout_s, settings)
 
 
 def inputs_of(account: Account, staged: Staged) -> dict[str, Any]:
@@ -143,19 +146,27 @@ def inputs_of(account: Account, staged: Staged) -> dict[str, Any]:
     Raises:
         KaggleError: an own dataset that is not there, or not ready.
     """
-    found: dict[str, Any] = {}
+    inputs: dict[str, Any] = {}
     for source in staged.metadata.get("dataset_sources", []):
         name = "/".join(source.split("/")[:2])
-        now = uploads.status(account, name)
-        if now is None and not name.startswith(f"{account.owner}/"):
-            continue  # of somebody else, who need not show its status; what is attached is looked at after the push
+        now, own = uploads.find(account, name), same(name.split("/")[0], account.owner)
+        if now is None and own:
+            raise KaggleError(
+                f"{staged.reference} reads the dataset {name}, which Kaggle does not have.",
+                "",
+                f"Upload it first: scripts/push upload {name.split('/')[1]}",
+            )
         if now is None:
-            advice = f"Upload it first: scripts/push upload {name.split('/')[1]}"
-            raise KaggleError(f"{staged.reference} reads the dataset {name}, which Kaggle does not have.", "", advice)
-        if now[0] != "ready":
-            now = uploads.wait_ready(account, name, at_least=0)
-        found[source] = now[1]
+            continue  # of somebody else, who need not show its status; what is attached is looked at after the push
+        sent = int(account.ledger.last("upload", dataset=name).get("version") or 0)
+        if now.status != "READY" or now.version < sent:  # Kaggle may show the version before for a while
+            now = uploads.wait_ready(account, name, at_least=sent)
+        inputs[source] = now.version
     for source in staged.metadata.get("kernel_sources", []):
-        run = account.ledger.last("run", kernel="/".join(source.split("/")[:2]), status="COMPLETE") or {}
-        found[source] = run.get("version")
-    return found
+        name = "/".join(source.split("/")[:2])
+        version = account.ledger.last("run", kernel=name, status="COMPLETE").get("version")
+        if version is None:  # not from here, or the ledger was lost
+            there = look(account, Run(name, 0))
+            version = there.version if there else None
+        inputs[source] = version
+    return inputs

@@ -1,6 +1,7 @@
 """A finished kernel version → a submission, and the score it got.
 
-A submission whose scoring run failed is "complete" on Kaggle, too: with an empty score. Only a score is success.
+A submission is spent only after a look at what is there. One whose scoring run failed is "complete" on Kaggle, too,
+with an empty score: only a score is success.
 """
 
 from __future__ import annotations
@@ -10,125 +11,164 @@ from typing import Any
 
 from rsna_kit.competition.paths import SLUG
 from rsna_kit.runtime.errors import UsageError
-from rsna_lab.kaggle.metadata import is_true
-from rsna_lab.kaggle.push import judge, kernels, uploads
-from rsna_lab.kaggle.push.account import Account
-from rsna_lab.kaggle.push.advice import KaggleError
-from rsna_lab.kaggle.push.ledger import short_commit
-from rsna_lab.kaggle.push.staging import Run
+from rsna_lab.kaggle.push import runs
+from rsna_lab.kaggle.push.account import Account, short_commit
+from rsna_lab.kaggle.push.api import LOOKS
+from rsna_lab.kaggle.push.errors import KaggleError, UnreachableError, advice_for
+from rsna_lab.kaggle.push.kernels import missing_sources
+from rsna_lab.kaggle.push.project import Run, look
 from rsna_lab.kaggle.push.waiting import Waiting
 
-_LIST = ("--page-size", "100", "--format", "json")
+_PAGE = f"https://www.kaggle.com/competitions/{SLUG}/submissions"
 
 
-def submit(account: Account, run: Run, file_name: str = "submission.csv", competition: str = SLUG) -> int:
-    """Submit a version of a kernel, unless that was done before; returns the submission's number.
+def submit_and_wait(account: Account, run: Run, file_name: str = "submission.csv") -> dict[str, Any]:
+    """Submit a version of a kernel, unless that was done before, and wait for its score.
 
     Raises:
-        KaggleError: the version cannot be scored, or Kaggle refused it.
+        KaggleError: the version cannot be scored, Kaggle refused it, or it got no score.
     """
+    number = _submit(account, run, file_name)
+    waiting, missed = Waiting(account.events, f"submission {number}", account.limit_s), 0
+    while not (row := next((row for row in rows(account) if row.get("ref") == number), None)) or outcome(row) is None:
+        missed = 0 if row else missed + 1
+        if missed > 5 * LOOKS:
+            raise KaggleError(f"Kaggle does not list submission {number}.", "", f"Look at {_PAGE}.")
+        waiting.look("PENDING" if row else "not listed yet")
+        time.sleep(account.poll_s)
+    waiting.close()
+    error = outcome(row)
+    facts = {"submission": number, "public": row.get("publicScore") or "", "private": row.get("privateScore") or ""}
+    line = {"kernel": run.reference, "version": run.version, "competition": SLUG, **facts, "error": error}
+    if not account.ledger.last("score", **line):
+        account.ledger.add("score", **line)
+    if error:
+        raise KaggleError(
+            f"Submission {number} has no score.",
+            error,
+            f"{advice_for(error)} To submit version {run.version} once more as it is: scripts/push submit --again",
+        )
+    account.events.say(f"submission {number}: public {facts['public'] or '-'}, private {facts['private'] or '-'}")
+    return facts
+
+
+def rows(account: Account) -> list[dict[str, Any]]:
+    """Every submission, newest first."""
+    return account.kaggle.every("competitions/list_submissions", "submissions", competitionName=SLUG)
+
+
+def outcome(row: dict[str, Any]) -> str | None:
+    """ "" for a scored submission, what went wrong with a failed one, None while it is under way."""
+    if row.get("status") == "COMPLETE" and (row.get("publicScore") or row.get("privateScore")):
+        return ""
+    if row.get("status") not in ("COMPLETE", "ERROR"):
+        return None
+    said = " ".join(str(row.get("errorDescription") or "").split())
+    return said or f"{row['status']}, without a score and without a reason"
+
+
+def _submit(account: Account, run: Run, file_name: str) -> int:
+    """The number of the submission of a version: of a new one, or of the one that is there."""
     if not run.version:
         raise UsageError(f"{run.reference} was not pushed from here: say which version is to be submitted, --version N")
-    message = f"rsna_kit {short_commit(account.project)} {run.reference.split('/')[1]} v{run.version}"
-    match = {"kernel": run.reference, "version": run.version, "competition": competition}
-    known = [line.get("submission") for line in account.ledger.lines()
-             if line["kind"] == "submit" and match.items() <= line.items()]  # fmt: skip
-    made = [row for row in rows(account, competition) if row.get("ref") in known or row.get("description") == message]
-    if made and account.again:
-        message += f", {len(made) + 1}. time"
-    for row in made:
-        if not account.again:
-            account.events.say(f"{run.reference}: version {run.version} is submission {row['ref']} already")
-            return int(row["ref"])
-    check_submittable(account, run, file_name, competition)
-    words = ["competitions", "submit", competition, "-k", run.reference, "-v", str(run.version), "-f", file_name]
-    answer = account.program.call(*words, "-m", message)
-    judge.check(answer, f"The submission of {run.reference} version {run.version}")
-    number = judge.submission_number(answer) or _find(account, competition, message)
+    about = f"{run.reference.split('/')[1]} v{run.version}"
+    match = {"kernel": run.reference, "version": run.version, "competition": SLUG}
+    known = {line.get("submission") for line in account.ledger.lines("submit", **match)}
+
+    def made() -> list[dict[str, Any]]:
+        return [
+            row
+            for row in rows(account)
+            if row.get("ref") in known
+            or (f"{row.get('description')},".startswith("rsna_kit ") and f" {about}," in f"{row['description']},")
+        ]
+
+    before = made()
+    if before and not account.again:
+        account.events.say(f"{run.reference}: version {run.version} is submission {before[0]['ref']} already")
+        return int(before[0]["ref"])
+    check_submittable(account, run, file_name)
+    message = f"rsna_kit {short_commit(account.project)} {about}" + (f", time {len(before) + 1}" if before else "")
+    owner, slug = run.reference.split("/")
+    number = 0
+    try:
+        answer = account.kaggle.change(
+            "competitions/create_code_submission",
+            f"The submission of {run.reference} version {run.version}",
+            competitionName=SLUG,
+            kernelOwner=owner,
+            kernelSlug=slug,
+            kernelVersion=run.version,
+            fileName=file_name,
+            submissionDescription=message,
+        )
+        number = int(answer.get("ref") or 0)
+        lost = KaggleError(
+            "The submission was accepted, but Kaggle does not list it.",
+            str(answer.get("message") or ""),
+            f"Look at {_PAGE} before you submit again.",
+        )
+    except UnreachableError as error:
+        lost = error
+    for _ in range(0 if number else 2 * LOOKS):
+        time.sleep(account.poll_s)
+        number = next((int(row["ref"]) for row in made() if row not in before), 0)
+        if number:
+            break
+    if not number:
+        raise lost
     account.ledger.add("submit", **match, submission=number, message=message)
     account.events.say(f"{run.reference}: version {run.version} is submission {number}")
     return number
 
 
-def _find(account: Account, competition: str, message: str) -> int:
-    """The number of the submission with this description: the older program does not say it."""
-    for _ in range(10):
-        for row in rows(account, competition):
-            if row.get("description") == message:
-                return int(row["ref"])
-        time.sleep(account.poll_s)
-    raise KaggleError(
-        "The submission was accepted, but Kaggle does not list it.",
-        "",
-        f"Look at https://www.kaggle.com/competitions/{competition}/submissions before you submit again.",
-    )
-
-
-def check_submittable(account: Account, run: Run, file_name: str, competition: str) -> None:
+def check_submittable(account: Account, run: Run, file_name: str) -> None:
     """What Kaggle would refuse, or run for hours and then not score.
 
     Raises:
-        KaggleError: unfinished, internet on, competition not attached, no such output, or no submission left today.
+        KaggleError: unfinished, failed by its own words, internet on, competition not attached, no such output, or no
+            submission left today.
     """
     name = f"{run.reference} version {run.version}"
-    answer = account.program.told("kernels", "status", run.label(account))
-    status, failure = judge.kernel_status(answer, f"The status of {name}")
-    if status != "COMPLETE":
-        raise KaggleError(f"{name} is {status}, and only a complete version can be submitted.", failure,
-                          "Wait until it is complete (scripts/push status), or mend it and push again.")  # fmt: skip
-    data, _ = kernels.pull(account, run)
-    if is_true(data.get("enable_internet")):
-        raise KaggleError(f"{name} has the internet on: Kaggle does not score it.", "",
-                          'Set "enable_internet": false in kernel-metadata.json and push again.')  # fmt: skip
-    if judge.missing_sources([competition], data.get("competition_sources") or []):
-        raise KaggleError(f"{name} does not have the competition attached: the scoring run would find no test set.", "",
-                          f"Add {competition} to competition_sources and push again.")  # fmt: skip
-    files = [file for file, _ in uploads.list_files(account, ["kernels", "files", run.label(account)])]
+    state = account.kaggle.ask("kernels/get_kernel_session_status", **run.body)
+    if state.get("status") != "COMPLETE":
+        raise KaggleError(
+            f"{name} is {state.get('status')}, and only a complete version can be submitted.",
+            str(state.get("failureMessage") or ""),
+            "Wait until it is complete (scripts/push status), or mend it and push again.",
+        )
+    there = look(account, run)
+    data = there.metadata if there else {}
+    if data.get("enableInternet"):
+        raise KaggleError(
+            f"{name} has the internet on: Kaggle does not score it.",
+            "",
+            'Set "enable_internet": false in kernel-metadata.json and push again.',
+        )
+    if missing_sources([SLUG], data.get("competitionDataSources") or []):
+        raise KaggleError(
+            f"{name} does not have the competition attached: the scoring run would find no test set.",
+            "",
+            f"Add {SLUG} to competition_sources and push again.",
+        )
+    runs.read_verdict(account, run)
+    files = runs.list_files(account, run)
     if file_name not in files:
-        raise KaggleError(f"{name} left no {file_name}.", f"its files: {', '.join(files[:8]) or 'none'}",
-                          "Let the kernel write it into /kaggle/working, rehearse it, and push again.")  # fmt: skip
-    limits = judge.as_json(
-        account.program.told("competitions", "submission-limits", competition, "--json"), "The submission limits"
-    )
-    if limits.get("numToday") and not limits.get("numAllowedNow"):  # all zero before the first one ever
-        raise KaggleError(f"No submission is left today, {limits['numToday']} were made.", "",
-                          "The day ends at 00:00 UTC. Run the same command again then.")  # fmt: skip
+        raise KaggleError(
+            f"{name} left no {file_name}; its files: {', '.join(list(files)[:8]) or 'none'}.",
+            "",
+            "Let the kernel write it into /kaggle/working, rehearse it, and push again.",
+        )
+    made, left = left_today(account)
+    if made and not left:  # both 0 before the first one ever
+        raise KaggleError(
+            f"No submission is left today, {made} were made.",
+            "",
+            "The day ends at 00:00 UTC. Run the same command again then.",
+        )
 
 
-def rows(account: Account, competition: str) -> list[dict[str, Any]]:
-    """The newest submissions, newest first."""
-    answer = account.program.told("competitions", "submissions", competition, *_LIST)
-    return judge.rows(answer, "The list of submissions")[0]
-
-
-def wait_for_score(account: Account, run: Run, number: int, competition: str = SLUG) -> judge.Verdict:
-    """Wait until a submission is scored.
-
-    Raises:
-        KaggleError: it was not, with Kaggle's reason where the program can tell it.
-    """
-    waiting = Waiting(account.events, f"submission {number}", account.limit_s)
-    while True:
-        row = next((row for row in rows(account, competition) if row.get("ref") == number), None)
-        verdict = judge.submission(row)
-        if verdict.done:
-            break
-        waiting.look("PENDING" if row else "not listed yet")
-        time.sleep(account.poll_s)
-    waiting.close()
-    if verdict.error and account.program.precise:
-        details = account.program.ask("competitions", "submission", str(number))
-        verdict = judge.submission(row, details.out)
-    facts = {"kernel": run.reference, "version": run.version, "competition": competition, "submission": number,
-             "public": verdict.public, "private": verdict.private, "error": verdict.error}  # fmt: skip
-    if account.ledger.last("score", **facts) is None:
-        account.ledger.add("score", **facts)
-    if not verdict.error:
-        account.events.say(f"submission {number}: public {verdict.public or '-'}, private {verdict.private or '-'}")
-        return verdict
-    where = f"https://www.kaggle.com/competitions/{competition}/submissions"
-    advice = "" if account.program.precise else (
-        f"The reason stands at {where} (kaggle 2.2.5 can read it). A scoring run shows no log: rehearse it with "
-        "scripts/rehearse kernels/infer"
-    )  # fmt: skip
-    raise KaggleError(f"Submission {number} has no score.", verdict.error, advice)
+def left_today(account: Account) -> tuple[int, int]:
+    """How many submissions were made today, and how many may be made now."""
+    limits = account.kaggle.ask("competitions/get_submission_limits", competitionName=SLUG)
+    return int(limits.get("numToday") or 0), int(limits.get("numAllowedNow") or 0)

@@ -1,42 +1,50 @@
-"""A folder that is to become a Kaggle dataset → a version of it that is ready, whole and private.
+"""A built folder → a version of a Kaggle dataset that is ready, whole and private.
 
-A version is a full copy. It is not there when the program has ended: Kaggle unpacks and stores it first, and whatever
-is pushed before that gets the old one. So this waits until the version number has gone up and the version is ready,
-then looks at its list of files and at who may see it.
+A version is a full copy. It is not there when its files are: Kaggle unpacks and stores them first, and whatever is
+pushed before that gets the old one. So this waits until the version number has gone up and the version is ready, then
+looks at its list of files. A dataset's description says which files its version was made of, so that an upload whose
+answer or whose ledger was lost is found again.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import re
-import shutil
-import tempfile
 import time
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rsna_kit.runtime.files import sha256_file, write_json
+from rsna_kit.runtime.files import sha256_file
 from rsna_lab.kaggle.credentials import CredentialError
 from rsna_lab.kaggle.metadata import DATASET_FILE, NOT_UPLOADED, MetadataError, dataset_problems, filled, read_metadata
-from rsna_lab.kaggle.push import judge
-from rsna_lab.kaggle.push.account import Account
-from rsna_lab.kaggle.push.advice import KaggleError
-from rsna_lab.kaggle.push.ledger import short_commit
+from rsna_lab.kaggle.push.account import Account, short_commit
+from rsna_lab.kaggle.push.api import LOOKS
+from rsna_lab.kaggle.push.errors import KaggleError, UnreachableError
+from rsna_lab.kaggle.push.project import LIBRARY, build, build_command, built_folder
 from rsna_lab.kaggle.push.waiting import Waiting
 
-PAGE = ("--page-size", "200", "--format", "json")
 _SLOWEST_BYTES_S = 50_000  # an upload slower than this is stopped
+_BROKEN = ("FAILED", "DELETED")
 
 
 @dataclass(frozen=True)
-class Parcel:
-    """A folder that is ready to go out: a copy of its metadata with the account's name, links to everything else."""
+class Contents:
+    """A folder that is ready to go out.
+
+    Attributes:
+        reference: owner/slug.
+        folder: its files stay where they are.
+        metadata: with the account's name in it.
+        sizes: bytes by name, the metadata left out.
+        digest: of files and metadata.
+    """
 
     reference: str
     folder: Path
-    sizes: dict[str, int]  # bytes by name, the metadata left out
+    metadata: dict[str, Any]
+    sizes: dict[str, int]
     digest: str
 
     @property
@@ -44,14 +52,22 @@ class Parcel:
         """Of all files."""
         return sum(self.sizes.values())
 
-    @property
-    def entries(self) -> int:
-        """Files and folders at the top: each is one upload."""
-        return len({name.split("/")[0] for name in self.sizes})
+    def mark(self, version: int) -> str:
+        """What the description of the version says that is made of it."""
+        return f"rsna_kit: version {version}, files {self.digest[:16]}"
 
 
-def pack(account: Account, folder: Path) -> Parcel:
-    """Check a dataset's folder and make the copy that goes out.
+@dataclass(frozen=True)
+class Found:
+    """A dataset on Kaggle: status and number of its newest version that shows, and its description."""
+
+    status: str
+    version: int
+    description: str
+
+
+def pack(account: Account, folder: Path, metadata_file: str = DATASET_FILE) -> Contents:
+    """Check a folder and list what goes out.
 
     Raises:
         MetadataError: Kaggle would refuse or lose something of it.
@@ -59,19 +75,7 @@ def pack(account: Account, folder: Path) -> Parcel:
     """
     if problems := dataset_problems(folder):
         raise MetadataError([f"{folder}: {problem}" for problem in problems])
-    metadata = filled(read_metadata(folder / DATASET_FILE), account.owner)
-    return wrap(account, folder, metadata["id"], {DATASET_FILE: metadata})
-
-
-def wrap(account: Account, folder: Path, reference: str, extra: dict[str, Any]) -> Parcel:
-    """The copy of a folder with other metadata beside its own files; refuses secrets.
-
-    Args:
-        account: whose name it gets.
-        folder: its files are linked to, not copied; its metadata files stay here.
-        reference: names the copy.
-        extra: metadata file → JSON value, written into the copy.
-    """
+    metadata = filled(read_metadata(folder / metadata_file), account.owner)
     own = {folder / name for name in NOT_UPLOADED}
     paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and path not in own]
     if secret := account.scrub.found_in(paths):
@@ -82,16 +86,27 @@ def wrap(account: Account, folder: Path, reference: str, extra: dict[str, Any]) 
         )
     sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in paths}
     sums = {name: sha256_file(folder / name) for name in sizes}
-    digest = hashlib.sha256(json.dumps([sums, extra], sort_keys=True).encode()).hexdigest()
-    out = account.staging / "datasets" / reference.split("/")[1]
-    shutil.rmtree(out, ignore_errors=True)
-    out.mkdir(parents=True)
-    for entry in folder.iterdir():
-        if entry not in own:
-            (out / entry.name).symlink_to(entry.resolve())
-    for name, value in extra.items():
-        write_json(out / name, value)
-    return Parcel(reference, out, sizes, digest)
+    about = json.dumps(sums, sort_keys=True) + json.dumps(metadata, sort_keys=True).casefold()
+    digest = hashlib.sha256(about.encode()).hexdigest()
+    reference = metadata.get("id") or f"{metadata['ownerSlug']}/{metadata['modelSlug']}"
+    return Contents(reference, folder, metadata, sizes, digest)
+
+
+def bring(account: Account, name: str, skip: frozenset[str] = frozenset()) -> int | None:
+    """Build a dataset of the project and upload it; returns its version, None when it stays here.
+
+    Raises:
+        RsnaKitError: no such dataset, or one that has to be built by hand first.
+    """
+    folder = built_folder(account.project, name)
+    # Wheels and ImageNet weights are fetched from the network and change by hand only; the library with every commit.
+    if "build" not in skip and (name == LIBRARY or not folder.is_dir()):
+        build(account, name)
+    if "upload" in skip:
+        return None
+    if not folder.is_dir():
+        raise MetadataError([f"{name} is not built. What to do: {build_command(name)}, then run this again"])
+    return upload(account, folder)
 
 
 def upload(account: Account, folder: Path) -> int:
@@ -100,130 +115,179 @@ def upload(account: Account, folder: Path) -> int:
     Raises:
         KaggleError: refused, not whole, not ready in time, or not private.
     """
-    parcel = pack(account, folder)
-    name = parcel.reference
-    before = status(account, name)
-    if before is not None:
-        check_privacy(account, name)
-        before = before if before[0] == "ready" else wait_ready(account, name, at_least=0)
-    number = before[1] if before else 0
-    if is_there(account, parcel, number):
-        account.events.say(f"{name}: version {number} is there already, with the same files")
-        return number
-    sent = account.ledger.last("send", dataset=name) or {}
-    if not account.again and sent.get("digest") == parcel.digest and sent.get("version") == number:
-        account.events.say(f"{name}: version {number} was sent before; it is looked at now")
-    else:
-        _send(account, parcel, exists=before is not None)
-        number += 1
-        account.ledger.add("send", dataset=name, version=number, digest=parcel.digest)
-        number = wait_ready(account, name, at_least=number)[1]
-    check_files(account, parcel, number)
-    if before is None:
-        check_privacy(account, name)
-    account.ledger.add(
-        "upload", dataset=name, version=number, digest=parcel.digest, files=len(parcel.sizes), bytes=parcel.size
-    )
-    account.events.say(f"{name}: version {number} is ready, {len(parcel.sizes)} files, {parcel.size / 1e6:.1f} MB")
-    return number
+    contents = pack(account, folder)
+    name = contents.reference
+    sent = account.ledger.last("send", dataset=name)
+    now = find(account, name)
+    if now and now.status not in _BROKEN:
+        shown = 0 if sent.get("problem") else int(sent.get("version") or 0)  # sent from here, and not shown yet
+        now = now if now.status == "READY" and now.version >= shown else wait_ready(account, name, at_least=shown)
+    number = now.version if now else 0
+    if now and now.status == "READY" and not account.again:
+        if is_there(account, contents, number):
+            account.events.say(f"{name}: version {number} is there already, with the same files")
+            return number
+        if contents.mark(number) in now.description and not sent.get("problem"):
+            account.events.say(f"{name}: version {number} was made of the same files; it is looked at now")
+            return _check(account, contents, number)
+    return _check(account, contents, _send(account, contents, now))
 
 
-def is_there(account: Account, parcel: Parcel, version: int) -> bool:
-    """Whether this version was uploaded from here, and holds the same files."""
-    known = account.ledger.last("upload", dataset=parcel.reference) or {}
-    return not account.again and known.get("digest") == parcel.digest and known.get("version") == version
+def find(account: Account, name: str) -> Found | None:
+    """A dataset as Kaggle shows it; None when there is none, or none for this account.
 
-
-def upload_command(account: Account, parcel: Parcel, exists: bool) -> list[str]:
-    """What is said to the program."""
-    if not exists:
-        return ["datasets", "create", "-p", str(parcel.folder), "-r", "zip", *(["--public"] if account.public else [])]
-    note = f"{short_commit(account.project)}, files {parcel.digest[:12]}"
-    return ["datasets", "version", "-p", str(parcel.folder), "-r", "zip", "-m", note]
-
-
-def _send(account: Account, parcel: Parcel, exists: bool) -> None:
-    words = upload_command(account, parcel, exists)
-    answer = call_with_progress(account, words, parcel)
-    judge.created(answer, f"The upload of {parcel.reference}")
-
-
-def call_with_progress(account: Account, words: list[str], parcel: Parcel) -> judge.Answer:
-    """Run an upload and show how far it is."""
-    limit_s = 900 + parcel.size / _SLOWEST_BYTES_S
-    with account.events.progress(parcel.entries, parcel.reference, unit="uploads") as progress:
-
-        def listen(line: str) -> None:
-            if found := re.match(r"(\d+%)\|", line):
-                progress.advance(0, note=f"this one {found[1]}")
-            elif line.startswith("Upload successful"):
-                progress.advance(1, note=line.partition(": ")[2])
-
-        return account.program.call(*words, limit_s=limit_s, listen=listen, corner=parcel.digest[:16])
-
-
-def status(account: Account, name: str) -> tuple[str, int] | None:
-    """`(status, version)` of a dataset; None when there is none."""
-    answer = account.program.ask("datasets", "status", name, "--format", "json")
-    return None if answer.absent else judge.dataset_status(answer, f"The status of {name}")
-
-
-def wait_ready(account: Account, name: str, at_least: int) -> tuple[str, int]:
-    """Wait until a dataset is ready and has this version or a later one."""
-    label = f"{name}: waiting for version {at_least}" if at_least else f"{name}: waiting for what is under way"
-    waiting = Waiting(account.events, label, account.limit_s)
-    while True:
-        now = status(account, name) or ("not listed yet", 0)
-        if now[0] == "ready" and now[1] >= at_least:
-            waiting.close()
-            return now
-        if now[0] in ("failed", "deleted") and at_least:
-            raise KaggleError(
-                f"{name}: Kaggle could not make a version of what was uploaded.",
-                f"status {now[0]}",
-                f"See https://www.kaggle.com/datasets/{name}, then run the same command again.",
-            )
-        if now[0] in ("failed", "deleted"):
-            return now
-        waiting.look(f"{now[0]} at version {now[1]}")
-        time.sleep(account.poll_s)
-
-
-def check_files(account: Account, parcel: Parcel, version: int) -> None:
-    """Every file must have arrived; a sub-folder may be listed as the archive it travelled in."""
-    there = dict(list_files(account, ["datasets", "files", parcel.reference]))
-    lost = [name for name in parcel.sizes if name not in there and f"{name.split('/')[0]}.zip" not in there]
-    if lost:
-        shown = ", ".join(lost[:5]) + (f" and {len(lost) - 5} more" if len(lost) > 5 else "")
-        problem = f"{parcel.reference}: version {version} lacks {shown}."
-        account.ledger.add("send", dataset=parcel.reference, version=version, problem=problem)  # so it is sent again
-        raise KaggleError(problem, "", "Run the same command again: it uploads a new version.")
-    for name, size in parcel.sizes.items():
-        if name in there and there[name] not in (0, size):
-            account.events.say(f"{parcel.reference}: {name} has {size} bytes here and {there[name]} at Kaggle")
-
-
-def list_files(account: Account, words: list[str]) -> list[tuple[str, int]]:
-    """Names and sizes of all pages of a list of files."""
-    found: list[tuple[str, int]] = []
-    token = ""
-    while True:
-        answer = account.program.told(*words, *PAGE, *(["--page-token", token] if token else []))
-        rows, token = judge.rows(answer, f"The list of files of {words[-1]}")
-        found += [(str(row.get("name")), int(row.get("size") or 0)) for row in rows]
-        if not token:
-            return found
-
-
-def check_privacy(account: Account, name: str) -> None:
-    """A dataset must be as private as it was asked to be."""
-    with tempfile.TemporaryDirectory() as scratch:
-        account.program.told("datasets", "metadata", name, "-p", scratch)
-        data = json.loads((Path(scratch) / DATASET_FILE).read_text())
-    private = bool((data.get("info") or data).get("isPrivate"))
-    if not private and not account.public:
+    Raises:
+        KaggleError: everybody can see it, and nobody asked for that.
+    """
+    owner, slug = name.split("/")[:2]
+    state = account.kaggle.find("datasets/get_dataset_status", ownerSlug=owner, datasetSlug=slug)
+    data = state and account.kaggle.find("datasets/get_dataset", ownerSlug=owner, datasetSlug=slug)
+    if not state or not data:
+        return None
+    if not data.get("isPrivate") and not account.public and name.casefold().startswith(f"{account.owner}/".casefold()):
         raise KaggleError(
             f"{name} can be seen by everybody.",
             "isPrivate is false",
             f"Make it private at https://www.kaggle.com/datasets/{name}/settings, or say --public if that is meant.",
         )
+    return Found(str(state["status"]), int(data.get("currentVersionNumber") or 0), str(data.get("description") or ""))
+
+
+def is_there(account: Account, contents: Contents, version: int) -> bool:
+    """Whether this version was uploaded from here, and holds the same files."""
+    known = account.ledger.last("upload", dataset=contents.reference)
+    return not account.again and known.get("digest") == contents.digest and known.get("version") == version
+
+
+def _send(account: Account, contents: Contents, now: Found | None) -> int:
+    """Bring the files and make a version of them; returns its number once it is ready."""
+    (owner, slug), data, number = contents.reference.split("/"), contents.metadata, (now.version if now else 0) + 1
+    account.events.say(f"{contents.reference}: version {number} is sent, {contents.size / 1e6:.1f} MB")
+    body = {
+        "files": send_files(account, contents, "DATASET"),
+        "subtitle": data.get("subtitle") or "",
+        "categoryIds": data.get("keywords") or [],
+        "description": f"{data.get('description') or ''}\n\n{contents.mark(number)}".strip(),
+    }
+    what = f"The upload of {contents.reference}"
+    try:
+        if now is None:
+            body |= {"slug": slug, "title": data["title"], "licenseName": data["licenses"][0]["name"]}
+            answer = account.kaggle.change(
+                "datasets/create_dataset", what, ownerSlug=owner, isPrivate=not account.public, **body
+            )
+        else:
+            body["versionNotes"] = f"{short_commit(account.project)}, files {contents.digest[:12]}"
+            answer = account.kaggle.change(
+                "datasets/create_dataset_version", what, ownerSlug=owner, datasetSlug=slug, body=body
+            )
+        if answer.get("invalidTags"):
+            raise KaggleError(
+                f"{what}: Kaggle does not know the tags {', '.join(answer['invalidTags'])}.",
+                "",
+                "Take these words out of `keywords` in the metadata.",
+            )
+    except UnreachableError:
+        if not _arrived(account, contents, number, now):
+            raise
+        account.events.say(f"{contents.reference}: the answer was lost, and version {number} is there")
+    account.ledger.add("send", dataset=contents.reference, version=number, digest=contents.digest)
+    return wait_ready(account, contents.reference, at_least=number).version
+
+
+def _arrived(account: Account, contents: Contents, number: int, before: Found | None) -> bool:
+    """Whether Kaggle has begun a version, although nobody heard its answer."""
+    for _ in range(LOOKS):
+        time.sleep(account.poll_s)
+        now = find(account, contents.reference)
+        if now and (now.version >= number or (before is None or now.status not in (before.status, "READY"))):
+            return True
+    return False
+
+
+def send_files(account: Account, contents: Contents, kind: str) -> list[dict[str, str]]:
+    """Bring every file and, as an archive that Kaggle unpacks, every folder at the top; returns their tokens."""
+    tops = sorted({name.split("/")[0] for name in contents.sizes})
+    archive = account.staging / "tmp" / "archive"
+    found = []
+    with account.events.progress(len(tops), contents.reference, unit="uploads") as progress:
+
+        def listen(event: dict[str, Any]) -> None:
+            if "bytes" in event:
+                progress.advance(0, note=f"{event['bytes'] / 1e6:.0f} MB of this one")
+
+        for top in tops:
+            path = contents.folder / top
+            if path.is_dir():
+                archive.mkdir(parents=True, exist_ok=True)
+                path = archive / f"{top}.zip"
+                with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as pack:
+                    for name in contents.sizes:
+                        if name.startswith(f"{top}/"):
+                            pack.write(contents.folder / name, name.removeprefix(f"{top}/"))
+            found.append({"token": account.kaggle.upload(path, kind, listen, _SLOWEST_BYTES_S)})
+            if path.parent == archive:
+                path.unlink()
+            progress.advance(1, note=top)
+    return found
+
+
+def wait_ready(account: Account, name: str, at_least: int) -> Found:
+    """Wait until a dataset is ready and has this version or a later one.
+
+    Raises:
+        KaggleError: Kaggle could not make it, does not show the dataset, or took too long.
+    """
+    label = f"{name}: waiting for version {at_least}" if at_least else f"{name}: waiting for what is under way"
+    waiting, missed = Waiting(account.events, label, account.limit_s), 0
+    while True:
+        now = find(account, name)
+        missed = 0 if now else missed + 1
+        if missed > 5 * LOOKS:
+            raise KaggleError(
+                f"{name}: Kaggle does not show it to this account.",
+                "",
+                f"Look at https://www.kaggle.com/datasets/{name}. A token made lately may lack rights that "
+                "kaggle.json has.",
+            )
+        if now and now.status == "READY" and now.version >= at_least:
+            waiting.close()
+            return now
+        if now and now.status in _BROKEN:
+            problem = f"{name}: Kaggle could not make a version of what was uploaded."
+            account.ledger.add("send", dataset=name, version=at_least, problem=problem)  # so it is sent again
+            raise KaggleError(
+                problem,
+                f"status {now.status}",
+                f"See https://www.kaggle.com/datasets/{name}, then run "
+                "the same command again: it uploads a new version.",
+            )
+        waiting.look(f"{now.status} at version {now.version}" if now else "not listed yet")
+        time.sleep(account.poll_s)
+
+
+def _check(account: Account, contents: Contents, version: int) -> int:
+    """Every file must have arrived as it is; a folder may be listed as the archive it travelled in."""
+    (owner, slug), name = contents.reference.split("/"), contents.reference
+    listed = account.kaggle.every("datasets/list_dataset_files", "datasetFiles", ownerSlug=owner, datasetSlug=slug)
+    there = {str(row["name"]): int(row.get("totalBytes") or 0) for row in listed}
+    wrong = [
+        f"lacks {file}" for file in contents.sizes if file not in there and f"{file.split('/')[0]}.zip" not in there
+    ]
+    wrong += [
+        f"has {there[file]} bytes of {file}, which has {size} here"
+        for file, size in contents.sizes.items()
+        if there.get(file, 0) not in (0, size)
+    ]
+    if wrong:
+        shown = ", ".join(wrong[:5]) + (f" and {len(wrong) - 5} more" if len(wrong) > 5 else "")
+        problem = f"{name}: version {version} {shown}."
+        account.ledger.add("send", dataset=name, version=version, problem=problem)  # so it is sent again
+        raise KaggleError(problem, "", "Run the same command again: it uploads a new version.")
+    account.ledger.add(
+        "upload", dataset=name, version=version, digest=contents.digest, files=len(contents.sizes), bytes=contents.size
+    )
+    find(account, name)  # once more: a new one may have become public
+    size = f"{len(contents.sizes)} files, {contents.size / 1e6:.1f} MB"
+    account.events.say(f"{name}: version {version} is ready, {size}")
+    return version

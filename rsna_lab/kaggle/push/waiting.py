@@ -7,7 +7,7 @@ import time
 
 from rsna_kit.runtime.clock import format_duration
 from rsna_kit.runtime.events import Events
-from rsna_lab.kaggle.push.advice import KaggleError
+from rsna_lab.kaggle.push.errors import KaggleError
 
 LINE_EVERY_S = 60.0
 

@@ -1,4 +1,4 @@
-"""The whole road with the real `kaggle` program: datasets, prepare, train, weights, infer, submission, score.
+"""All steps together: datasets, prepare, train, weights, infer, submission, score; and the command line.
 
 Kernels are really run: small stand-ins as plain processes, and the project's own in the rehearsal sandbox, offline.
 """
@@ -11,75 +11,148 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from kaggle_site import SLUG, USER, Session, Site
+from kaggle_site import KEY, TOKEN, USER, Session, Site, waited
 from push_world import DOOR, ROOT, World, write_kernel
+from waiting import wait_until
 
-WRITES = {"CreateDataset", "CreateDatasetVersion", "SaveKernel", "CreateCodeSubmission", "CreateModel",
-          "CreateModelInstance", "CreateModelInstanceVersion", "StartBlobUpload"}  # fmt: skip
-KINDS = ["send", "upload", "push", "verify", "run", "fetch", "push", "verify", "run", "fetch", "fetch", "send",
-         "upload", "push", "verify", "run", "fetch", "submit", "score"]  # fmt: skip
+from rsna_lab.kaggle.push.account import Ledger, alone
+
+KINDS = [
+    "send",
+    "upload",
+    "push",
+    "verify",
+    "run",
+    "fetch",
+    "push",
+    "verify",
+    "run",
+    "fetch",
+    "fetch",
+    "send",
+    "upload",
+    "push",
+    "verify",
+    "run",
+    "fetch",
+    "submit",
+    "score",
+]
 OPTIONS = ("--skip", "--weights", "--partial", "--settings", "--attach", "--timeout", "--file", "--again", "--owner")
+LEFT_OUT = ("build", "upload", "prepare", "train", "submit")
+BUNDLES = "(working / 'bundles').mkdir()\n(working / 'bundles/weights').write_text('0.25')\nverdict()"
 
 
-def writes(world: World) -> list[str]:
-    """The calls that changed something on the site."""
-    return [path.rpartition("/")[2] for _, path, _ in world.double.arrived if path.rpartition("/")[2] in WRITES]
+def skipping(*steps: str) -> list[str]:
+    return [word for step in steps for word in ("--skip", step)]
 
 
-def test_the_whole_road_to_a_score_and_once_more_without_a_step(each_world: World) -> None:
-    version = ".".join(map(str, each_world.account.program.version))
-    done = each_world.script("all", version=version)
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) == {
-        "owner": USER, "datasets": {"rsna-kit": 1}, "prepare": 1, "train": 1, "infer": 1,
-        "submission": 1000, "public": "0.5", "private": "0.5",
-    }  # fmt: skip
-    site = each_world.site
-    assert [line["kind"] for line in each_world.account.ledger.lines()] == KINDS
+def test_all_steps_lead_to_a_score_and_none_is_taken_twice(world: World) -> None:
+    first = world.does("all")
+    assert first.value == {
+        "owner": USER,
+        "datasets": {"rsna-kit": 1},
+        "prepare": 1,
+        "train": 1,
+        "infer": 1,
+        "submission": 1000,
+        "public": "0.5",
+        "private": "0.5",
+    }
+    site = world.site
+    assert [line["kind"] for line in world.ledger.lines()] == KINDS
     assert (site.datasets[f"{USER}/rsna-weights"].versions[0] / "bundles/weights").read_text() == "0.5000 default"
     assert all(dataset.private for dataset in site.datasets.values())
     infer = site.kernels[f"{USER}/rsna-kit-infer"].versions[0]
     assert f"datasets/{USER}/rsna-weights" in infer.sources
     # The scoring run saw the hidden test of five breasts, the run before it the public one of two.
     assert (infer.working / "submission.csv").read_text().splitlines()[1:] == ["0_L,0.5000", "1_L,0.5000"]
-    score = each_world.account.ledger.last("score")
-    assert score is not None
+    score = world.ledger.last("score")
     assert (score["submission"], score["public"], score["kernel"]) == (1000, "0.5", f"{USER}/rsna-kit-infer")
-    history = each_world.script("history", version=version).stdout
-    assert re.search(r"score +tester/rsna-kit-infer +1 .*submission 1000: public 0\.5, private 0\.5", history)
-    assert each_world.double.unknown == []
-    if not each_world.account.program.precise:
-        return  # once is enough for what is the same
-    each_world.double.arrived = []
-    again = each_world.script("all", version=version)
-    assert again.returncode == 0, again.stderr
-    assert again.stdout == done.stdout
-    assert writes(each_world) == []
+    assert re.search(r"score +tester/rsna-kit-infer +1 .*submission 1000: public 0\.5, private 0\.5", history(world))
+    site.calls.clear()
+    assert world.does("all").value == first.value
+    world.ledger.path.unlink()
+    assert world.does("all").value == first.value
+    assert site.changes == []
 
 
-def test_a_failure_ends_the_road_where_it_is(world: World) -> None:
+def test_what_was_done_before_something_else_is_not_mistaken_for_the_newest(world: World) -> None:
+    """Train reads the newest output of prepare, and a score belongs to the version that was asked for."""
+    world.does("all")
+    kept = {name: (world.project / f"kernels/{name}/{name}.py").read_text() for name in ("prepare", "train")}
+    for name, text in kept.items():
+        (world.project / f"kernels/{name}/{name}.py").write_text(text.replace('"default"', '"smoke"') + "# other\n")
+    assert world.does("all").value["prepare"] == 2
+    for name, text in kept.items():
+        (world.project / f"kernels/{name}/{name}.py").write_text(text)
+    value = world.does("all").value
+    assert value["prepare"] == 3
+    weights = world.site.datasets[f"{USER}/rsna-weights"].versions[-1] / "bundles/weights"
+    assert weights.read_text() == "0.5000 default"
+    assert world.ledger.last("submit")["version"] == value["infer"]
+
+
+def history(world: World) -> str:
+    command = [sys.executable, ROOT / "scripts/push", "history", "--project", world.project]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def test_two_at_once_are_one(world: World) -> None:
+    with alone(world.project):
+        command = [sys.executable, ROOT / "scripts/push", "submit", "--project", world.project, "--kaggle", "/bin/true"]
+        done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert f"another scripts/push is at work in this checkout (process {os.getpid()})" in done.stderr
+    with alone(world.project):
+        pass
+
+
+def test_nothing_that_goes_out_or_is_kept_holds_a_secret(world: World) -> None:
+    """Planted in what a kernel prints, and in a script and a folder that are to be sent."""
+
+    def talkative(session: Session) -> int:
+        session.say(f"key {KEY} token {TOKEN}")
+        return int(not wait_until(lambda: any("log" in request for request in world.client.seen)))
+
+    world.site.executor = talkative
+    write_kernel(world.project / "kernels/extra", "print('well')")
+    talk = [world.does("push", "extra").talk, str(world.does("logs", "extra").value), world.does("status").value]
+    write_kernel(world.project / "kernels/leaky", f"print('{KEY}')")
+    talk.append(world.fails("push", "leaky"))
+    talk.append(world.fails("upload", world.dataset(**{"sub/notes.txt": f"remember {KEY}"}).name))
+    assert "  | key *** token ***" in talk[0]
+    assert talk[1] == "key *** token ***"
+    places = (world.project / "build/push", world.project / "runs", world.ledger.path)
+    kept = [path.read_text() for place in places for path in [place, *place.rglob("*")] if path.is_file()]
+    for secret in (KEY, TOKEN):
+        assert not any(secret in text for text in [*talk, *kept, json.dumps(world.client.seen)])
+
+
+def test_a_failure_ends_it_where_it_is(world: World) -> None:
     world.has_dataset("rsna-kit")
-    world.has_kernel("prepare", "print('prepared')", dataset_sources=["OWNER/rsna-kit"])
-    write_kernel(world.project / "kernels/train", "raise SystemExit('no cancer in fold 1')",
-                 kernel_sources=["OWNER/rsna-kit-prepare"])  # fmt: skip
-    words = [word for step in ("build", "upload", "prepare") for word in ("--skip", step)]
+    world.has_kernel("prepare", "verdict()", dataset_sources=["OWNER/rsna-kit"])
+    write_kernel(
+        world.project / "kernels/train",
+        "raise SystemExit('no cancer in fold 1')",
+        kernel_sources=["OWNER/rsna-kit-prepare"],
+    )
+    words = skipping("build", "upload", "prepare")
+    world.site.calls.clear()
     assert "  | no cancer in fold 1" in world.fails("all", *words)
-    assert writes(world) == ["SaveKernel"]
+    assert world.site.changes == ["save_kernel"]
     assert "Your notebook exited with code 1." in str(world.push("status").value)
 
 
 @pytest.mark.parametrize("weights", ["model", "output"])
 def test_bundles_can_travel_as_a_model_or_as_the_output_of_train(world: World, weights: str) -> None:
-    text = (
-        "import os, pathlib\nfolder = pathlib.Path(os.environ['RSNA_KIT_WORKING']) / 'bundles'\n"
-        "folder.mkdir()\n(folder / 'weights').write_text('0.25')\n"
-    )
     world.has_dataset("rsna-kit")
-    world.has_kernel("train", text)
-    words = [word for step in ("build", "upload", "prepare", "train", "submit") for word in ("--skip", step)]
+    world.has_kernel("train", BUNDLES)
+    words = skipping(*LEFT_OUT)
     result = world.push("all", *words, "--weights", weights)
     assert result.code == 0, result.talk
     source = {"model": f"models/{USER}/rsna-kit-weights/keras/bundles/1", "output": f"notebooks/{USER}/rsna-kit-train"}
@@ -89,51 +162,30 @@ def test_bundles_can_travel_as_a_model_or_as_the_output_of_train(world: World, w
     assert (infer.working / "submission.csv").read_text().splitlines()[1] == "0_L,0.25"
     if weights == "model":
         assert world.site.model_private == {f"{USER}/rsna-kit-weights": True}
-        world.double.arrived = []
+        world.site.calls.clear()
         world.push("all", *words, "--weights", weights)
-        assert writes(world) == []
+        assert world.site.changes == []
 
 
 def test_a_public_model_is_an_error(world: World) -> None:
     world.site.model_private[f"{USER}/rsna-kit-weights"] = False
-    world.has_kernel("train", "import os\nos.mkdir('bundles')\nopen('bundles/weights', 'w').write('0.25')")
-    words = [word for step in ("build", "upload", "prepare", "train", "submit") for word in ("--skip", step)]
+    world.has_kernel("train", BUNDLES)
+    world.site.calls.clear()
+    words = skipping(*LEFT_OUT)
     assert "can be seen by everybody" in world.fails("all", *words, "--weights", "model")
-    assert writes(world) == []
+    assert world.site.changes == []
 
 
-def test_a_dry_run_shows_the_road_and_sends_nothing(world: World) -> None:
-    subprocess.run(["python3", world.project / "scripts/build", "rsna-kit", "--out",
-                    world.project / "build/datasets/rsna-kit"], check=True)  # fmt: skip
-    shown = world.push("all", "--dry-run").value
+def test_a_dry_run_shows_every_step_and_sends_nothing(world: World) -> None:
+    shown = world.does("all", "--dry-run").value
     assert [line for line in shown.splitlines() if line.startswith("==")] == [
-        "== upload rsna-kit  (3 files, 24 bytes)", *shown_pushes(world), "== submit",
-    ]  # fmt: skip
+        "== upload rsna-kit  (3 files, 24 bytes)",
+        *shown_pushes(world),
+        "== submit",
+    ]
     assert "rsna_kit/deep/module.py" in shown
-    assert f"kaggle competitions submit {SLUG}" in shown
-    assert writes(world) == []
-    assert not world.account.ledger.path.exists()
-
-
-def test_a_dry_run_needs_neither_credentials_nor_network(world: World, tmp_path: Path) -> None:
-    """It builds the library itself, as the road would, and says what it cannot know."""
-    version = ".".join(map(str, world.account.program.version))
-    nobody = {"HOME": str(tmp_path), "KAGGLE_CONFIG_DIR": str(tmp_path / ".kaggle")}
-    lonely = {"HTTP_PROXY": "http://127.0.0.1:9", "http_proxy": "http://127.0.0.1:9"}
-    for surroundings, reason in ((nobody, "No credentials were found"), (lonely, "")):
-        shutil.rmtree(world.project / "build", ignore_errors=True)
-        done = world.script("all", "--dry-run", version=version, **surroundings)
-        assert done.returncode == 0, done.stderr
-        assert reason in done.stderr
-        owner = "OWNER" if reason else USER
-        heads = [line.partition("  (")[0] for line in done.stdout.splitlines() if line.startswith("==")]
-        assert heads == ["== upload rsna-kit", "== push prepare", "== push train", "== upload rsna-weights",
-                         "== push infer", "== submit"]  # fmt: skip
-        assert "whether it is on Kaggle already is unknown" in done.stdout
-        assert "rsna_kit/deep/module.py" in done.stdout
-        assert f'"id": "{owner}/rsna-kit-infer"' in done.stdout
-    assert world.double.arrived == []
-    assert not world.account.ledger.path.exists()
+    assert world.site.changes == []
+    assert not world.ledger.path.exists()
 
 
 def shown_pushes(world: World) -> list[str]:
@@ -147,7 +199,7 @@ def shown_pushes(world: World) -> list[str]:
 def test_an_inference_kernel_with_the_internet_on_is_refused_at_the_start(world: World) -> None:
     write_kernel(world.project / "kernels/infer", "", enable_internet=True)
     result = world.push("all")
-    assert (result.code, writes(world)) == (1, [])
+    assert (result.code, world.client.seen) == (1, [])
     assert "Kaggle scores no kernel that has the internet" in result.talk
 
 
@@ -193,7 +245,7 @@ def test_wrong_usage_ends_with_2_and_a_suggestion(
 )
 def test_settings_of_no_kernel_are_refused(world: World, words: list[str], said: str) -> None:
     result = world.push("all", "--settings", *words)
-    assert (result.code, world.double.arrived) == (2, [])
+    assert (result.code, world.client.seen) == (2, [])
     assert said in result.talk
 
 
@@ -244,14 +296,10 @@ def in_a_jail(session: Session) -> int:
 
 @pytest.mark.slow
 @pytest.mark.tf
-def test_the_projects_own_kernels_go_the_whole_road_offline(world: World, phantom: Path, tmp_path: Path) -> None:
+def test_the_projects_own_kernels_lead_to_a_score_offline(world: World, phantom: Path, tmp_path: Path) -> None:
     """prepare, train and infer in the sandbox, on the phantom; the score is the hidden test's pF1."""
     pytest.importorskip("keras")
-    if (
-        subprocess.run(["bwrap", "--ro-bind", "/", "/", "true"], capture_output=True).returncode
-        if shutil.which("bwrap")
-        else 1
-    ):
+    if not shutil.which("bwrap") or subprocess.run(["bwrap", "--ro-bind", "/", "/", "true"]).returncode:
         pytest.skip("bubblewrap does not work here")
     from rsna_lab.kaggle.rehearse.hidden import score
 
@@ -265,24 +313,15 @@ def test_the_projects_own_kernels_go_the_whole_road_offline(world: World, phanto
     def pf1(submission: Path) -> str:
         return f"{score(submission, phantom / 'hidden/truth.csv')['value']:.3f}"
 
-    world.double.site = Site(tmp_path / "own-site", public, hidden, in_a_jail, pf1)
+    world.site = world.client.site = Site(tmp_path / "own-site", public, hidden, in_a_jail, pf1)
     world.project = own_project(tmp_path / "own")
+    ledger = Ledger(world.project, str)
+    world.account = replace(world.account, project=world.project, ledger=ledger, limit_s=1200.0, poll_s=0.2)
     small = "image.height=64 image.width=32 data.save=none"
     quick = "train.folds=2 train.epochs=1 train.batch_size=8 model.weights=none"
-    words = [
-        "--settings",
-        "prepare",
-        "PRESET=smoke",
-        f"SET={small}",
-        "--settings",
-        "train",
-        "PRESET=smoke",
-        f"SET={quick}",
-    ]
-    version = ".".join(map(str, world.account.program.version))
-    done = world.script("all", *words, version=version)
-    assert done.returncode == 0, done.stderr
-    result = json.loads(done.stdout)
+    words = ["--settings", "prepare", "PRESET=smoke", f"SET={small}"]
+    with waited(world.site):
+        result = world.does("all", *words, "--settings", "train", "PRESET=smoke", f"SET={quick}").value
     assert 0 <= float(result["public"]) <= 1
     weights = world.site.datasets[f"{USER}/rsna-weights"].versions[0]
     assert len(list(weights.glob("**/model.weights.h5"))) == 2

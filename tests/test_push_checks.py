@@ -1,4 +1,4 @@
-"""What would end the road after hours, or after an upload, ends it before anything is sent."""
+"""What would end a run of steps after hours, or after an upload, ends it before anything is sent."""
 
 from __future__ import annotations
 
@@ -10,20 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kaggle_site import SLUG, USER
+from kaggle_site import SLUG, USER, Refused
 from push_world import DOOR, ROOT, World, write_dataset, write_kernel
 
 from rsna_kit.runtime.errors import UsageError
-from rsna_lab.kaggle.push import ahead, models, values, wishes
-from rsna_lab.kaggle.push.journey import Journey
+from rsna_lab.kaggle.push import checks, choices, models
 
-WEIGHTS_OF_TRAIN = "SETTINGS = {'PRESET': 'default', 'SET': '', 'WEIGHTS': ''}"
-BUNDLES = "import os\nos.mkdir('bundles')\nopen('bundles/weights', 'w').write('0.25')"
-
-
-def sent(world: World) -> list[str]:
-    """Calls that brought something to the site."""
-    return [path for _, path, _ in world.double.arrived if re.search(r"/(Create|Save|Start)", path)]
+WEIGHTS_OF_TRAIN = "SETTINGS = {'PRESET': 'default', 'SET': '', 'WEIGHTS': ''}\nverdict()"
+BUNDLES = "(working / 'bundles').mkdir()\n(working / 'bundles/weights').write_text('0.25')\nverdict()"
 
 
 def skipping(*steps: str) -> list[str]:
@@ -53,7 +47,7 @@ def test_a_step_that_is_left_out_and_was_never_taken_is_told_before_any_upload(
 ) -> None:
     talk = world.fails("all", *skipping(*skip))
     assert said in talk
-    assert sent(world) == []
+    assert world.site.changes == []
     if "train" in skip:
         assert "scripts/build rsna-weights --from runs/model/bundles, scripts/push upload rsna-weights" in talk
 
@@ -62,7 +56,7 @@ def test_nothing_can_be_submitted_that_was_not_pushed(world: World) -> None:
     result = world.push("all", *skipping("prepare", "train", "weights", "infer"))
     assert result.code == 2
     assert "scripts/push submit infer --version N" in result.talk
-    assert sent(world) == []
+    assert world.site.changes == []
 
 
 def test_bundles_of_ones_own_lead_to_a_score_without_a_training(world: World) -> None:
@@ -84,7 +78,7 @@ def test_the_newest_version_of_a_model_is_read_where_none_is_published_anew(worl
     left_out = skipping("build", "upload", "prepare", "train", "submit")
     skip = [*left_out, "--skip", "weights", "--weights", "model"]
     assert f"Kaggle has no version of the model {USER}/rsna-kit-weights/keras/bundles" in world.fails("all", *skip)
-    assert sent(world) == []
+    assert world.site.changes == []
     planned = metadata_of(world.push("all", *left_out, "--weights", "model", "--dry-run").value, "infer")
     assert world.push("all", *left_out, "--weights", "model").code == 0
     shown = metadata_of(world.push("all", *skip, "--dry-run").value, "infer")
@@ -105,6 +99,37 @@ def test_a_dry_run_shows_the_output_of_train_as_the_source_of_infer(world: World
     assert planned["dataset_sources"] == [f"{USER}/rsna-kit"]
 
 
+# ---- one minute of questions
+
+
+@pytest.mark.parametrize(
+    ("change", "words", "said"),
+    [
+        ({"not_joined": True}, ["all"], "https://www.kaggle.com/competitions/rsna-breast-cancer-detection/rules"),
+        ({"gpu_hours_used": 30.0}, ["all"], "Run the same command again after 2026-11-28T00:00 (UTC)"),
+        ({"refuse": {"list_kernels": [Refused(403, "Permission denied")]}}, ["push", "infer"], "kernels cannot be"),
+        ({"refuse": {"list_datasets": [Refused(401, "Unauthorized")]}}, ["all"], "Make new ones at"),
+        ({"allowed_submissions": 0}, ["all", "--skip", "train", "--skip", "weights"], "leave out the last step"),
+    ],
+)
+def test_what_would_end_it_later_is_asked_before_anything_is_sent(
+    world: World, change: dict[str, Any], words: list[str], said: str
+) -> None:
+    world.has_dataset("rsna-weights")
+    world.site.submissions.append({"ref": 1, "status": "COMPLETE", "publicScore": "0.2"})
+    for name, value in change.items():
+        setattr(world.site if hasattr(world.site, name) else world.traps, name, value)
+    assert said in world.fails(*words)
+    assert world.site.changes == []
+
+
+def test_what_cannot_be_asked_is_said_and_costs_nothing(world: World) -> None:
+    world.traps.refuse["get_competition"] = [Refused(404, "Not found")]
+    talk = world.does("all").talk
+    assert "Whether the rules of rsna-breast-cancer-detection are accepted cannot be asked" in talk
+    assert "GPU quota: 27.5 of 30.0 hours left, new ones at 2026-11-28T00:00" in talk
+
+
 # ---- what is attached from the command line
 
 
@@ -112,7 +137,7 @@ def test_a_dry_run_shows_the_output_of_train_as_the_source_of_infer(world: World
     ("source", "said"),
     [
         ("imagenet-starts", "scripts/build imagenet-starts --from ~/.keras/models, then scripts/push upload"),
-        ("other/rsna-data", "Check the name, and that this account may see it"),
+        ("other/rsna-data", "Check the name, and that this account may use it"),
         ("keras/convnext/keras/convnext_tiny/2", "Check the name, and that this account may use it"),
     ],
 )
@@ -121,32 +146,34 @@ def test_what_is_not_there_cannot_be_attached(world: World, source: str, said: s
         talk = world.fails(*words)
         assert f"--attach {source if '/' in source else f'{USER}/{source}'}: Kaggle has no such source" in talk
         assert said in talk
-    assert sent(world) == []
+    assert world.site.changes == []
 
 
 def test_a_dataset_and_a_model_are_attached_beside_a_kernels_own(world: World) -> None:
     world.has_dataset("imagenet-starts")
     world.site.models[f"{USER}/starts/keras/b4"] = [world.project]
-    write_kernel(world.project / "kernels/train", "print('trained')", competition_sources=[SLUG])
+    write_kernel(world.project / "kernels/train", "print('trained')\nverdict()", competition_sources=[SLUG])
     words = ["push", "train", "--attach", "imagenet-starts", f"{USER}/starts/keras/b4/1"]
     assert world.push(*words).code == 0
     assert set(world.site.kernels[f"{USER}/rsna-kit-train"].versions[0].sources) == {
-        f"competitions/{SLUG}", f"datasets/{USER}/imagenet-starts", f"models/{USER}/starts/keras/b4/1",
-    }  # fmt: skip
+        f"competitions/{SLUG}",
+        f"datasets/{USER}/imagenet-starts",
+        f"models/{USER}/starts/keras/b4/1",
+    }
     assert "Its newest version is 1" in world.fails("push", "train", "--attach", f"{USER}/starts/keras/b4/2")
 
 
 @pytest.mark.parametrize("words", [["trian", "x"], ["train"], ["train", "a/b/c"], ["train", "a/"]])
 def test_what_cannot_be_attached_is_wrong_usage(words: list[str]) -> None:
     with pytest.raises(UsageError, match="--attach"):
-        wishes.attached([words])
+        choices.attached([words])
 
 
 def test_a_network_whose_start_nothing_brings_is_refused_before_prepare(world: World) -> None:
     world.has_dataset("imagenet-starts")
     write_kernel(world.project / "kernels/train", WEIGHTS_OF_TRAIN)
     result = world.push("all", "--settings", "train", "PRESET=seed")
-    assert (result.code, world.double.arrived) == (2, [])
+    assert (result.code, world.client.seen) == (2, [])
     assert "ImageNet weights of efficientnet_b4, and nothing that is attached brings them" in result.talk
     assert "--attach train imagenet-starts" in result.talk
     assert world.push("push", "train", "--settings", "SET=model.weights=start").code == 2
@@ -176,33 +203,33 @@ def test_a_network_whose_start_nothing_brings_is_refused_before_prepare(world: W
 )
 def test_a_value_that_the_run_would_refuse_is_refused_here(settings: dict[str, str], said: str) -> None:
     with pytest.raises(UsageError, match=said):
-        values.check_settings("train", settings)
+        choices.check_settings("train", settings)
 
 
 def test_values_that_a_run_takes_are_taken() -> None:
-    values.check_settings("train", {"PRESET": "smoke", "SET": "train.folds=5", "FOLDS": "0 4", "TIME_LIMIT": "12h"})
-    values.check_settings("infer", {"SET": "infer.tta=flip", "TIME_LIMIT": "8h30m", "BUNDLES": "me/x", "OWN": "?"})
+    choices.check_settings("train", {"PRESET": "smoke", "SET": "train.folds=5", "FOLDS": "0 4", "TIME_LIMIT": "12h"})
+    choices.check_settings("infer", {"SET": "infer.tta=flip", "TIME_LIMIT": "8h30m", "BUNDLES": "me/x", "OWN": "?"})
     with pytest.raises(UsageError, match="5m to 9h"):
-        values.check_settings("infer", {"TIME_LIMIT": "10h"})
+        choices.check_settings("infer", {"TIME_LIMIT": "10h"})
 
 
 def test_a_session_must_not_end_before_it_stops_itself() -> None:
-    values.check_settings("train", {"TIME_LIMIT": "8h30m"}, timeout_s=9 * 3600)
+    choices.check_settings("train", {"TIME_LIMIT": "8h30m"}, timeout_s=9 * 3600)
     with pytest.raises(UsageError, match=r"its output would be lost"):
-        values.check_settings("train", {"TIME_LIMIT": "11h30m"}, timeout_s=9 * 3600)
+        choices.check_settings("train", {"TIME_LIMIT": "11h30m"}, timeout_s=9 * 3600)
 
 
 @pytest.mark.parametrize("text", ["9", "99h", "2m", "soon", "12h1m"])
 def test_a_time_that_no_session_has_is_refused(world: World, text: str) -> None:
     for words in (["all", "--dry-run"], ["push", "infer"]):
         assert world.push(*words, "--timeout", text).code == 2
-    assert world.double.arrived == []
+    assert world.client.seen == []
 
 
 def test_a_wrong_value_of_a_later_kernel_stops_the_road_at_its_start(world: World) -> None:
     for more in ((), ("--dry-run",)):
         result = world.push("all", "--settings", "train", "PRESET=sead", *more)
-        assert (result.code, world.double.arrived) == (2, [])
+        assert (result.code, world.client.seen) == (2, [])
         assert "Did you mean 'seed'?" in result.talk
 
 
@@ -220,10 +247,10 @@ def test_a_wrong_value_of_a_later_kernel_stops_the_road_at_its_start(world: Worl
         (["fetch", "nosuch"], "no such kernel"),
         (["submit", "infre"], "Did you mean 'infer'?"),
     ],
-)  # fmt: skip
+)
 def test_a_name_that_there_is_not_is_called_that(world: World, words: list[str], said: str) -> None:
     result = world.push(*words)
-    assert (result.code, world.double.arrived) == (2, [])
+    assert (result.code, world.client.seen) == (2, [])
     assert said in result.talk
 
 
@@ -256,6 +283,4 @@ def test_every_command_of_the_documents_is_understood(world: World) -> None:
         words = words if words and not words[0].startswith("-") else ["all", *words]
         options = DOOR.build_parser().parse_args(words)
         if words[0] == "all":
-            wanted = Journey(settings=wishes.settings(options.settings), attached=wishes.attached(options.attach),
-                             changes=DOOR.changes(options))  # fmt: skip
-            ahead.check_here(world.account, wanted)
+            checks.check_here(world.account, DOOR.choices_of(options))

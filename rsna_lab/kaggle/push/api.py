@@ -1,0 +1,343 @@
+"""Kaggle's interface for the steps of scripts/push: asked through client.py, tried again where that is safe, and every
+failure turned into Kaggle's own words and what to do about them."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import json
+import queue
+import re
+import shutil
+import subprocess
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from rsna_kit.runtime.errors import MissingDependencyError, RsnaKitError
+from rsna_lab.kaggle.push.errors import INSTALL, PACKAGES, KaggleError, RefusedError, failure, passing
+
+TRIED = {"kaggle": "2.2.5", "kagglesdk": "0.1.38"}
+_TALKATIVE = ("VERBOSE", "VERBOSE_OUTPUT")  # would print every request, credentials included
+_FRESH_S = 600.0
+CALL_S = 60.0  # a call that moves no file has no answer after this
+TRIES = 5
+LOOKS = 4  # what was just made may not be found yet, for so many looks
+_PAGE = 200
+
+
+class Transport(Protocol):
+    """What carries one request of client.py and brings back its answer."""
+
+    def __call__(
+        self,
+        request: Mapping[str, Any],
+        limit_s: float,
+        listen: Callable[[dict[str, Any]], None] | None = None,
+        stop: threading.Event | None = None,
+    ) -> dict[str, Any]:
+        """The answer to a request of client.py; `listen` hears events, `stop` gives it up."""
+
+
+class Client:
+    """client.py in the Python that has the `kaggle` package. It signs in anew now and then: some tokens live an hour.
+
+    Args:
+        python: that Python.
+        environment: in which it runs.
+        scrub: takes secrets out of what it says.
+        folder: where it runs; made, for this user alone.
+    """
+
+    def __init__(self, python: Path, environment: Mapping[str, str], scrub: Callable[[str], str], folder: Path) -> None:
+        self._python, self._scrub, self._folder = python, scrub, folder
+        self._environment = {name: value for name, value in environment.items() if name not in _TALKATIVE}
+        self._environment |= {"PYTHONUTF8": "1", "TMPDIR": str(folder)}
+        self._process: _Process | None = None
+
+    def __call__(
+        self,
+        request: Mapping[str, Any],
+        limit_s: float,
+        listen: Callable[[dict[str, Any]], None] | None = None,
+        stop: threading.Event | None = None,
+    ) -> dict[str, Any]:
+        """The answer to one request; a process that does not answer in time is stopped, and told as no answer."""
+        process = self._process
+        if process is None or stop is not None or process.age_s > _FRESH_S:
+            self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._folder.chmod(0o700)
+            process = _Process(self._python, self._environment, self._folder)
+        if stop is None:  # what can be stopped is asked beside everything else
+            self._process = process
+        end = time.monotonic() + limit_s
+        line: str | None = ""
+        process.write(json.dumps(request))
+        while line is not None:
+            line = process.read(0.1)
+            value = json.loads(self._scrub(line)) if line else {}
+            if "event" in value and listen:
+                listen(value["event"])
+            if "answer" in value or "error" in value:
+                return dict(value)
+            if time.monotonic() > end or (stop and stop.is_set()):
+                process.stop()
+                self._process = None if stop is None else self._process
+                return {"error": {"kind": "network", "text": f"no answer within {limit_s:.0f} seconds"}}
+        process.stop()
+        self._process = None if stop is None else self._process
+        said = self._scrub("".join(process.said)).strip()
+        return {"error": {"kind": "import", "text": said or "it ended without a word"}}
+
+
+class _Process:
+    """One started client.py; `said` holds the last lines that are no answers."""
+
+    def __init__(self, python: Path, environment: Mapping[str, str], folder: Path) -> None:
+        self._began = time.monotonic()
+        self._process = subprocess.Popen(
+            [str(python), str(Path(__file__).with_name("client.py"))],
+            env=environment,
+            cwd=folder,
+            text=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            encoding="utf-8",
+            errors="replace",
+            start_new_session=True,
+        )
+        self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self.said: collections.deque[str] = collections.deque(maxlen=5)
+        self.stop = weakref.finalize(self, _end, self._process)
+        for read in (self._hear_answers, self._hear_others):
+            threading.Thread(target=read, args=(self._process, self._lines, self.said), daemon=True).start()
+
+    @property
+    def age_s(self) -> float:
+        """Since it was started."""
+        return time.monotonic() - self._began
+
+    def write(self, line: str) -> None:
+        """Ask; whether it is still there, the answer will show."""
+        assert self._process.stdin
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.write(line + "\n")
+            self._process.stdin.flush()
+
+    def read(self, patience_s: float) -> str | None:
+        """The next line, "" while there is none, None after the last."""
+        try:
+            return self._lines.get(timeout=patience_s)
+        except queue.Empty:
+            return ""
+
+    @staticmethod
+    def _hear_answers(process: Any, lines: Any, said: Any) -> None:
+        with process.stdout as stream:
+            for line in stream:
+                lines.put(line)
+        process.wait()
+        time.sleep(0.1)  # for its last words
+        lines.put(None)
+
+    @staticmethod
+    def _hear_others(process: Any, lines: Any, said: Any) -> None:
+        with process.stderr as stream:
+            said.extend(stream)
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    process.kill()
+    process.wait()
+    with contextlib.suppress(OSError):
+        process.stdin.close()  # type: ignore[union-attr]
+
+
+def find_python(given: Path | None = None) -> Path:
+    """The Python that the `kaggle` program runs with: of the one that is named, or of the one on PATH.
+
+    Raises:
+        MissingDependencyError: there is none; says how to get it.
+    """
+    if given is not None and not given.is_file():
+        raise MissingDependencyError(f"--kaggle {given}: no such file. {INSTALL}")
+    on_path = shutil.which("kaggle")
+    path = given or (Path(on_path) if on_path else Path(sys.executable).with_name("kaggle"))
+    if not path.is_file():
+        raise MissingDependencyError(f"the kaggle program is not installed. {INSTALL}")
+    with open(path, "rb") as file:
+        head = file.read(600).decode("utf-8", errors="replace")
+    named = re.match(r"#!\s*(?:/usr/bin/env\s+|/bin/sh\s+'''exec'\s+)?\"?([^\s\"]*python[^\s\"]*)", head)
+    python = shutil.which(named[1]) if named else None
+    beside = path.resolve().with_name("python")
+    if python is None and not beside.is_file():
+        raise MissingDependencyError(f"{path} does not say which Python it runs with. {INSTALL}")
+    return Path(python) if python else beside
+
+
+class Kaggle:
+    """What the steps ask of Kaggle.
+
+    Args:
+        send: carries requests.
+        say: tells people a line.
+        pause_s: before the second try; doubled each time.
+        tries: how often a question is asked. With 1, as for a plan, a Kaggle that did not answer is not asked again.
+    """
+
+    def __init__(self, send: Transport, say: Callable[[str], None], pause_s: float = 30.0, tries: int = TRIES) -> None:
+        self._send, self._say, self._pause_s, self._tries = send, say, pause_s, tries
+        self._silent: dict[str, Any] | None = None
+
+    def check_version(self) -> None:
+        """Refuse a `kaggle` package whose answers are not known, and name one that is newer than the one tried.
+
+        Raises:
+            MissingDependencyError: none, or one that is too old.
+        """
+        found = self._ask({"about": True}, "The look at the kaggle package")
+        if tuple(map(int, re.findall(r"\d+", found["kaggle"])[:3])) < (2, 2, 5):
+            raise MissingDependencyError(f"kaggle {found['kaggle']} is too old, 2.2.5 is needed. {INSTALL}")
+        if found != TRIED:
+            names = " with ".join(f"{name} {version}" for name, version in found.items())
+            self._say(f"{names} is not what this was tried with: pip install {PACKAGES}")
+
+    def whoami(self) -> dict[str, Any]:
+        """`username`, and the `method` by which it is known."""
+        return dict(self._ask({"whoami": True}, "The look at your account"))
+
+    def ask(self, call: str, **body: Any) -> dict[str, Any]:
+        """Call what changes nothing.
+
+        Raises:
+            UnreachableError: no answer, after every try.
+            RefusedError: Kaggle says no.
+        """
+        return dict(self._ask({"call": call, "body": body}, _named(call, body)))
+
+    def find(self, call: str, **body: Any) -> dict[str, Any] | None:
+        """The same; None for what is not there, or not for this account: Kaggle does not tell the two apart."""
+        try:
+            return self.ask(call, **body)
+        except RefusedError as error:
+            if error.status in (403, 404):
+                return None
+            raise
+
+    def every(self, call: str, key: str, **body: Any) -> list[dict[str, Any]]:
+        """The entries of all pages of a list."""
+        found: list[dict[str, Any]] = []
+        token = ""
+        while True:
+            page = self.ask(call, pageSize=_PAGE, pageToken=token, **body)
+            found += page.get(key) or []
+            token = page.get("nextPageToken") or ""
+            if not token:
+                return found
+
+    def change(self, call: str, what: str, **body: Any) -> dict[str, Any]:
+        """Call what changes something, once: only a call that Kaggle turned away as one too many is tried again.
+
+        Raises:
+            UnreachableError: no answer; it may have been carried out, so look before it is done again.
+            KaggleError: Kaggle says no, in its status or in its answer.
+        """
+        answer = dict(self._ask({"call": call, "body": body}, what, repeat=(429,)))
+        if answer.get("error"):
+            raise KaggleError(f"{what} failed.", str(answer["error"]))
+        return answer
+
+    def upload(self, path: Path, kind: str, listen: Callable[[dict[str, Any]], None], slowest: float) -> str:
+        """Bring one file to Kaggle; returns the token that stands for it. It is no part of anything yet.
+
+        Args:
+            path: the file.
+            kind: DATASET or MODEL.
+            listen: hears how many bytes are there.
+            slowest: bytes a second below which it is given up.
+        """
+        size = path.stat().st_size
+        for attempt in range(1, self._tries + 1):
+            slot = self.ask(
+                "blobs/start_blob_upload",
+                type=kind,
+                name=path.name,
+                contentLength=size,
+                lastModifiedEpochSeconds=int(path.stat().st_mtime),
+            )
+            reply = self._send({"put": slot["createUrl"], "file": str(path)}, 300 + size / slowest, listen)
+            if "error" not in reply:
+                return str(slot["token"])
+            if not self._try_again(reply["error"], attempt, f"{path.name} did not arrive"):
+                break
+        raise _not_moved(f"The upload of {path.name}", reply["error"])
+
+    def download(self, files: Mapping[str, Path], listen: Callable[[dict[str, Any]], None], limit_s: float) -> None:
+        """Fetch files: address → where to."""
+        left = {str(path): url for url, path in files.items()}
+
+        def hear(event: dict[str, Any]) -> None:
+            left.pop(event.get("file", ""), None)
+            listen(event)
+
+        for attempt in range(1, self._tries + 1):
+            reply = self._send({"get": [[url, path] for path, url in left.items()]}, limit_s, hear)
+            if "error" not in reply:
+                return
+            if not self._try_again(reply["error"], attempt, "A file did not come"):
+                break
+        raise _not_moved("The download", reply["error"])
+
+    def log(self, run: str, listen: Callable[[dict[str, Any]], None], stop: threading.Event) -> None:
+        """Hear a run's log, line by line, until it ends or `stop` is set; that it breaks is no error."""
+        self._send({"log": run}, 24 * 3600.0, listen, stop)
+
+    def _ask(self, request: Mapping[str, Any], what: str, repeat: Iterable[int] = ()) -> Any:
+        if self._silent:
+            raise failure(what, self._silent)
+        for attempt in range(1, self._tries + 1):
+            reply = self._send(request, CALL_S)
+            if "error" not in reply:
+                return reply["answer"]
+            error = reply["error"]
+            if (repeat and error.get("status") not in repeat) or not self._try_again(error, attempt):
+                break
+        if self._tries == 1 and passing(error):
+            self._silent = error
+        raise failure(what, error)
+
+    def _try_again(self, error: Mapping[str, Any], attempt: int, what: str = "Kaggle does not answer") -> bool:
+        """Whether the same may work a little later; then that is said, and waited for."""
+        if attempt >= self._tries or not passing(error):
+            return False
+        pause = min(self._pause_s * 2 ** (attempt - 1), 300.0)
+        if str(error.get("retry_after") or "").isdigit():
+            pause = min(max(pause, float(error["retry_after"])), 300.0)
+        said = " ".join(str(error.get("text")).split())[:200]
+        self._say(f"{what}; try {attempt + 1} of {self._tries} in {pause:.0f} s ({said})")
+        time.sleep(pause)
+        return True
+
+
+def _named(call: str, body: Mapping[str, Any]) -> str:
+    """What a call is about, for a message."""
+    about = [
+        body[key]
+        for key in ("ownerSlug", "userName", "datasetSlug", "kernelSlug", "modelSlug", "competitionName")
+        if body.get(key)
+    ]
+    return f"{call.split('/')[1]} of {'/'.join(about)}" if about else call.split("/")[1]
+
+
+def _not_moved(what: str, error: Mapping[str, Any]) -> RsnaKitError:
+    """A file's address is good for a short time, and for nothing else: what it answers says nothing about rights."""
+    if error["kind"] != "http":
+        return failure(what, error)
+    return KaggleError(
+        f"{what} broke off.", str(error.get("text")), "Nothing of it was kept. Run the same command again."
+    )

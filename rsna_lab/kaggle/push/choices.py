@@ -1,0 +1,204 @@
+"""What the command line asks for: steps, and each kernel's settings and sources, looked at by the library beforehand.
+
+The kernels read their settings with the same functions (`rsna_kit.session.kernel`). Whether a source exists on Kaggle,
+`checks` asks.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from rsna_kit.config import Config, with_overrides
+from rsna_kit.data.augment import find_recipe
+from rsna_kit.models.backbones import backbone
+from rsna_kit.models.views import check_pooling
+from rsna_kit.presets import preset
+from rsna_kit.runtime.clock import parse_duration
+from rsna_kit.runtime.errors import UsageError, did_you_mean
+from rsna_kit.training.losses import find_loss
+from rsna_lab.kaggle.metadata import PLACEHOLDER
+
+STEPS = ("build", "upload", "prepare", "train", "weights", "infer", "submit")
+KERNELS = ("prepare", "train", "infer")
+SHORTEST_S, SESSION_H = 300, 12.0  # Kaggle ends a session after 12 hours
+SCORING_H = 9.0  # the competition's limit for a scoring run
+_OURS = {"rsna-kit", "rsna-wheels", "rsna-kit-prepare", "rsna-kit-train"}  # sources that hold no such weights
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What the command line asks for.
+
+    Args:
+        skip: steps that are left out.
+        accelerator: of kernels that ask for a GPU, instead of their own.
+        image: docker image that is pinned, NAME@sha256:DIGEST.
+        timeout_s: after which Kaggle is told to end a session.
+        settings: name of a kernel → its settings.
+        attached: name of a kernel → key of its metadata → further sources.
+        weights: how infer gets its bundles: "dataset", "model" (a version of a Kaggle Model) or "output" (of train).
+        partial: whether to go on with the folds that are there when the clock stopped the training.
+        file_name: the output that is submitted.
+    """
+
+    skip: frozenset[str] = frozenset()
+    accelerator: str | None = None
+    image: str | None = None
+    timeout_s: int | None = None
+    settings: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    attached: Mapping[str, Mapping[str, list[str]]] = field(default_factory=dict)
+    weights: str = "dataset"
+    partial: bool = False
+    file_name: str = "submission.csv"
+
+
+def settings(given: Sequence[Sequence[str]], kernel: str | None = None) -> dict[str, dict[str, str]]:
+    """Kernel → settings, of all --settings; without `kernel`, each begins with the name of one.
+
+    Raises:
+        UsageError: no such kernel, or something that is not NAME=VALUE.
+
+    Example:
+        >>> settings([["train", "PRESET=seed", "FOLDS=0 1"]])
+        {'train': {'PRESET': 'seed', 'FOLDS': '0 1'}}
+    """
+    found: dict[str, dict[str, str]] = {}
+    for words in given:
+        name, pairs = _kernel_first("--settings", words, kernel, "NAME=VALUE")
+        if not all("=" in pair for pair in pairs):
+            raise UsageError(f"--settings {' '.join(words)}: expected NAME=VALUE")
+        found.setdefault(name, {}).update((pair.split("=", 1)[0], pair.split("=", 1)[1]) for pair in pairs)
+    return found
+
+
+def attached(given: Sequence[Sequence[str]], kernel: str | None = None) -> dict[str, dict[str, list[str]]]:
+    """Kernel → key of its metadata → further sources, of all --attach; a name alone is the account's own dataset.
+
+    Raises:
+        UsageError: no such kernel, or what is neither a dataset's nor a model's name.
+
+    Example:
+        >>> attached([["train", "imagenet-starts"]])
+        {'train': {'dataset_sources': ['OWNER/imagenet-starts']}}
+    """
+    found: dict[str, dict[str, list[str]]] = {}
+    for words in given:
+        name, sources = _kernel_first("--attach", words, kernel, "SOURCE")
+        for source in sources:
+            parts = source.split("/")
+            if not all(parts) or len(parts) not in (1, 2, 5):
+                raise UsageError(
+                    f"--attach {source}: expected a dataset (SLUG of your own, or OWNER/SLUG) or a version of a model "
+                    "(OWNER/MODEL/FRAMEWORK/VARIATION/VERSION)"
+                )
+            key = "model_sources" if len(parts) == 5 else "dataset_sources"
+            full = source if len(parts) > 1 else f"{PLACEHOLDER}/{source}"
+            found.setdefault(name, {}).setdefault(key, []).append(full)
+    return found
+
+
+def session_seconds(what: str, text: str, most_h: float = SESSION_H) -> float:
+    """How long a session may take, with its unit.
+
+    Args:
+        what: option or setting, for the message.
+        text: such as 9h or 8h30m.
+        most_h: the most hours that make sense.
+
+    Raises:
+        UsageError: a bare number, no duration, a few minutes only, or more than Kaggle gives.
+    """
+    if re.fullmatch(r"\d+(\.\d+)?", text.strip()):
+        raise UsageError(f"{what} {text}: {text} what? Expected a unit: {text.strip()}h or {text.strip()}m")
+    seconds = parse_duration(text)
+    if not SHORTEST_S <= seconds <= most_h * 3600:
+        raise UsageError(f"{what} {text}: expected {SHORTEST_S // 60}m to {most_h:g}h, what Kaggle gives at most")
+    return seconds
+
+
+def _kernel_first(option: str, words: Sequence[str], kernel: str | None, what: str) -> tuple[str, list[str]]:
+    """The kernel that an option is for, and what is said of it."""
+    name, *rest = words if kernel is None else [kernel, *words]
+    if kernel is None and name not in KERNELS:
+        hint = did_you_mean(name, KERNELS)
+        raise UsageError(f"{option} {name}: expected {', '.join(KERNELS)}, then {what}.{hint}")
+    if not rest:
+        raise UsageError(f"{option} {' '.join(words)}: expected {what}")
+    return name, rest
+
+
+def check_settings(
+    kernel: str, settings: Mapping[str, str], sources: Sequence[str] = (), timeout_s: float | None = None
+) -> None:
+    """Refuse what the run itself would refuse, hours later.
+
+    Args:
+        kernel: its folder's name.
+        settings: its SETTINGS as they are pushed; names that this does not know are let pass.
+        sources: everything that is attached, as owner/slug or longer.
+        timeout_s: after which Kaggle is told to end the session.
+
+    Raises:
+        UsageError: which setting, what came and what was expected.
+    """
+    try:
+        config = _config(settings)
+        _check_folds(settings.get("FOLDS", ""), config)
+        if (wanted := settings.get("REQUIRE_GPU", "auto")) not in ("yes", "no", "auto"):
+            raise UsageError(f"REQUIRE_GPU: got {wanted!r}, expected yes, no or auto")
+        if "TIME_LIMIT" in settings:
+            most = SCORING_H if kernel == "infer" else SESSION_H
+            _check_time(session_seconds("TIME_LIMIT", settings["TIME_LIMIT"], most), settings["TIME_LIMIT"], timeout_s)
+        if "WEIGHTS" in settings:
+            _check_start(config, sources)
+    except UsageError as error:
+        raise UsageError(f"{kernel}: {error}") from None
+
+
+def _config(settings: Mapping[str, str]) -> Config:
+    config = with_overrides(preset(settings.get("PRESET", "default")), settings.get("SET", "").split())
+    backbone(config.model.backbone)
+    check_pooling(config.model.view_pool)
+    find_loss(config.train.loss)
+    find_recipe(config.data.augment)
+    return config
+
+
+def _check_folds(text: str, config: Config) -> None:
+    for word in text.split():
+        if not word.isdigit() or int(word) >= config.train.folds:
+            raise UsageError(
+                f"FOLDS={text}: got {word!r}, expected numbers from 0 to {config.train.folds - 1} with blanks between "
+                'them, such as FOLDS="0 1" (train.folds says how many there are)'
+            )
+
+
+def _check_time(limit_s: float, text: str, timeout_s: float | None) -> None:
+    if timeout_s is not None and limit_s > timeout_s:
+        raise UsageError(
+            f"--timeout ends the session after {timeout_s / 3600:g}h, before it stops itself (TIME_LIMIT={text}): its "
+            "output would be lost. Give less TIME_LIMIT with --settings, or more --timeout"
+        )
+
+
+def _check_start(config: Config, sources: Sequence[str]) -> None:
+    """Starting weights that are in no wheel have to be attached."""
+    model = config.model
+    stock = model.weights == "imagenet"
+    if model.weights == "none" or model.kind == "cvae" or (stock and not backbone(model.backbone).stock):
+        return
+    if any(source.split("/")[1:2] and source.split("/")[1] not in _OURS for source in sources):
+        return
+    what = f"ImageNet weights of {model.backbone}" if stock else f"a network of your own with {model.backbone}"
+    way = (
+        "Build and upload them (datasets/imagenet-starts/README.md), then --attach train imagenet-starts"
+        if stock
+        else "Upload it as a dataset, then --attach train SLUG"
+    )
+    raise UsageError(
+        f"it is to start from {what}, and nothing that is attached brings them. {way}; in `push train` without the "
+        "word train. Or choose SET=model.backbone=efficientnet_lite0, whose weights are in rsna-wheels, or "
+        "SET=model.weights=none"
+    )

@@ -1,0 +1,312 @@
+"""A run on Kaggle → its end, its log while it is written, and a folder here with what it left, every file checked.
+
+The names of its files come from whatever the kernel wrote, so they are not trusted: only plain relative names are
+fetched, into a temporary folder, and they come into the result only after they were compared with Kaggle's list and
+with the checksums in the kernel's verdict.json. A kernel of ours without a whole verdict is not believed at all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import shutil
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from rsna_kit.runtime.errors import UsageError
+from rsna_kit.runtime.files import sha256_file
+from rsna_kit.session.verdict import VERDICT
+from rsna_lab.kaggle.push.account import Account
+from rsna_lab.kaggle.push.api import LOOKS
+from rsna_lab.kaggle.push.errors import KaggleError
+from rsna_lab.kaggle.push.kernels import GOING
+from rsna_lab.kaggle.push.project import Run, is_own
+from rsna_lab.kaggle.push.waiting import Waiting
+
+# No absolute path, no way up, no backslash, nothing invisible.
+_PLAIN_NAME = r"^(?!/)(?!(?:.*/)?\.{1,2}(?:/|$))(?!.*//)(?!.*[\\\x00-\x1f])."
+_MOST_NOTED = 100  # files whose checksums stand in the ledger one by one
+_SLOWEST_BYTES_S = 100_000  # a download slower than this is stopped
+
+
+def follow(account: Account, run: Run) -> None:
+    """Wait for the end of a run, its log as it is written, and judge it.
+
+    Raises:
+        KaggleError: it failed, is not there, or did not end in time.
+    """
+    match = {"kernel": run.reference, "version": run.version}
+    last = account.ledger.last("run", kernel=run.reference, status="COMPLETE")
+    waiting = Waiting(account.events, f"{run.reference} v{run.version}", account.limit_s, last.get("seconds"))
+    shown: list[str] = []
+    stop, tail, missed = threading.Event(), None, 0
+
+    def tell(event: dict[str, Any]) -> None:
+        for line in plain(account.scrub(event.get("log", ""))).splitlines():
+            waiting.line(f"  | {line}")
+            shown.append(line)
+
+    label = run.reference + (f"/{run.version}" if run.version else "")
+    try:
+        while True:
+            answer = account.kaggle.find("kernels/get_kernel_session_status", **run.body)
+            missed = 0 if answer else missed + 1
+            if missed > LOOKS:
+                raise KaggleError(
+                    f"{label}: Kaggle does not show it to this account.",
+                    "",
+                    f"Look at https://www.kaggle.com/code/{run.reference}. A token made lately may lack "
+                    "rights that kaggle.json has.",
+                )
+            status = str((answer or {}).get("status") or "not listed yet")
+            if answer and status not in GOING:
+                break
+            if status == "RUNNING" and tail is None:
+                tail = threading.Thread(target=account.kaggle.log, args=(label, tell, stop), daemon=True)
+                tail.start()
+            waiting.look(status)
+            time.sleep(account.poll_s)
+        if tail:
+            tail.join(10)  # the last lines
+    finally:
+        stop.set()
+        if tail:
+            tail.join()
+        waiting.close()
+    failure = str(answer.get("failureMessage") or "")
+    if not account.ledger.last("run", **match):
+        account.ledger.add("run", **match, status=status, failure=failure, seconds=round(waiting.seconds))
+    if status == "COMPLETE":
+        account.events.say(f"{run.reference}: version {run.version} is complete")
+        return
+    for line in [] if shown else read_log(account, run)[-15:]:
+        account.events.say(f"  | {line}", kind="log")
+    advice = "It was stopped by hand or by Kaggle. Push again." if status.startswith("CANCEL") else ""
+    said = failure or f"status {status}, without a message"
+    raise KaggleError(f"{run.reference}: version {run.version} failed.", said, advice)
+
+
+def read_log(account: Account, run: Run) -> list[str]:
+    """The log of a run that has ended, line by line."""
+    text = str(account.kaggle.ask("kernels/list_kernel_session_output", **run.body, pageSize=1).get("log") or "")
+    with contextlib.suppress(ValueError, AttributeError, TypeError):  # where it is a list of events
+        text = "".join(str(event.get("data", "")) for event in json.loads(text))
+    return plain(account.scrub(text)).splitlines()
+
+
+def plain(text: str) -> str:
+    """Text of others without what could steer a terminal; a progress bar keeps its last state."""
+    lines = [line.rstrip("\r").rpartition("\r")[2] for line in text.split("\n")]
+    return "\n".join("".join(c for c in line if c.isprintable() or c == "\t") for line in lines)
+
+
+def output_folder(account: Account, run: Run) -> Path:
+    """Where the output of a run lies here."""
+    return account.project / "runs" / "kaggle" / run.reference.split("/")[1] / f"v{run.version}"
+
+
+def list_files(account: Account, run: Run) -> dict[str, int]:
+    """Name → bytes of what a run left."""
+    rows = account.kaggle.every("kernels/list_kernel_files", "files", **run.body)
+    return {str(row["name"]): int(row.get("size") or 0) for row in rows}
+
+
+def fetch(account: Account, run: Run, only: str = "", out: Path | None = None, needed: bool = True) -> dict[str, str]:
+    """Fetch the output of a run, unless it is here as it was fetched; returns name → sha256.
+
+    Args:
+        account: who asks.
+        run: which version.
+        only: a regular expression; other files stay where they are.
+        out: a new or empty folder; `runs/kaggle/<kernel>/v<version>` unless given, whose other files stay.
+        needed: whether it is an error that no file matches `only`.
+
+    Raises:
+        KaggleError: no verdict, or one that says no; files that are missing, cut short or exchanged, or that want to be
+            written elsewhere.
+        UsageError: no file matches, or one would take the place of a file that was not fetched.
+    """
+    if out is not None and out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UsageError(f"--out {out} is there already. Name a new or empty folder")
+    out = (out or output_folder(account, run)).absolute()
+    try:
+        wanted = re.compile(only)
+    except re.error as error:
+        raise UsageError(f"--only {only!r}: {error}") from None
+    if known := _here(account, run, only, out):
+        account.events.say(f"{run.reference}: version {run.version} lies in {_shown(account, out)} already")
+        return known
+    left = list_files(account, run)
+    rows = account.kaggle.every("kernels/list_kernel_session_output", "files", **run.body)
+    links = {str(row["fileName"]): str(row["url"]) for row in rows}
+    if hostile := [name for name in {**left, **links} if not re.search(_PLAIN_NAME, name)]:
+        raise KaggleError(
+            f"{run.reference}: version {run.version} has a file that would be written outside its folder: "
+            f"{', '.join(map(repr, hostile[:5]))}.",
+            "",
+            "Nothing was fetched. Do not trust this kernel; if it is yours, look at what it writes.",
+        )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".fetching-", dir=out.parent) as scratch:
+        folder = Path(scratch)
+        verdict = _verdict(account, run, links, folder)
+        noted: dict[str, str] = verdict.get("sha256") or {}
+        # Names with two underscores are pages that Kaggle makes of a run and need not deliver.
+        names = [name for name in {**left, **noted} if wanted.search(name) and not name.startswith("__")]
+        if only and not names:
+            if not needed:
+                return {}
+            raise UsageError(
+                f"--only {only!r}: matches none of what {run.reference} left: "
+                f"{', '.join(list(left)[:8]) or 'no file'}. Nothing was changed"
+            )
+        if lost := [name for name in names if name not in links]:
+            raise _broken(run, f"{', '.join(lost[:5])} did not come")
+        sizes = {name: left.get(name, 0) for name in names}
+        _download(account, run, {name: links[name] for name in names}, sizes, folder)
+        sums = {name: sha256_file(folder / name) for name in names}
+        for name, digest in sums.items():
+            size = (folder / name).stat().st_size
+            if noted.get(name, digest) != digest:
+                raise _broken(run, f"{name} is not what the kernel wrote (its sha256 in {VERDICT} is another)")
+            if name not in noted and left.get(name) not in (None, 0, size):
+                raise _broken(run, f"{name} has {size} bytes here and {left[name]} at Kaggle")
+            sizes[name] = size
+        _merge(account, run, folder, sums, out)
+    account.ledger.add(
+        "fetch",
+        kernel=run.reference,
+        version=run.version,
+        only=only,
+        files=len(sums),
+        bytes=sum(sizes.values()),
+        digest=_digest(sums),
+        sha256=sums if len(sums) <= _MOST_NOTED else {},
+    )
+    account.events.say(f"{run.reference}: {sum(sizes.values()) / 1e6:.1f} MB fetched to {_shown(account, out)}")
+    return sums
+
+
+def read_verdict(account: Account, run: Run) -> dict[str, Any]:
+    """What a run says about itself, fetched where it is not here yet; empty for a stranger's kernel that says nothing.
+
+    Raises:
+        KaggleError: a kernel of this project left none, or none that can be read; or it says that the run failed.
+    """
+    if not (output_folder(account, run) / VERDICT).is_file():
+        fetch(account, run, only=rf"^{re.escape(VERDICT)}$", needed=False)
+    path = output_folder(account, run) / VERDICT
+    return _judge(account, run, path.read_bytes()) if path.is_file() else {}
+
+
+def _verdict(account: Account, run: Run, links: dict[str, str], folder: Path) -> dict[str, Any]:
+    """The verdict of a run, fetched into a folder; what else is fetched is compared with it."""
+    if VERDICT in links:
+        account.kaggle.download({links[VERDICT]: folder / VERDICT}, lambda _: None, 300)
+    path = folder / VERDICT
+    return _judge(account, run, path.read_bytes() if path.is_file() else None)
+
+
+def _judge(account: Account, run: Run, text: bytes | None) -> dict[str, Any]:
+    if text is None and not is_own(account, run):
+        account.events.say(f"{run.reference}: has no {VERDICT}; its files are compared with Kaggle's sizes alone")
+        return {}
+    try:
+        verdict = json.loads(text or b"")
+        whole = isinstance(verdict["sha256"], dict) and isinstance(verdict["ok"], bool)
+    except (ValueError, KeyError, TypeError):
+        whole = False
+    if not whole:
+        raise KaggleError(
+            f"{run.reference}: version {run.version} left no {VERDICT} that can be read, so nothing of it is taken.",
+            "",
+            "Look at its log (scripts/push logs), and run it again: scripts/push push KERNEL --again",
+        )
+    if not verdict["ok"]:
+        raise KaggleError(
+            f"{run.reference}: version {run.version} says itself that it failed.",
+            str(verdict.get("reason")),
+            "Mend it, rehearse it (scripts/rehearse) and push it anew. The same script on the same inputs is run "
+            "again only where you say --again.",
+        )
+    return dict(verdict)
+
+
+def _download(account: Account, run: Run, links: dict[str, str], sizes: dict[str, int], folder: Path) -> None:
+    needed, free = sum(sizes.values()), shutil.disk_usage(folder).free
+    if needed > 0.95 * free:
+        raise UsageError(
+            f"{folder.parent}: {needed / 1e9:.1f} GB to fetch and {free / 1e9:.1f} GB free. Make room, or "
+            "fetch less: --only"
+        )
+    for name in links:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    with account.events.progress(len(links), run.reference, unit="files") as progress:
+        account.kaggle.download(
+            {url: folder / name for name, url in links.items()},
+            lambda event: progress.advance(1 if "file" in event else 0),
+            900 + needed / _SLOWEST_BYTES_S,
+        )
+
+
+def _merge(account: Account, run: Run, folder: Path, sums: dict[str, str], out: Path) -> None:
+    """Move the files that came into `out`, over those of earlier fetches and beside everything else.
+
+    Raises:
+        UsageError: a file that was not fetched lies where one would come to lie; nothing is moved then.
+    """
+    lines = account.ledger.lines("fetch", kernel=run.reference, version=run.version)
+    ours = {name for line in lines for name in line["sha256"]}
+    anything = any(len(line["sha256"]) < line["files"] for line in lines)  # too many names to have been noted
+    for name, digest in sums.items():
+        path = out / name
+        inside = [parent for parent in path.parents if parent.is_relative_to(out)]
+        blocked = [parent for parent in inside if parent.exists() and not parent.is_dir()]
+        foreign = path.is_file() and not anything and name not in ours and sha256_file(path) != digest
+        if blocked or path.is_dir() or foreign:
+            place = _shown(account, blocked[0] if blocked else path)
+            raise UsageError(f"{place} was not fetched, and {name} would take its place. Move it, or fetch with --out")
+    if not run.version:  # the newest, whatever its number: what an earlier one left does not belong to it
+        for name in ours - set(sums):
+            (out / name).unlink(missing_ok=True)
+    for name in sums:
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        os.replace(folder / name, out / name)
+    out.mkdir(exist_ok=True)
+
+
+def _digest(sums: dict[str, str]) -> str:
+    return hashlib.sha256(json.dumps(sums, sort_keys=True).encode()).hexdigest()
+
+
+def _here(account: Account, run: Run, only: str, out: Path) -> dict[str, str]:
+    """name → sha256 of what was fetched of this run, if it lies in `out` as it came; else empty."""
+    line = account.ledger.last("fetch", kernel=run.reference, version=run.version, only=only)
+    if not line or not run.version or not out.is_dir():
+        return {}
+    names = list(line["sha256"])
+    if len(names) < line["files"]:
+        paths = sorted(path for path in out.rglob("*") if path.is_file())
+        names = [name for path in paths if re.search(only, name := path.relative_to(out).as_posix())]
+    sums = {name: sha256_file(out / name) for name in names if (out / name).is_file()}
+    return sums if _digest(sums) == line.get("digest") else {}
+
+
+def _shown(account: Account, path: Path) -> Path:
+    return path.relative_to(account.project) if path.is_relative_to(account.project) else path
+
+
+def _broken(run: Run, problem: str) -> KaggleError:
+    """Links to a kernel's output live for a short time, and lines break: a second fetch mends most of it."""
+    return KaggleError(
+        f"{run.reference}: {problem}.",
+        "",
+        "Nothing was kept. Run the same command again; if it stays, run "
+        "the kernel again: scripts/push push KERNEL --again",
+    )
