@@ -245,7 +245,9 @@ def _write_page(
     path: Path, figures: Sequence[tuple[bytes, str]], competition: Competition, split: str, members: Sequence[Member],
     explainers: Sequence[Explainer],
 ) -> None:  # fmt: skip
-    from rsna_lab.report.sections import Section, pictures, provenance, write_report
+    from rsna_lab.report.cases import pictures
+    from rsna_lab.report.page import Section
+    from rsna_lab.report.sections import provenance, write_report
 
     folders = ", ".join(str(member.bundle.path) for member in members)
     facts = {"rsna_kit": __version__, "competition": str(competition.root), "split": split,
