@@ -43,9 +43,7 @@ from rsna_kit.runtime.clock import Clock
 from rsna_kit.runtime.events import Events
 from rsna_kit.runtime.files import replacing, write_json
 from rsna_kit.runtime.hardware import cpu_count
-from rsna_kit.scoring import metrics
-from rsna_kit.scoring.metrics import Metric
-from rsna_kit.scoring.uncertainty import bootstrap, paired
+from rsna_kit.scoring.intervals import bootstrap, paired
 from rsna_lab.phantom.acquisition import acquire
 from rsna_lab.phantom.anatomy import build_breasts
 from rsna_lab.phantom.dicom_file import JPEG2000, DicomFacts, write_dicom
@@ -56,6 +54,7 @@ from rsna_lab.phantom.wrap import read_labels, read_picture
 
 PATIENTS, TEST_PATIENTS, PREVALENCE, SEED = 150, 170, 0.4, 90  # 0.4 of breasts with cancer, as reader studies enrich
 SHRINK, RESAMPLES = 2, 2000
+MEASURED = ("roc_auc", "pr_auc", "pf1", "pf1_binary")
 FILM_SIDE, FILM_BITS = 256, 12  # pixels; stored
 FILM_SHARE, FILM_NOISE = 0.375, 2.0  # rows of the image among the film's, as 1536 of 4096; levels of 255
 THUMBNAIL = render._THUMBNAIL
@@ -195,10 +194,6 @@ def compare(images: pd.DataFrame, threshold: float, signs: pd.Series | None) -> 
         sign = signs.reindex(cut.index)
         for kind in ("calcifications", "mass+calcifications", "mass"):
             parts[f"{kind} against negatives, every image reduced"] = cut[(sign == kind) | (cut["cancer"] == 0)]
-    measured: dict[str, Metric] = {
-        "roc_auc": metrics.roc_auc, "pr_auc": metrics.average_precision, "pf1": metrics.pf1,
-        "pf1_binary": metrics.at("f1", threshold),
-    }  # fmt: skip
     changed = images[images["reduction"] > 0]
     return {
         "threshold": threshold,
@@ -217,23 +212,21 @@ def compare(images: pd.DataFrame, threshold: float, signs: pd.Series | None) -> 
         "parts": {
             name: {
                 "breasts": len(part), "cancers": int(part["cancer"].sum()), "patients": part["patient_id"].nunique(),
-                "metrics": compared(part, measured),
+                "metrics": compared(part, threshold),
             }
             for name, part in parts.items() if part["cancer"].nunique() == 2
         },
     }  # fmt: skip
 
 
-def compared(breasts: pd.DataFrame, measured: dict[str, Metric]) -> dict[str, Any]:
+def compared(breasts: pd.DataFrame, threshold: float) -> dict[str, Any]:
     """Each metric in each way, and its differences to exact; the same resamples of patients for all."""
-    cancer, patients = breasts["cancer"], breasts["patient_id"]
-    columns = {way: bootstrap(cancer, breasts[way], patients, measured, RESAMPLES, SEED) for way in WAYS}
+    columns = {way: breasts.assign(score=breasts[way], called=(breasts[way] >= threshold).astype(int)) for way in WAYS}
+    found = {way: bootstrap(column, MEASURED, RESAMPLES, SEED) for way, column in columns.items()}
     for way in WAYS:
         if way != "exact":
-            columns[f"{way} - exact"] = paired(
-                cancer, breasts["exact"], breasts[way], patients, measured, RESAMPLES, SEED
-            )
-    return {name: {what: intervals[name].as_dict() for what, intervals in columns.items()} for name in measured}
+            found[f"{way} - exact"] = paired(columns["exact"], columns[way], MEASURED, RESAMPLES, SEED)
+    return {name: {what: intervals[name].as_dict() for what, intervals in found.items()} for name in MEASURED}
 
 
 def lines(result: dict[str, Any]) -> Iterator[str]:

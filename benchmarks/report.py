@@ -24,9 +24,16 @@ HIDDEN_TEST = 32_000  # files, about
 FLAT = 2.0  # MB every 1,000 images: 64 MB over the hidden test
 SLOW_CORES, SLOWER = 4, 2.5  # a Kaggle CPU session, and how much slower its cores are than a fast server's
 PACKAGES = (
-    "numpy", "opencv-python-headless", "pydicom", "imagecodecs", "pylibjpeg", "pylibjpeg-openjpeg",
-    "pylibjpeg-libjpeg", "python-gdcm", "dicomsdl",
-)  # fmt: skip
+    "numpy",
+    "opencv-python-headless",
+    "pydicom",
+    "imagecodecs",
+    "pylibjpeg",
+    "pylibjpeg-openjpeg",
+    "pylibjpeg-libjpeg",
+    "python-gdcm",
+    "dicomsdl",
+)
 
 
 class Ratio(NamedTuple):
@@ -43,10 +50,14 @@ def machine() -> dict[str, Any]:
     model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown")
     found = {name: _version(name) for name in PACKAGES}
     return {
-        "rsna_kit": rsna_kit.__version__, "cpu": model, "cores": len(os.sched_getaffinity(0)),
-        "load": [round(load, 2) for load in os.getloadavg()], "python": platform.python_version(),
-        "platform": platform.platform(terse=True), "packages": {k: v for k, v in found.items() if v},
-    }  # fmt: skip
+        "rsna_kit": rsna_kit.__version__,
+        "cpu": model,
+        "cores": len(os.sched_getaffinity(0)),
+        "load": [round(load, 2) for load in os.getloadavg()],
+        "python": platform.python_version(),
+        "platform": platform.platform(terse=True),
+        "packages": {k: v for k, v in found.items() if v},
+    }
 
 
 def _version(name: str) -> str | None:

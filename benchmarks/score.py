@@ -25,6 +25,7 @@ from statistics import median
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from measure import cost
 from report import machine
 from scipy.stats import rankdata
@@ -32,16 +33,12 @@ from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
 from rsna_kit.runtime.events import Events
 from rsna_kit.runtime.files import write_json
-from rsna_kit.scoring import metrics
-from rsna_kit.scoring.uncertainty import bootstrap, paired
+from rsna_kit.scoring.intervals import bootstrap, paired
 
 PATIENTS, CANCERS, THRESHOLD, SEED = 11_913, 492, 0.3, 0
 MANY = 10_000  # resamples that are promised in seconds
-METRICS: dict[str, metrics.Metric] = {
-    "roc_auc": metrics.roc_auc, "average_precision": metrics.average_precision, "pf1": metrics.pf1,
-    "f1": metrics.at("f1", THRESHOLD),
-}  # fmt: skip
-RUNS = ("percentile", "bca", "paired percentile", "paired bca")
+METRICS = ("roc_auc", "pr_auc", "pf1", "pf1_binary")
+RUNS = ("bootstrap", "paired")
 Table = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
@@ -57,9 +54,16 @@ def table() -> Table:
     return labels, np.round(scores, 4), np.repeat(10_000 + np.arange(PATIENTS), 2)
 
 
+def frame(data: Table) -> pd.DataFrame:
+    """The same as the kit takes it."""
+    labels, scores, patients = data
+    called = (scores >= THRESHOLD).astype(int)
+    return pd.DataFrame({"patient_id": patients, "cancer": labels, "score": scores, "called": called})
+
+
 def kit(data: Table, resamples: int) -> np.ndarray:
     """Low and high of every metric, shape (4, 2)."""
-    found = bootstrap(*data, METRICS, resamples, SEED)
+    found = bootstrap(frame(data), METRICS, resamples, SEED)
     return np.array([(interval.low, interval.high) for interval in found.values()])
 
 
@@ -105,8 +109,10 @@ def soft_f1(labels: np.ndarray, scores: np.ndarray) -> float:
 
 # Contender → its function, and resamples a round.
 CONTENDERS: dict[str, tuple[Callable[[Table, int], np.ndarray], int]] = {
-    "rsna_kit": (kit, 1000), "scipy": (plain, 50), "loop": (loop, 10),
-}  # fmt: skip
+    "rsna_kit": (kit, 1000),
+    "scipy": (plain, 50),
+    "loop": (loop, 10),
+}
 
 
 def in_turn(rounds: int, events: Events) -> dict[str, list[float]]:
@@ -127,14 +133,13 @@ def in_turn(rounds: int, events: Events) -> dict[str, list[float]]:
 def run_alone(which: str) -> None:
     """The process that is watched: prints wall and CPU seconds of MANY resamples, and memory in MB (10^6 bytes)."""
     data = table()
-    _, scores, _ = data
-    other = np.clip(scores + np.random.default_rng(1).normal(0, 0.01, len(scores)), 0, 1)
-    pair, method = which.startswith("paired"), which.split()[-1]
+    other = np.clip(data[1] + np.random.default_rng(1).normal(0, 0.01, len(data[1])), 0, 1)
+    one, two = frame(data), frame((data[0], other, data[2]))
     base, begun, used = _megabytes("VmHWM"), time.perf_counter(), time.process_time()
-    if pair:
-        paired(data[0], scores, other, data[2], METRICS, MANY, SEED, method=method)
+    if which == "paired":
+        paired(one, two, METRICS, MANY, SEED)
     else:
-        bootstrap(*data, METRICS, MANY, SEED, method=method)
+        bootstrap(one, METRICS, MANY, SEED)
     seconds = {"wall_s": time.perf_counter() - begun, "cpu_s": time.process_time() - used}
     print(json.dumps(seconds | {"base_mb": base, "peak_mb": _megabytes("VmHWM")}))
 

@@ -135,7 +135,7 @@ def _add_leaderboard(verbs: Any) -> None:
 
 
 def _add_compare(verbs: Any) -> None:
-    summary = "Say which differences between models are evidence."
+    summary = "Say which of several models are better, and which are not told apart."
     example = "compare runs/model runs/breast --csv docs/results.csv"
     compare = cli.add_verb(verbs, "compare", _compare, summary, example)
     models = "folder written by train or blend (its oof.csv), or a CSV file of scores"
@@ -143,7 +143,7 @@ def _add_compare(verbs: Any) -> None:
     compare.add_argument("models", type=Path, nargs="+", metavar="RUN", help=f"{models}; {many}")
     truth = "prediction_id,cancer for files without a cancer column"
     compare.add_argument("--truth", type=Path, metavar="FILE", help=truth)
-    metric = "roc_auc pr_auc pf1_binary (these by default) pf1 f1_max log_loss brier"
+    metric = "as scores.json calls them; roc_auc pr_auc pf1_binary by default"
     compare.add_argument("--metric", nargs="+", metavar="NAME", help=metric)
     rows = "append rows in the columns of docs/results.csv"
     compare.add_argument("--csv", type=Path, metavar="FILE", help=rows)

@@ -53,7 +53,7 @@ COPIES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "larger by 3 %": lambda picture: moved(picture, cv2.getRotationMatrix2D((0, ROWS / 2), 0, 1.03)),
     "turned by 2 degrees": lambda picture: moved(picture, cv2.getRotationMatrix2D((0, ROWS / 2), 2, 1)),
     "smaller file": lambda picture: cv2.resize(picture, (COLUMNS // 2, ROWS // 2), interpolation=cv2.INTER_AREA),
-}  # fmt: skip
+}
 
 
 def search(pictures: dict[str, np.ndarray], patients: list[str]) -> pd.DataFrame:

@@ -19,10 +19,10 @@ from rsna_kit.runtime.clock import Clock
 from rsna_kit.runtime.errors import BundleError, TableError, UsageError
 from rsna_kit.runtime.events import Events
 from rsna_kit.runtime.files import sha256_file
-from rsna_kit.scoring.blend import choose_weights, logit_mean, nested, nested_votes, rank_mean
+from rsna_kit.scoring.blend import blend_out_of_fold, choose_weights
 from rsna_kit.scoring.breasts import read_predictions
 from rsna_kit.scoring.calibration import Calibration, calibrate
-from rsna_kit.scoring.metrics import f1_at, roc_auc_score
+from rsna_kit.scoring.metrics import roc_auc_score
 from rsna_kit.scoring.threshold import choose_threshold
 from rsna_lab.cli import main
 
@@ -40,12 +40,18 @@ def oof(skill: float, seed: int) -> pd.DataFrame:
         for side, laterality in enumerate("LR"):
             logit = skill * TRUTH[patient, side] + rng.normal() - 1
             for view in ("CC", "MLO"):
-                rows.append({
-                    "image_id": f"{patient}{side}{view}", "prediction_id": f"{patient}_{laterality}",
-                    "patient_id": str(patient), "laterality": laterality, "view": view,
-                    "cancer": TRUTH[patient, side], "fold": patient % FOLDS,
-                    "score": 1 / (1 + np.exp(-logit - 0.1 * rng.normal())),
-                })  # fmt: skip
+                rows.append(
+                    {
+                        "image_id": f"{patient}{side}{view}",
+                        "prediction_id": f"{patient}_{laterality}",
+                        "patient_id": str(patient),
+                        "laterality": laterality,
+                        "view": view,
+                        "cancer": TRUTH[patient, side],
+                        "fold": patient % FOLDS,
+                        "score": 1 / (1 + np.exp(-logit - 0.1 * rng.normal())),
+                    }
+                )
     return pd.DataFrame(rows)
 
 
@@ -68,8 +74,10 @@ def trained(folder: Path, bundle: Path, skill: float, seed: int) -> Path:
 @pytest.fixture
 def models(bundle: Path, tmp_path: Path) -> list[Path]:
     """A good model, a middling one, and one that knows nothing."""
-    return [trained(tmp_path / name, bundle, skill, seed) for seed, (name, skill) in
-            enumerate((("good", 2.0), ("fair", 1.2), ("none", 0.0)))]  # fmt: skip
+    return [
+        trained(tmp_path / name, bundle, skill, seed)
+        for seed, (name, skill) in enumerate((("good", 2.0), ("fair", 1.2), ("none", 0.0)))
+    ]
 
 
 def expected(models: list[Path]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -83,7 +91,7 @@ def test_chosen_weights_are_kept_where_they_beat_the_mean(models: list[Path], tm
     out = tmp_path / "blend"
     result = blend(out, models, InferConfig(tta="flip"), quiet)
     labels, scores, folds = expected(models)
-    honest, _ = nested(labels, scores, folds)
+    honest = blend_out_of_fold(labels, scores, folds)
     weights = choose_weights(labels, scores)
     assert roc_auc_score(labels, honest) > roc_auc_score(labels, scores.mean(axis=1))
     assert result["weighting"] == {"asked": "auto", "kept": "weighted", "metric": "roc_auc"}
@@ -92,8 +100,12 @@ def test_chosen_weights_are_kept_where_they_beat_the_mean(models: list[Path], tm
 
     members = open_list(out)
     got = {member.bundle.path.name: member.weight for member in members.members}
-    wanted = {f"{folder.name}-fold{k}": weight / FOLDS for folder, weight in zip(models, weights, strict=True)
-              for k in range(FOLDS) if weight > 0}  # fmt: skip
+    wanted = {
+        f"{folder.name}-fold{k}": weight / FOLDS
+        for folder, weight in zip(models, weights, strict=True)
+        for k in range(FOLDS)
+        if weight > 0
+    }
     assert got == pytest.approx(wanted)
     assert members.tta == "flip"
     assert members.threshold == choose_threshold(labels, honest).value
@@ -109,28 +121,18 @@ def test_the_printed_score_is_that_of_weights_chosen_elsewhere(
     """oof.csv, the threshold and the comparison are of the nested scores; `score` reads the file as it is."""
     result = blend(tmp_path / "blend", models, InferConfig(), quiet)
     labels, scores, folds = expected(models)
-    honest, by_fold = nested(labels, scores, folds)
+    honest = blend_out_of_fold(labels, scores, folds)
     table = result["out_of_fold"]
-    assert list(table) == ["good", "fair", "none", "plain mean", "weighted", "rank mean", "logit mean", "voting"]
-    assert table["weighted"]["roc_auc"]["value"] == pytest.approx(roc_auc_score(labels, honest))
-    assert table["plain mean"]["roc_auc"]["value"] == pytest.approx(roc_auc_score(labels, scores.mean(axis=1)))
-    assert table["good"]["roc_auc"]["value"] == pytest.approx(roc_auc_score(labels, scores[:, 0]))
-    gain = table["weighted"]["roc_auc - plain mean"]
-    assert gain["value"] == pytest.approx(
-        table["weighted"]["roc_auc"]["value"] - table["plain mean"]["roc_auc"]["value"]
-    )
+    assert list(table) == ["good", "fair", "none", "plain mean", "weighted"]
+    columns = {"good": scores[:, 0], "plain mean": scores.mean(axis=1), "weighted": honest}
+    values = {name: roc_auc_score(labels, column) for name, column in columns.items()}
+    for name, value in values.items():
+        assert table[name]["metrics"]["roc_auc"]["value"] == pytest.approx(value)
+    gain = table["weighted"]["differences"]["roc_auc"]
+    assert gain["value"] == pytest.approx(values["weighted"] - values["plain mean"])
     assert gain["low"] <= gain["value"] <= gain["high"]
-    assert "roc_auc - plain mean" not in table["plain mean"]
-    assert {fold: list(row.values()) for fold, row in result["weights_by_fold"].items()} == {
-        str(fold): pytest.approx(row.tolist()) for fold, row in by_fold.items()
-    }
-    assert table["rank mean"]["roc_auc"]["value"] == pytest.approx(roc_auc_score(labels, rank_mean(scores)))
-    assert table["logit mean"]["roc_auc"]["value"] == pytest.approx(roc_auc_score(labels, logit_mean(scores)))
-    majority = nested_votes(labels, scores, folds) > 0.5
-    assert table["voting"]["pf1_binary"]["value"] == pytest.approx(f1_at(labels, majority.astype(float), 0.5))
-    assert table["voting"]["pf1_binary - plain mean"]["value"] == pytest.approx(
-        table["voting"]["pf1_binary"]["value"] - table["plain mean"]["pf1_binary"]["value"]
-    )
+    assert gain["verdict"] in ("better", "not told apart")
+    assert "differences" not in table["plain mean"]
     breasts = read_predictions(tmp_path / "blend" / "oof.csv")
     assert dict(zip(breasts["prediction_id"], breasts["score"], strict=True)) == pytest.approx(
         dict(zip(oof(0, 0)["prediction_id"].unique(), honest, strict=True))
@@ -149,7 +151,7 @@ def test_weights_that_do_not_beat_the_mean_are_not_kept(bundle: Path, tmp_path: 
     """Two models of equal skill: what tips the scale is noise."""
     models = [trained(tmp_path / name, bundle, 1.0, seed) for name, seed in (("a", 12), ("b", 15))]
     labels, scores, folds = expected(models)
-    assert roc_auc_score(labels, nested(labels, scores, folds)[0]) <= roc_auc_score(labels, scores.mean(axis=1))
+    assert roc_auc_score(labels, blend_out_of_fold(labels, scores, folds)) <= roc_auc_score(labels, scores.mean(axis=1))
     assert blend(tmp_path / "auto", models, InferConfig(), quiet)["weighting"]["kept"] == "plain mean"
     assert (
         blend(tmp_path / "chosen", models, InferConfig(), quiet, weighting="chosen")["weighting"]["kept"] == "weighted"
@@ -161,19 +163,12 @@ def test_the_list_carries_a_calibration_of_the_blended_scores(
 ) -> None:
     result = blend(tmp_path / "blend", models, InferConfig(), quiet)
     labels, scores, folds = expected(models)
-    honest, _ = nested(labels, scores, folds)
+    honest = blend_out_of_fold(labels, scores, folds)
     wanted = calibrate(labels, honest, folds)
     assert wanted is not None
     assert result["calibration"]["parameters"] == pytest.approx(wanted["parameters"])
     assert result["calibration"]["how"]["log_loss"] == pytest.approx(wanted["how"]["log_loss"])
     assert open_list(tmp_path / "blend").calibration == result["calibration"]
-
-
-def test_a_model_may_be_called_as_a_blend_is(bundle: Path, tmp_path: Path, quiet: Events) -> None:
-    models = [trained(tmp_path / name, bundle, 1.0, seed) for seed, name in enumerate(("voting", "rank mean"))]
-    table = blend(tmp_path / "blend", models, InferConfig(), quiet)["out_of_fold"]
-    assert list(table)[:2] == ["voting-1", "rank mean-2"]
-    assert len(table) == 7
 
 
 def test_infer_takes_the_folder_as_it_is(
@@ -196,8 +191,8 @@ def test_the_verb_prints_the_list(models: list[Path], tmp_path: Path, capsys: py
     printed = capsys.readouterr()
     result = json.loads(printed.out)
     assert (result["weighting"]["metric"], result["tta"]) == ("pf1", "flip")
-    lines = {line.split("  ")[0] for line in printed.err.splitlines()}
-    assert {"good", "fair", "none", "plain mean", "weighted", "rank mean", "logit mean", "voting"} <= lines
+    lines = {line.split(" | ")[0] for line in printed.err.splitlines()}
+    assert {"| good", "| fair", "| none", "| plain mean", "| weighted"} <= lines
 
 
 def test_a_second_blend_replaces_the_first(models: list[Path], tmp_path: Path, quiet: Events) -> None:
@@ -224,16 +219,12 @@ def test_a_killed_blend_leaves_no_list_and_can_be_run_again(
 def test_folders_of_one_name_are_told_apart(bundle: Path, tmp_path: Path, quiet: Events) -> None:
     models = [trained(tmp_path / run / "model", bundle, skill, 3) for run, skill in (("a", 1.0), ("b", 2.0))]
     result = blend(tmp_path / "blend", models, InferConfig(), quiet, weighting="mean")
-    assert result["models"] == {"model-1": str(models[0]), "model-2": str(models[1])}
+    assert result["models"] == {"a-model": str(models[0]), "b-model": str(models[1])}
     names = sorted(path.name for path in (tmp_path / "blend" / "bundles").iterdir())
-    assert names == ["model-1-fold0", "model-1-fold1", "model-2-fold0", "model-2-fold1"]
-
-
-def test_no_model_is_lost_where_a_number_is_taken_too(bundle: Path, tmp_path: Path, quiet: Events) -> None:
-    models = [trained(tmp_path / name, bundle, 1.0, seed) for seed, name in enumerate(("a/x", "b/x", "c/x-1"))]
-    result = blend(tmp_path / "blend", models, InferConfig(), quiet, weighting="mean")
-    assert result["models"] == {"x-1-": str(models[0]), "x-2": str(models[1]), "x-1": str(models[2])}
-    assert len(open_list(tmp_path / "blend").members) == 3 * FOLDS
+    assert names == ["a-model-fold0", "a-model-fold1", "b-model-fold0", "b-model-fold1"]
+    clash = trained(tmp_path / "weighted", bundle, 1.0, 4)
+    with pytest.raises(UsageError, match=r"the names model, weighted clash .* Rename one"):
+        blend(tmp_path / "blend", [models[0], clash], InferConfig(), quiet)
 
 
 def test_a_model_beside_its_copy_is_refused(models: list[Path], tmp_path: Path, quiet: Events) -> None:
@@ -259,7 +250,7 @@ def test_what_cannot_be_blended_is_refused_before_anything_is_written(
         blend(models[0], models, InferConfig(), quiet)
     other = oof(1.2, 1).assign(fold=0)
     other.to_csv(models[1] / "oof.csv", index=False)
-    with pytest.raises(TableError, match=r"models good and fair: 120 breasts .* with another fold in each"):
+    with pytest.raises(TableError, match=r"good and fair: 120 breasts .* have another fold in each"):
         blend(out, models, InferConfig(), quiet)
     other.drop(columns="fold").to_csv(models[1] / "oof.csv", index=False)
     with pytest.raises(TableError, match=r"fair/oof.csv: no column fold"):

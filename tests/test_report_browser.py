@@ -9,8 +9,6 @@ from html.parser import HTMLParser
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from rsna_lab.report.browser import OUTCOMES, Card, View, browser, worth_showing
 from rsna_lab.report.page import page
@@ -64,13 +62,16 @@ def test_without_cancer_fifty_of_the_highest_come_first() -> None:
     assert list(worth_showing(table)[:50]) == list(range(199, 149, -1))
 
 
-@pytest.mark.parametrize(("cancer", "called"), [(1, True), (1, False), (0, True), (0, False)])
-def test_the_outcome_says_truth_and_call(cancer: int, called: bool) -> None:
-    outcome = Card("1_L", 0.5, cancer, called).outcome
-    assert (
-        outcome == {(1, True): "found", (1, False): "missed", (0, True): "alarm", (0, False): "clear"}[cancer, called]
-    )
-    assert OUTCOMES[outcome] in browser([Card("1_L", 0.5, cancer, called)], 1, 10_000).body
+def test_the_outcome_says_truth_and_call() -> None:
+    for (cancer, called), outcome in {
+        (1, True): "found",
+        (1, False): "missed",
+        (0, True): "alarm",
+        (0, False): "clear",
+    }.items():
+        card = Card("1_L", 0.5, cancer, called)
+        assert card.outcome == outcome
+        assert OUTCOMES[outcome] in browser([card], 1, 10_000).body
 
 
 def test_cards_stand_by_score_and_carry_what_they_are_filtered_by() -> None:
@@ -117,18 +118,6 @@ def test_hostile_texts_stay_text(text: str) -> None:
     assert found.attributes[0]["data-site"] == text
     assert text in found.texts[0]
     assert text not in page(text, text, [section])
-
-
-@given(st.text(), st.text())
-def test_any_text_comes_out_as_it_went_in(name: str, site: str) -> None:
-    """But for what HTML itself cannot hold: control characters and lone surrogates."""
-    keep = (
-        re.sub(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]", "", name),
-        re.sub(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]", "", site),
-    )
-    found = Cards(browser([card(keep[0], site=keep[1])], 1, 100_000).body)
-    assert found.attributes[0]["data-id"] == keep[0].lower()
-    assert found.attributes[0]["data-site"] == keep[1]
 
 
 def test_a_view_without_a_picture_says_so() -> None:

@@ -15,13 +15,19 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from rsna_kit.scoring.summary import summarise
+from rsna_kit.scoring.intervals import summarise
 from rsna_kit.scoring.threshold import choose_threshold
 from rsna_lab.analysis.subgroups import subgroups
 from rsna_lab.report.browser import Card, View, browser
-from rsna_lab.report.forest import subgroup_section
 from rsna_lab.report.page import Section
-from rsna_lab.report.sections import curves, headline, operating_point, provenance, write_report
+from rsna_lab.report.sections import (
+    curve_section,
+    headline,
+    operating_point,
+    provenance,
+    subgroup_section,
+    write_report,
+)
 
 ROOT = Path(__file__).parent.parent
 spec = importlib.util.spec_from_file_location("chromium", ROOT / "scripts" / "chromium.py")
@@ -77,16 +83,24 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     facts = table.set_index("prediction_id")[["site"]]
     picture = np.tile(np.linspace(0, 255, 64).astype(np.uint8)[:, None], (1, 32))
     cards = [
-        Card(row.prediction_id, row.score, row.cancer, row.score >= rule.value, {"site": row.site},
-             [View(picture, "CC"), View(None, "MLO")])
+        Card(
+            row.prediction_id,
+            row.score,
+            row.cancer,
+            row.score >= rule.value,
+            {"site": row.site},
+            [View(picture, "CC"), View(None, "MLO")],
+        )
         for row in table.itertuples()
-    ]  # fmt: skip
+    ]
     path = tmp_path_factory.mktemp("report") / "report.html"
     sections = [
         headline(summary),
-        curves(table, summary),
+        curve_section(table, summary),
         operating_point(summary),
-        subgroup_section(subgroups(table, facts, rule.value, resamples=20), {"roc_auc": 0.5}),
+        subgroup_section(
+            subgroups(table.assign(called=table["score"] >= rule.value), facts, resamples=20), summary["metrics"]
+        ),
         browser(cards, COUNT, 1_000_000),
         provenance({"command": HOSTILE}, {"model": {"kind": "image"}}),
     ]
@@ -229,10 +243,12 @@ def test_the_keyboard_reaches_everything(sight: Any, report: Path) -> None:
     reached = []
     for _ in range(60):
         sight.press("Tab")
-        reached.append(sight.evaluate(
-            "[document.activeElement.tagName, document.activeElement.name || '',"
-            " getComputedStyle(document.activeElement).outlineStyle]"
-        ))  # fmt: skip
+        reached.append(
+            sight.evaluate(
+                "[document.activeElement.tagName, document.activeElement.name || '',"
+                " getComputedStyle(document.activeElement).outlineStyle]"
+            )
+        )
     assert {tag for tag, _, _ in reached} >= {"A", "SUMMARY", "SELECT", "INPUT", "BUTTON", "DIV"}
     assert {name for _, name, _ in reached if name} == {"label", "outcome", "site", "q", "sort"}
     assert {outline for tag, _, outline in reached if tag != "BODY"} == {"solid"}
@@ -261,8 +277,10 @@ def test_everything_has_a_name(sight: Any, report: Path) -> None:
     assert len(ids) == len(set(ids))
 
 
-@pytest.mark.parametrize(("width", "phone", "media"), [(1200, False, "screen"), (390, True, "screen"),
-                                                       (320, True, "screen"), (718, False, "print")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("width", "phone", "media"),
+    [(1200, False, "screen"), (390, True, "screen"), (320, True, "screen"), (718, False, "print")],
+)
 def test_nothing_is_wider_than_the_window(sight: Any, report: Path, width: int, phone: bool, media: str) -> None:
     """Tables scroll in a frame of their own; on paper they fit (A4 less its margins is 718 wide)."""
     sight.look(width, phone=phone, media=media)
@@ -294,8 +312,9 @@ def test_on_paper_the_first_cases_are_there_and_no_controls(sight: Any, report: 
 
 
 def test_screens_are_taken_by_one_command(report: Path, tmp_path: Path) -> None:
-    done = subprocess.run([sys.executable, ROOT / "scripts" / "report-screens", report, tmp_path], capture_output=True,
-                          text=True)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, ROOT / "scripts" / "report-screens", report, tmp_path], capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr + done.stdout
     found = json.loads(done.stdout)
     assert (found["errors"], found["requests"], found["wider_than_the_window"]) == ([], [], [])

@@ -149,8 +149,11 @@ def test_truth_may_come_from_train_csv(tmp_path: Path) -> None:
     scores = write(tmp_path / "scores.csv", "image_id,score\n2,0.1\n1,0.9\n")
     breasts = read_predictions(scores, truth)
     assert breasts.to_dict("list") == {
-        "prediction_id": ["7_L", "7_R"], "patient_id": ["7", "7"], "cancer": [1, 0], "score": [0.9, 0.1],
-    }  # fmt: skip
+        "prediction_id": ["7_L", "7_R"],
+        "patient_id": ["7", "7"],
+        "cancer": [1, 0],
+        "score": [0.9, 0.1],
+    }
 
 
 def test_a_submission_is_scored_against_image_labels(tmp_path: Path) -> None:

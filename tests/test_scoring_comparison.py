@@ -1,17 +1,16 @@
-"""Models on the breasts that they share: nested calls, paired differences, refusals."""
+"""Models on the breasts that they share: paired differences, plain verdicts, refusals."""
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from rsna_kit.runtime.errors import TableError, UsageError
-from rsna_kit.scoring import metrics
-from rsna_kit.scoring.metrics import f1_at
-from rsna_kit.scoring.threshold import choose_threshold
-from rsna_kit.scoring.uncertainty import bootstrap, paired
-from rsna_lab.analysis.comparison import METRICS, RESAMPLES, common, difference, with_calls, worth
+from rsna_kit.scoring.intervals import Interval, bootstrap, paired
+from rsna_kit.scoring.threshold import with_calls
 
 
 def breasts(seed: int, strength: float = 1.5, patients: int = 120) -> pd.DataFrame:
@@ -30,93 +29,91 @@ def breasts(seed: int, strength: float = 1.5, patients: int = 120) -> pd.DataFra
     )
 
 
-def test_each_fold_is_called_by_what_the_others_chose() -> None:
-    frame = breasts(1)
-    model = with_calls("a", frame)
-    for fold, rows in model.breasts.groupby("fold"):
-        others = frame[frame["fold"] != fold]
-        cut = choose_threshold(others["cancer"], others["score"]).value
-        assert (rows["called"] == (rows["score"] >= cut)).all()
-    assert model.how == "of each fold chosen on the other folds"
-    assert model.cancers == frame["cancer"].sum()
+def test_a_comparison_is_the_bootstrap_with_a_verdict() -> None:
+    models = {"weak": with_calls(breasts(1, 0.5))[0], "strong": with_calls(breasts(2, 3.0))[0]}
+    models["copy"] = models["weak"]
+    found = compare(models, "weak", ["roc_auc", "pf1_binary", "log_loss"])
+    assert "differences" not in found["weak"]
+    for metric, one in found["strong"]["metrics"].items():
+        assert one == bootstrap(models["strong"], [metric], RESAMPLES)[metric].as_dict()
+        apart = paired(models["weak"], models["strong"], [metric], RESAMPLES)[metric]
+        told = {
+            "verdict": verdict(metric, apart),
+            "cancers_needed": cancers_needed(apart, models["weak"]["cancer"].sum()),
+        }
+        assert found["strong"]["differences"][metric] == apart.as_dict() | told
+    assert found["strong"]["differences"]["roc_auc"]["verdict"] == "better"
+    for apart in found["copy"]["differences"].values():
+        same = {"value": 0, "low": 0, "high": 0, "verdict": "not told apart", "cancers_needed": None}
+        assert apart == same
+    lines = markdown(found, "weak").splitlines()
+    assert lines[0].startswith("| model | ROC-AUC | less weak |  |")
+    assert lines[3].startswith("| strong | ")
+    assert "| better |" in lines[3]
+    assert {line.count("|") for line in lines} == {11}
+    with pytest.raises(UsageError, match=r"got 'roc_auk'.*Did you mean 'roc_auc'"):
+        compare(models, "weak", ["roc_auk"])
 
 
-@pytest.mark.parametrize("folds", ["none", "one", "cancers in one"])
-def test_without_folds_that_can_choose_the_threshold_is_said_to_be_too_good(folds: str) -> None:
-    frame = breasts(1)
-    fold = {"none": None, "one": 0, "cancers in one": 1 - frame["cancer"]}[folds]
-    frame = frame.drop(columns="fold") if fold is None else frame.assign(fold=fold)
-    model = with_calls("a", frame)
-    assert "too good" in model.how
-    cut = choose_threshold(frame["cancer"], frame["score"]).value
-    assert (model.breasts["called"] == (frame["score"] >= cut)).all()
+@pytest.mark.parametrize(
+    ("metric", "low", "high", "word"),
+    [
+        ("roc_auc", 0.01, 0.03, "better"),
+        ("roc_auc", -0.03, -0.01, "worse"),
+        ("log_loss", 0.01, 0.03, "worse"),
+        ("log_loss", -0.03, -0.01, "better"),
+        ("recall_rate", 0.01, 0.03, "higher"),
+        ("recall_rate", -0.03, -0.01, "lower"),
+        ("roc_auc", -0.01, 0.03, "not told apart"),
+        ("roc_auc", 0.0, 0.03, "not told apart"),
+        ("roc_auc", math.nan, math.nan, "not told apart"),
+    ],
+)
+def test_the_verdict_follows_the_interval_and_the_metrics_name(metric: str, low: float, high: float, word: str) -> None:
+    assert verdict(metric, Interval((low + high) / 2, low, high)) == word
 
 
-def test_scores_of_no_cancer_are_refused() -> None:
-    with pytest.raises(TableError, match="no breast with cancer"):
-        with_calls("a", breasts(1).assign(cancer=0))
+def test_how_many_cancers_it_takes_is_the_textbooks_formula() -> None:
+    """Standard error 0.01 with 100 cancers: (1.96 + 0.8416)² · 100 · (0.01 / 0.02)² = 196.2; half of it, a quarter."""
+    assert cancers_needed(Interval(0, -0.0195996, 0.0195996), 100) == 197
+    assert cancers_needed(Interval(0, -0.0195996 / 2, 0.0195996 / 2), 100) == 50
+    assert cancers_needed(Interval(0, 0, 0), 100) is None
+    assert cancers_needed(Interval(0, math.nan, math.nan), 100) is None
 
 
-def test_worth_and_difference_are_those_of_the_bootstrap() -> None:
-    first, second = with_calls("a", breasts(1)), with_calls("b", breasts(2, strength=2.5))
-    found = worth(first, list(METRICS))
-    labels, owners = first.breasts["cancer"], first.breasts["patient_id"]
-    scores, calls = first.breasts["score"], first.breasts["called"]
-    assert list(found) == list(METRICS)
-    assert found["roc_auc"] == bootstrap(labels, scores, owners, {"m": metrics.roc_auc}, RESAMPLES)["m"]
-    assert found["pf1_binary"].value == f1_at(labels, calls, 0.5)
-    assert found["pf1"].value == pytest.approx(metrics.pf1_score(labels, scores))
-    apart = difference(first, second, ["pf1_binary", "brier"])
-    expected = paired(labels, calls, second.breasts["called"], owners, {"m": metrics.at("f1", 0.5)}, RESAMPLES)["m"]
-    assert apart.intervals["pf1_binary"] == expected
-    assert list(apart.intervals) == ["pf1_binary", "brier"]
-    assert apart.intervals["brier"].value == pytest.approx(
-        np.mean((second.breasts["score"] - labels) ** 2) - np.mean((scores - labels) ** 2)
-    )
-
-
-def test_a_difference_is_taken_on_the_common_breasts_by_id() -> None:
+def test_a_comparison_is_made_on_the_common_breasts_by_id() -> None:
     """The second model has fewer breasts, in another order."""
-    first, other = with_calls("a", breasts(1)), breasts(2)
-    fewer = with_calls("b", other.iloc[40:].sample(frac=1, random_state=0))
-    apart = difference(first, fewer, ["roc_auc"])
-    both = first.breasts.merge(fewer.breasts, on="prediction_id", suffixes=("", "_b"))
-    assert apart.breasts == len(both) == len(other) - 40
-    assert apart.cancers == both["cancer"].sum()
-    by_hand = metrics.roc_auc_score(both["cancer"], both["score_b"]) - metrics.roc_auc_score(
-        both["cancer"], both["score"]
+    first, fewer = breasts(1), breasts(2).iloc[40:].sample(frac=1, random_state=0)
+    cut = in_common({"a": first, "b": fewer})
+    assert (
+        cut["a"]["prediction_id"].tolist() == cut["b"]["prediction_id"].tolist() == first["prediction_id"][40:].tolist()
     )
-    assert apart.intervals["roc_auc"].value == pytest.approx(by_hand)
-
-
-def test_a_model_and_its_copy_are_apart_by_nothing() -> None:
-    model = with_calls("a", breasts(1))
-    apart = difference(model, with_calls("copy", breasts(1)))
-    assert all((one.value, one.low, one.high) == (0, 0, 0) for one in apart.intervals.values())
-    assert apart.cancers_needed("roc_auc") is None
-
-
-def test_how_many_cancers_it_takes_grows_with_the_interval() -> None:
-    first = with_calls("a", breasts(1))
-    apart = difference(first, with_calls("b", breasts(2)), ["roc_auc"])
-    needed = apart.cancers_needed("roc_auc")
-    assert needed is not None
-    assert needed > apart.cancers
+    by_id = fewer.set_index("prediction_id")["score"]
+    assert cut["b"]["score"].tolist() == by_id[cut["b"]["prediction_id"]].tolist()
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"patient_id": lambda frame: frame["patient_id"].replace("7", "8")}, r"2 breasts \(first: 7_L\) .* patient"),
-        ({"cancer": lambda frame: frame["cancer"].mask(frame.index == 4, 1)}, r"1 breasts \(first: 2_L\) .* label"),
+        ({"patient_id": lambda frame: frame["patient_id"].replace("7", "8")}, r"2 breasts \(first: 7_L\).* patient_id"),
+        ({"cancer": lambda frame: frame["cancer"].mask(frame.index == 4, 1)}, r"1 breasts \(first: 2_L\).* cancer"),
+        ({"fold": lambda frame: frame["fold"].mask(frame.index == 4, 1)}, r"1 breasts \(first: 2_L\).* fold"),
         ({"prediction_id": lambda frame: frame["prediction_id"] + "x"}, "a, b: no breast in common"),
     ],
 )
 def test_tables_that_do_not_go_together_are_refused(change: dict[str, object], message: str) -> None:
     with pytest.raises(TableError, match=message):
-        common({"a": breasts(1), "b": breasts(2).assign(**change)})  # type: ignore[arg-type]
+        in_common({"a": breasts(1), "b": breasts(2).assign(**change)}, alike=["fold"])  # type: ignore[arg-type]
 
 
-def test_an_unknown_metric_is_refused_with_its_neighbour() -> None:
-    with pytest.raises(UsageError, match=r"got 'roc_auk'.*Did you mean 'roc_auc'"):
-        worth(with_calls("a", breasts(1)), ["roc_auk"])
+@pytest.mark.parametrize(
+    ("interval", "sign", "text"),
+    [
+        (Interval(0.7121, 0.655, 0.7701), "", "0.712 [0.655, 0.770]"),
+        (Interval(0.012, -0.008, 0.031), "+", "+0.012 [-0.008, +0.031]"),
+        (Interval(0.5, np.nan, np.nan), "", "0.500"),
+        (Interval(np.nan, np.nan, np.nan), "", "not defined"),
+    ],
+)
+def test_an_interval_is_shown(interval: Interval, sign: str, text: str) -> None:
+    assert shown(interval.as_dict(), sign) == text

@@ -9,23 +9,18 @@ import pandas as pd
 import pytest
 
 from rsna_kit.runtime.errors import TableError
-from rsna_kit.scoring.metrics import at, average_precision, roc_auc
-from rsna_kit.scoring.uncertainty import bootstrap
-from rsna_lab.analysis.subgroups import OTHERS, UNKNOWN, breast_facts, subgroups
+from rsna_kit.scoring.intervals import bootstrap
+from rsna_lab.analysis.subgroups import OTHERS, SHOWN, UNKNOWN, breast_facts, subgroups
 
 
 def breasts(patients: int = 200, seed: int = 0) -> pd.DataFrame:
     rng = np.random.default_rng(seed)
     cancer = (rng.random(2 * patients) < 0.2).astype("int8")
+    score = np.clip(rng.beta(1.2, 8, 2 * patients) + 0.25 * cancer, 0, 1)
     ids = [f"{number}" for number in range(patients) for _ in "LR"]
-    return pd.DataFrame(
-        {
-            "prediction_id": [f"{patient}_{side}" for patient, side in zip(ids, "LR" * patients, strict=True)],
-            "patient_id": ids,
-            "cancer": cancer,
-            "score": np.clip(rng.beta(1.2, 8, 2 * patients) + 0.25 * cancer, 0, 1),
-        }
-    )
+    names = [f"{patient}_{side}" for patient, side in zip(ids, "LR" * patients, strict=True)]
+    columns = {"prediction_id": names, "patient_id": ids, "cancer": cancer, "score": score, "called": score >= 0.3}
+    return pd.DataFrame(columns)
 
 
 def facts(table: pd.DataFrame, **columns: list[str]) -> pd.DataFrame:
@@ -36,34 +31,29 @@ def test_a_row_is_what_the_metrics_say_of_its_breasts() -> None:
     """The slow twin: filter by hand, call the bootstrap."""
     table = breasts()
     known = facts(table, site=["1", "2", "2", "1"] * 100)
-    rows = subgroups(table, known, 0.3, resamples=50, seed=3)
+    rows = subgroups(table, known, resamples=50, seed=3)
     assert list(rows["level"]) == ["1", "2"]
-    metrics = {"roc_auc": roc_auc, "pr_auc": average_precision, "f1": at("f1", 0.3),
-               "sensitivity": at("sensitivity", 0.3), "specificity": at("specificity", 0.3)}  # fmt: skip
     for row in rows.to_dict("records"):
         part = table[(known["site"] == row["level"]).to_numpy()]
         assert (row["breasts"], row["cancers"]) == (len(part), part["cancer"].sum())
-        wanted = bootstrap(part["cancer"], part["score"], part["patient_id"], metrics, 50, 3)
-        for name, interval in wanted.items():
-            assert (row[name], row[f"{name}_low"], row[f"{name}_high"]) == (interval.value, interval.low, interval.high)
+        assert {name: row[name] for name in SHOWN} == bootstrap(part, SHOWN, 50, 3)
 
 
 def test_one_class_has_its_own_share_and_nothing_else() -> None:
     """F1 of cancers alone would be a number (no false alarm is possible), and would look splendid."""
-    table = breasts().assign(score=0.5)
-    table["score"] += 0.1 * (np.arange(400) % 3)
+    table = breasts()
     known = facts(table, kind=np.where(table["cancer"] == 1, "ill", "healthy").tolist())
-    healthy, ill = subgroups(table, known, 0.55, resamples=20).to_dict("records")
+    healthy, ill = subgroups(table, known, resamples=20).to_dict("records")
     for row, defined in ((healthy, "specificity"), (ill, "sensitivity")):
-        for name in ("roc_auc", "pr_auc", "f1", "sensitivity", "specificity"):
-            assert math.isnan(row[name]) == (name != defined)
+        for name in SHOWN:
+            assert math.isnan(row[name].value) == (name != defined)
         assert row["small"]  # asked of both classes, and one of them is absent
 
 
 def test_what_concerns_one_class_is_asked_of_that_class_only() -> None:
     table = breasts()
     known = facts(table, **{"invasive cancer": ["yes", "no"] * 200, "difficult negative": ["no", "yes"] * 200})
-    rows = subgroups(table, known, 0.3, resamples=10)
+    rows = subgroups(table, known, resamples=10)
     invasive, difficult = (rows[rows["group"] == name] for name in known.columns)
     assert invasive["breasts"].sum() == invasive["cancers"].sum() == table["cancer"].sum()
     assert difficult["breasts"].sum() == (table["cancer"] == 0).sum()
@@ -71,18 +61,14 @@ def test_what_concerns_one_class_is_asked_of_that_class_only() -> None:
     assert not rows["small"].any()  # of those that are asked there are enough
 
 
-def test_where_resampling_cannot_move_a_share_it_has_wilsons_interval() -> None:
-    """All of 20 found: Wilson's 95 % interval of 20/20 is 0.8389 to 1 (Newcombe 1998, its formula by hand)."""
-    table = breasts(40).assign(cancer=[1, 0] * 40, score=[0.9, 0.1] * 40)
-    known = facts(table, site=(["1"] * 40 + ["2"] * 40))
-    row = subgroups(table, known, 0.5, resamples=20).iloc[0]
-    z = 1.959963984540054
-    assert (row["sensitivity"], row["sensitivity_high"]) == (1.0, pytest.approx(1.0))
-    assert row["sensitivity_low"] == pytest.approx(20 / (20 + z * z))
-    assert row["specificity_low"] == pytest.approx(0.8389, abs=1e-4)
-    assert row["roc_auc"] == 1.0
-    assert math.isnan(row["roc_auc_low"])
-    assert math.isnan(row["roc_auc_high"])
+def test_what_resampling_cannot_move_has_no_interval() -> None:
+    """All cancers found in every resample, or one patient alone: that is not a sure number."""
+    table = breasts(40).assign(cancer=[1, 0] * 40, score=[0.9, 0.1] * 40, called=[1, 0] * 40)
+    for levels in (["1"] * 40 + ["2"] * 40, ["1"] * 2 + ["2"] * 78):
+        row = subgroups(table, facts(table, site=levels), resamples=20).iloc[0]
+        for name in SHOWN:
+            assert row[name].value == 1
+            assert math.isnan(row[name].low)
 
 
 @pytest.mark.parametrize(("cancers", "healthy", "small"), [(9, 40, True), (10, 40, False), (40, 9, True)])
@@ -94,20 +80,21 @@ def test_small_groups_are_said_to_be_small(cancers: int, healthy: int, small: bo
             "patient_id": [f"{number}" for number in range(count + 40)],
             "cancer": [1] * cancers + [0] * healthy + [1, 0] * 20,
             "score": np.linspace(0, 1, count + 40),
+            "called": 1,
         }
     )
     known = facts(table, site=["1"] * count + ["2"] * 40)
-    assert list(subgroups(table, known, 0.5, resamples=5)["small"]) == [small, False]
+    assert list(subgroups(table, known, resamples=5)["small"]) == [small, False]
 
 
 def test_levels_are_ordered_as_people_count_and_the_rarest_are_taken_together() -> None:
     table = breasts(400)
     machines = [str(number % 20 if number % 2 else 2) for number in range(800)]
-    rows = subgroups(table, facts(table, machine=machines), 0.3, resamples=5)
+    rows = subgroups(table, facts(table, machine=machines), resamples=5)
     assert len(rows) == 11  # 1, 3 … 19 and 2
     assert list(rows["level"]) == sorted(rows["level"], key=int)
     many = [str(number % 30) if number < 100 else str(number % 7) for number in range(800)]
-    rows = subgroups(table, facts(table, machine=many), 0.3, resamples=5)
+    rows = subgroups(table, facts(table, machine=many), resamples=5)
     assert len(rows) == 12
     assert rows["level"].iloc[-1] == OTHERS
     assert rows["breasts"].sum() == 800
@@ -116,18 +103,11 @@ def test_levels_are_ordered_as_people_count_and_the_rarest_are_taken_together() 
 def test_what_divides_nothing_is_left_out_and_what_is_absent_is_not_known() -> None:
     table = breasts(20)
     known = facts(table, site=["1"] * 40, machine=["5", "6"] * 20)
-    rows = subgroups(table, known.iloc[:30], 0.3, resamples=5)
+    rows = subgroups(table, known.iloc[:30], resamples=5)
     assert list(rows["group"].unique()) == ["site", "machine"]
     assert list(rows["level"]) == ["1", UNKNOWN, "5", "6", UNKNOWN]
-    assert list(subgroups(table, known, 0.3, resamples=5)["group"].unique()) == ["machine"]
-    assert subgroups(table, pd.DataFrame(index=known.index), 0.3).empty
-
-
-def test_one_patient_is_a_group_without_an_interval() -> None:
-    table = breasts(20).assign(cancer=[1, 0] * 20)
-    rows = subgroups(table, facts(table, site=["1", "1"] + ["2"] * 38), 0.3, resamples=5)
-    assert rows.loc[0, "breasts"] == 2
-    assert math.isnan(rows.loc[0, "sensitivity_low"])
+    assert list(subgroups(table, known, resamples=5)["group"].unique()) == ["machine"]
+    assert subgroups(table, pd.DataFrame(index=known.index)).empty
 
 
 def test_facts_of_a_breast_come_from_all_its_images() -> None:

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rsna_kit.runtime.errors import TableError
-from rsna_kit.scoring.metrics import f1_at, f1_curve
-from rsna_kit.scoring.threshold import apply_threshold, choose_threshold
+from rsna_kit.scoring.metrics import f1_curve, pf1_score
+from rsna_kit.scoring.threshold import apply_threshold, choose_threshold, with_calls
 
 
 def test_separated_classes_are_cut_halfway() -> None:
@@ -62,7 +62,8 @@ def test_the_choice_is_as_good_as_the_plateau_promises(rows: list[tuple[int, flo
     best = f1_curve(labels, scores)[1].max()
     tolerance = min(0.44 / math.sqrt(sum(labels)), 0.3 * best)
     assert chosen.low <= chosen.value <= chosen.high
-    assert chosen.f1 == f1_at(labels, scores, chosen.value) >= best - tolerance - 1e-12
+    assert chosen.f1 == pytest.approx(pf1_score(labels, np.array(scores) >= chosen.value))
+    assert chosen.f1 >= best - tolerance - 1e-12
     assert chosen.quantile == np.mean(np.array(scores) < chosen.value)
 
 
@@ -76,7 +77,7 @@ def test_the_middle_of_the_plateau_beats_the_maximum_on_new_patients() -> None:
 
     thresholds, f1 = f1_curve(*sample(5000))
     lost_by_middle, lost_by_maximum = [], []
-    for _ in range(60):
+    for _ in range(40):
         labels, scores = sample(60)
         grid, curve = f1_curve(labels, scores)
         for lost, value in (
@@ -100,3 +101,32 @@ def test_a_nan_score_is_not_decided() -> None:
     """NaN >= t is False: without the check a failed breast would quietly count as healthy."""
     with pytest.raises(TableError, match="1 are NaN \\(first 1_L\\)"):
         apply_threshold(pd.DataFrame({"prediction_id": ["1_L"], "score": [np.nan]}), 0.3)
+
+
+def scored(patients: int = 120) -> pd.DataFrame:
+    rng = np.random.default_rng(0)
+    labels, owner = (rng.random(2 * patients) < 0.15).astype(int), np.repeat(np.arange(patients), 2)
+    scores = 1 / (1 + np.exp(2 - rng.normal(size=2 * patients) - 1.5 * labels))
+    return pd.DataFrame({"cancer": labels, "score": scores, "fold": owner % 4})
+
+
+def test_each_fold_is_called_by_what_the_others_chose() -> None:
+    frame = scored()
+    breasts, how = with_calls(frame)
+    assert how == "of each fold chosen on the other folds"
+    for fold, rows in breasts.groupby("fold"):
+        others = frame[frame["fold"] != fold]
+        assert (rows["called"] == (rows["score"] >= choose_threshold(others["cancer"], others["score"]).value)).all()
+
+
+@pytest.mark.parametrize("folds", ["none", "one", "cancers in one"])
+def test_without_folds_that_can_choose_the_threshold_is_said_to_be_too_good(folds: str) -> None:
+    frame = scored()
+    fold = {"none": None, "one": 0, "cancers in one": 1 - frame["cancer"]}[folds]
+    frame = frame.drop(columns="fold") if fold is None else frame.assign(fold=fold)
+    breasts, how = with_calls(frame)
+    assert "too good" in how
+    cut = choose_threshold(frame["cancer"], frame["score"]).value
+    assert (breasts["called"] == (frame["score"] >= cut)).all()
+    with pytest.raises(TableError, match="no breast with cancer"):
+        with_calls(frame.assign(cancer=0))

@@ -14,10 +14,9 @@ from rsna_kit.runtime.errors import UsageError
 from rsna_kit.runtime.events import Events
 from rsna_kit.runtime.files import write_json
 from rsna_kit.scoring.breasts import read_predictions
-from rsna_kit.scoring.summary import summarise
+from rsna_kit.scoring.intervals import summarise
+from rsna_kit.scoring.metrics import METRICS
 from rsna_kit.scoring.threshold import Threshold, choose_threshold
-
-_TOLD = ("pf1_binary", "pf1", "roc_auc", "pr_auc", "sensitivity", "specificity", "recall_rate", "ppv")
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,7 @@ def score(
         threshold: use this one instead of choosing.
 
     Returns:
-        `threshold` and, per file, the summary of `rsna_kit.scoring.summary.summarise`; ready for JSON.
+        `threshold` and, per file, the summary of `rsna_kit.scoring.intervals.summarise`; ready for JSON.
     """
     scored = score_files(predictions, events, truth, threshold)
     result = as_json(scored)
@@ -100,6 +99,17 @@ def read_breasts(given: Path, truth: Path | None = None) -> tuple[Path, pd.DataF
     return path, read_predictions(path, _labels(path, truth))
 
 
+def short_names(models: Sequence[Path]) -> list[str]:
+    """Of each file or folder its own name, with as much of what lies above it as tells all apart."""
+    paths = [path.resolve() for path in models]
+    paths = [path if path.is_dir() else path.with_suffix("") for path in paths]
+    for parts in range(1, max(len(path.parts) for path in paths) + 1):
+        names = ["/".join(path.parts[-parts:]) for path in paths]
+        if len(set(names)) == len(names):
+            return names
+    return [str(path) for path in models]  # the same name with two suffixes
+
+
 def as_json(scored: Sequence[Scored]) -> dict[str, Any]:
     """What `score` returns."""
     files = {str(one.path): one.summary for one in scored}
@@ -125,9 +135,5 @@ def _tell(name: str, summary: Mapping[str, Any], events: Events) -> None:
     events.say(
         f"{name}: {counts['breasts']} breasts of {counts['patients']} patients, {counts['positives']} with cancer"
     )
-    for metric in _TOLD:
-        value, low, high = (summary["metrics"][metric][key] for key in ("value", "low", "high"))
-        text = "undefined" if value is None else f"{value:.3f}"
-        if low is not None:
-            text += f"  [{low:.3f}, {high:.3f}]"
-        events.say(f"  {metric:<12} {text}")
+    for metric in (metric for metric, one in METRICS.items() if one.headline):
+        events.say(f"  {metric:<12} {shown(summary['metrics'][metric])}")

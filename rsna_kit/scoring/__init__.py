@@ -1,1 +1,1 @@
-"""Scores to a decision: metrics, breasts, threshold, uncertainty."""
+"""Scores to a decision: metrics, intervals, threshold, breasts, calibration, ensembles."""

@@ -1,10 +1,9 @@
 """Image scores → breast scores, and a predictions file → the breasts that the metrics judge.
 
-Door 8 (`image_id, score`) comes in, door 9 (`prediction_id, score`) goes out. The score of a breast is the mean
-over its images, however many: on the winner's out-of-fold scores the mean beat the maximum (F1 0.518 to 0.509), and
-`compare_pools` asks that of other scores. A breast-level model says with a column `attention` how much each image
-counts; then it is the mean of logits, weighted by the softmax of the attention over the breast's images (Ilse, Tomczak
-and Welling, Attention-based deep multiple instance learning, 2018), which is what the model was trained with.
+The score of a breast is the mean over its images, however many: on the winner's out-of-fold scores the mean beat the
+maximum (F1 0.518 to 0.509). A breast-level model says with a column `attention` how much each image counts; then it is
+the mean of logits, weighted by the softmax of the attention over the breast's images (Ilse, Tomczak and Welling,
+Attention-based deep multiple instance learning, 2018), which is what the model was trained with.
 Scores and breasts are joined by id, never by position.
 """
 
@@ -16,20 +15,18 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from scipy.special import expit, logit
 
 from rsna_kit.competition.rows import Rows, read_rows
 from rsna_kit.competition.submission import prediction_id
-from rsna_kit.runtime.errors import TableError, UsageError, did_you_mean
-from rsna_kit.scoring.contrast import contrast
-from rsna_kit.scoring.logits import logits, sigmoid
-from rsna_kit.scoring.pooling import POOLS, pool_scores
-from rsna_kit.scoring.uncertainty import Interval
+from rsna_kit.runtime.errors import TableError, did_you_mean
 
 _CARRIED = ("patient_id", "cancer")
 _MOST_FOLDS = 10**6
+_CERTAIN = 1e-15  # nearest to 0 and 1 that a score counts as: the logits of 0 and 1 are infinite
 
 
-def to_breasts(image_scores: pd.DataFrame, table: pd.DataFrame, pool: str = "mean") -> pd.DataFrame:
+def to_breasts(image_scores: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
     """Score of every breast in `table`, in the order in which the breasts first appear there.
 
     Args:
@@ -38,7 +35,6 @@ def to_breasts(image_scores: pd.DataFrame, table: pd.DataFrame, pool: str = "mea
             scores are pooled by it.
         table: `image_id` and `prediction_id`; `patient_id` and `cancer` are carried along when present. A breast
             has cancer when any of its images says so.
-        pool: one of `rsna_kit.scoring.pooling.POOLS`; "mean" where there is an attention.
 
     Returns:
         `prediction_id`, then `patient_id` and `cancer` (int8) if given, then `score` (float64).
@@ -46,7 +42,6 @@ def to_breasts(image_scores: pd.DataFrame, table: pd.DataFrame, pool: str = "mea
     Raises:
         TableError: a missing column, a repeated image, a score that is missing, NaN or outside [0, 1], an
             attention that is not finite, or a prediction_id shared by two patients.
-        UsageError: an unknown pool, or one for scores with an attention.
     """
     _need(image_scores, ("image_id", "score"), "image scores")
     _need(table, ("image_id", "prediction_id"), "image table")
@@ -56,11 +51,8 @@ def to_breasts(image_scores: pd.DataFrame, table: pd.DataFrame, pool: str = "mea
     _refuse(table["image_id"], table["image_id"].duplicated(), "image table: {} listed twice")
     absent = ~table["image_id"].isin(image_scores["image_id"])
     _refuse(table["image_id"], absent, "image scores: {} without a score, expected one for each image of the table")
-    scores = image_scores.set_index("image_id")["score"].astype("float64")
-    images = table.assign(score=table["image_id"].map(scores))
-    attention = _attention(image_scores)
-    if attention is not None and pool != "mean":
-        raise UsageError(f"pool: got {pool!r}, but these scores have an attention, which pools them. Leave it out.")
+    by_id = image_scores.set_index("image_id")
+    images = table.assign(score=table["image_id"].map(by_id["score"].astype("float64")))
     carried = [name for name in _CARRIED if name in table.columns]
     for name in ("prediction_id", *carried):
         _refuse(table["image_id"], table[name].isna(), f"image table: {{}} without a {name}")
@@ -70,10 +62,15 @@ def to_breasts(image_scores: pd.DataFrame, table: pd.DataFrame, pool: str = "mea
     breasts = images.drop_duplicates("prediction_id")[["prediction_id", *carried]].reset_index(drop=True)
     if "cancer" in carried:
         breasts["cancer"] = images["cancer"].groupby(codes).max().astype("int8")
-    if attention is None:
-        breasts["score"] = pool_scores(pool, images["score"].to_numpy(), codes)
-    else:
-        breasts["score"] = _by_attention(images["score"], images["image_id"].map(attention), codes)
+    score, weights = images["score"].to_numpy(), None
+    if "attention" in by_id.columns:
+        strange = image_scores["attention"].astype("float64").abs().lt(math.inf).eq(False)
+        _refuse(image_scores["image_id"], strange, "image scores: {} with an attention that is not a finite number")
+        attention = images["image_id"].map(by_id["attention"]).astype("float64")
+        weights = np.exp((attention - attention.groupby(codes).transform("max")).to_numpy())
+        score = logit(np.clip(score, _CERTAIN, 1 - _CERTAIN)) * weights
+    means = np.bincount(codes, score) / np.bincount(codes, weights)
+    breasts["score"] = np.clip(means, 0, 1) if weights is None else expit(means)
     return breasts
 
 
@@ -82,43 +79,8 @@ def _refuse_two_patients(images: pd.DataFrame) -> None:
     _refuse(owners.index.to_series(), owners > 1, "image table: {} with images of two patients", "breasts")
 
 
-def _attention(image_scores: pd.DataFrame) -> pd.Series | None:
-    """float64 by image id, None where there is no such column."""
-    if "attention" not in image_scores.columns:
-        return None
-    attention = image_scores.set_index("image_id")["attention"].astype("float64")
-    strange = attention.isna() | attention.abs().eq(math.inf)
-    _refuse(image_scores["image_id"], strange, "image scores: {} with an attention that is not a finite number")
-    return attention
-
-
-def _by_attention(scores: pd.Series, attention: pd.Series, breasts: np.ndarray) -> np.ndarray:
-    """sigmoid(sum_v softmax(attention)_v * logit(score_v)) for each breast."""
-    weights = np.asarray(np.exp(attention - attention.groupby(breasts).transform("max")))
-    return sigmoid(np.bincount(breasts, weights * logits(scores.to_numpy())) / np.bincount(breasts, weights))
-
-
-def compare_pools(images: pd.DataFrame, resamples: int = 1000, seed: int = 0) -> dict[str, dict[str, Interval]]:
-    """Every pool on out-of-fold image scores, and its paired difference to the mean.
-
-    Args:
-        images: `image_id`, `prediction_id`, `patient_id`, `cancer` and `score`, one row an image: an `oof.csv`.
-
-    Returns:
-        As `rsna_kit.scoring.contrast.contrast`: a row for each of POOLS.
-
-    Raises:
-        UsageError: a column `attention`: such scores have a pool of their own.
-        TableError: as `to_breasts`.
-    """
-    pooled = {how: to_breasts(images, images, how) for how in POOLS}
-    breasts = pooled["mean"]
-    columns = {how: table["score"].to_numpy() for how, table in pooled.items()}
-    return contrast(breasts["cancer"], columns, breasts["patient_id"], "mean", resamples=resamples, seed=seed)
-
-
 def read_predictions(path: Path, truth: Path | None = None) -> pd.DataFrame:
-    """Breasts with their truth out of a predictions file, ready for `report.summarise`.
+    """Breasts with their truth out of a predictions file, ready for `rsna_kit.scoring.intervals.summarise`.
 
     The file has one row per image (`image_id`, and `prediction_id` or `patient_id` + `laterality`) or per breast
     (`prediction_id`), a `score`, and `cancer`. With `truth`, the labels come from that file instead (train.csv

@@ -1,13 +1,14 @@
 """Out-of-fold scores of breasts → one threshold that survives other patients, and the 0/1 answers it gives.
 
 The best threshold of a curve is its luckiest one. The F1 of few positives is noisy, so neighbours of the maximum
-that differ by less than the noise are as good; the middle of that plateau is the furthest from both edges.
-Other rules, and what each of them loses on new patients, are in `rsna_kit.scoring.rules`.
+that differ by less than the noise are as good; the middle of that plateau is the furthest from both edges. Whatever is
+chosen on breasts looks too good on the same breasts: `cross_fitted` judges each fold by what the other folds chose.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -94,3 +95,50 @@ def apply_threshold(breasts: pd.DataFrame, threshold: float) -> pd.DataFrame:
         raise TableError(f"scores: {len(bad)} are NaN (first {bad.iloc[0]}), expected numbers. Nothing was decided.")
     called = (breasts["score"] >= threshold).astype("int8")
     return pd.DataFrame({"prediction_id": breasts["prediction_id"], "cancer": called})
+
+
+def can_cross_fit(labels: np.ndarray, folds: np.ndarray) -> bool:
+    """Whether every fold has others to choose on: at least two folds, and both classes outside each."""
+    outside = [labels[folds != fold] for fold in np.unique(folds)]
+    return all(0 < rest.sum() < len(rest) for rest in outside)
+
+
+def cross_fitted(folds: np.ndarray, judge: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> np.ndarray:
+    """A number for each breast by what was chosen without its fold.
+
+    Args:
+        folds: of shape (N,); patients are whole in them.
+        judge: the breasts to choose on and those to judge, each a mask of shape (N,) → a number for each of the latter.
+
+    Returns:
+        float64 (N,).
+    """
+    found = np.empty(len(folds))
+    for fold in np.unique(folds):
+        found[folds == fold] = judge(folds != fold, folds == fold)
+    return found
+
+
+def with_calls(breasts: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """Breasts with a column `called` (int8), by the threshold that the other folds chose, where folds are known.
+
+    Args:
+        breasts: `cancer` (0/1), `score` in [0, 1], and `fold` (int) where known.
+
+    Returns:
+        The breasts, and where the thresholds come from, in words.
+
+    Raises:
+        TableError: no breast with cancer.
+    """
+    labels, scores = breasts["cancer"].to_numpy(), breasts["score"].to_numpy(np.float64)
+
+    def call(others: np.ndarray, held: np.ndarray) -> np.ndarray:
+        return scores[held] >= choose_threshold(labels[others], scores[others]).value
+
+    if "fold" in breasts.columns and can_cross_fit(labels, breasts["fold"].to_numpy()):
+        called, how = cross_fitted(breasts["fold"].to_numpy(), call), "of each fold chosen on the other folds"
+    else:
+        everything = np.ones(len(scores), bool)
+        called, how = call(everything, everything), "chosen on the breasts that it is judged on, so too good"
+    return breasts.assign(called=called.astype("int8")), how

@@ -8,20 +8,20 @@ to lie off the whole by chance alone.
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
 
 from rsna_kit.runtime.errors import TableError, did_you_mean
-from rsna_kit.scoring.metrics import Metric, UndefinedMetricWarning, at, average_precision, roc_auc
-from rsna_kit.scoring.uncertainty import Interval, bootstrap, wilson
+from rsna_kit.scoring.intervals import Interval, bootstrap
 
+SHOWN = ("roc_auc", "sensitivity", "specificity", "pf1_binary")
 SMALL = 10  # with fewer cancers, or fewer breasts without, a subgroup's metrics are mostly noise
 UNKNOWN, OTHERS = "not known", "others"
 _MOST = 12  # levels of a column; of more, the rarest are taken together
 
+_NONE = Interval(math.nan, math.nan, math.nan)
 _FLAGS = {"0": "no", "1": "yes", "False": "no", "True": "yes"}
 
 
@@ -84,90 +84,56 @@ def breast_facts(images: pd.DataFrame) -> pd.DataFrame:
     return facts
 
 
-def subgroups(
-    breasts: pd.DataFrame,
-    facts: pd.DataFrame,
-    threshold: float,
-    resamples: int = 1000,
-    seed: int = 0,
-    level: float = 0.95,
-) -> pd.DataFrame:
+def subgroups(breasts: pd.DataFrame, facts: pd.DataFrame, resamples: int = 1000, seed: int = 0) -> pd.DataFrame:
     """Metrics of every subgroup.
 
     Args:
-        breasts: `prediction_id`, `patient_id`, `cancer` (0/1), `score` (in [0, 1]).
+        breasts: `prediction_id`, `patient_id`, `cancer` (0/1), `score` (in [0, 1]) and `called` (0/1).
         facts: texts, indexed by `prediction_id`, a column for each way to divide the breasts, as `breast_facts` makes
             them. A breast without a row is "not known". A column that does not divide the breasts is left out, of one
             with many levels the rarest are taken together as "others". "invasive cancer" divides the cancers only,
             "difficult negative" the breasts without.
-        threshold: a breast is called positive from this score.
 
     Returns:
         A row per level: `group`, `level`, `breasts`, `cancers`, `small` (fewer than 10 cancers or 10 breasts without,
-        among those that are asked), and `roc_auc`, `pr_auc`, `f1`, `sensitivity`, `specificity`, each with `_low` and
-        `_high`. NaN where a metric is not defined: of one class, all but its share called. Where resampling cannot
-        move a metric (all cancers found, say), a share has Wilson's interval and the others have none.
+        among those that are asked), and of each of SHOWN an `rsna_kit.scoring.intervals.Interval`, NaN where it is not
+        defined: of one class, all but its share called. What resampling cannot move has no ends.
 
     Example:
         >>> breasts = pd.DataFrame({"prediction_id": list("abcd"), "patient_id": list("abcd"),
-        ...                         "cancer": [0, 1, 0, 1], "score": [0.1, 0.9, 0.2, 0.1]})
+        ...                         "cancer": [0, 1, 0, 1], "score": [0.1, 0.9, 0.2, 0.1], "called": [0, 1, 0, 0]})
         >>> facts = pd.DataFrame({"site": list("1122")}, index=list("abcd"))
-        >>> subgroups(breasts, facts, 0.5)[["group", "level", "breasts", "cancers", "sensitivity"]].values.tolist()
-        [['site', '1', 2, 1, 1.0], ['site', '2', 2, 1, 0.0]]
+        >>> subgroups(breasts, facts)[["group", "level", "breasts", "cancers"]].values.tolist()
+        [['site', '1', 2, 1], ['site', '2', 2, 1]]
     """
     known = facts.reindex(breasts["prediction_id"]).fillna(UNKNOWN)
-    metrics: dict[str, Metric] = {"roc_auc": roc_auc, "pr_auc": average_precision}
-    metrics |= {name: at(name, threshold) for name in ("f1", *_SHARES)}
     rows = []
     for group in known.columns:
         asked = np.full(len(breasts), True) if group not in _CLASS else breasts["cancer"].to_numpy() == _CLASS[group]
-        levels = _levels(known[group].to_numpy()[asked])
-        for name in _ordered(levels):
-            members = breasts[asked].loc[levels == name]
-            rows.append({"group": group, "level": name, **_row(members, metrics, group, resamples, seed, level)})
-    return pd.DataFrame(rows, columns=[*_HEAD, *(f"{name}{end}" for name in metrics for end in ("", "_low", "_high"))])
+        levels = known[group][asked]
+        if levels.nunique() > _MOST:
+            levels = levels.where(~levels.isin(levels.value_counts().index[_MOST - 1 :]), OTHERS)
+        names = sorted(set(levels), key=lambda name: (name in (UNKNOWN, OTHERS), *natural(name)))
+        for name in names if len(names) > 1 else []:
+            members = breasts[asked][(levels == name).to_numpy()]
+            cancers = int(members["cancer"].sum())
+            counts = {1: cancers, 0: len(members) - cancers}
+            small = min(counts[label] for label in counts if _CLASS.get(group, label) == label) < SMALL
+            found = bootstrap(members, SHOWN, resamples, seed)
+            # All cancers found, say: what resampling cannot move has no interval, which is not a sure number.
+            found = {
+                metric: Interval(one.value, math.nan, math.nan) if one.low == one.high else one
+                for metric, one in found.items()
+            }
+            if not all(counts.values()):  # F1 and PR-AUC of cancers alone would be numbers, no news
+                share = "sensitivity" if cancers else "specificity"
+                found = {metric: found[metric] if metric == share else _NONE for metric in SHOWN}
+            head = {"group": group, "level": name, "breasts": len(members), "cancers": cancers, "small": small}
+            rows.append({**head, **found})
+    return pd.DataFrame(rows, columns=["group", "level", "breasts", "cancers", "small", *SHOWN])
 
 
-_SHARES = ("sensitivity", "specificity")
-_HEAD = ("group", "level", "breasts", "cancers", "small")
-
-
-def _levels(values: np.ndarray) -> np.ndarray:
-    """The level of every breast; none where there is but one."""
-    names, counts = np.unique(values.astype(str), return_counts=True)
-    if len(names) > _MOST:
-        rare = names[np.argsort(-counts, kind="stable")][_MOST - 1 :]
-        values = np.where(np.isin(values, rare), OTHERS, values)
-    return values if len(names) > 1 else np.full(len(values), "")
-
-
-def _ordered(levels: np.ndarray) -> list[str]:
-    """Numbers by value, then texts, what is not known or lumped together last."""
-    names = [str(name) for name in np.unique(levels.astype(str)) if name]
-    return sorted(names, key=lambda name: (name in (UNKNOWN, OTHERS), *_natural(name)))
-
-
-def _natural(name: str) -> tuple[float, str]:
+def natural(name: str) -> tuple[float, str]:
+    """A key that sorts texts which begin with a whole number by that number, before all others."""
     first = name.split(" ")[0]
-    return (float(first), "") if first.isdigit() else (math.inf, name)
-
-
-def _row(
-    members: pd.DataFrame, metrics: dict[str, Metric], group: str, resamples: int, seed: int, level: float
-) -> dict[str, object]:
-    labels, scores = members["cancer"].to_numpy(), members["score"].to_numpy(np.float64)
-    cancers = int(labels.sum())
-    asked = [count for label, count in ((1, cancers), (0, len(labels) - cancers)) if _CLASS.get(group, label) == label]
-    row: dict[str, object] = {"breasts": len(labels), "cancers": cancers, "small": min(asked) < SMALL}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UndefinedMetricWarning)  # of one patient; NaN says it
-        intervals = bootstrap(labels, scores, members["patient_id"], metrics, resamples, seed, level)
-    for name, found in intervals.items():
-        if name not in _SHARES and not 0 < cancers < len(labels):
-            found = Interval(math.nan, math.nan, math.nan)  # F1 and PR-AUC of cancers alone would be numbers, no news
-        elif found.low == found.high:
-            trials = {"sensitivity": cancers, "specificity": len(labels) - cancers}.get(name)
-            low, high = (math.nan, math.nan) if trials is None else map(float, wilson(found.value, trials, level))
-            found = Interval(found.value, low, high)
-        row |= {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}
-    return row
+    return (float(first), "") if first.isdecimal() else (math.inf, name)

@@ -126,9 +126,13 @@ def two_views(album: Album, breast: str, scores: Mapping[str, float]) -> pd.Data
 
 
 def draw_maps(
-    run: Path, pictures: Mapping[str, np.ndarray], folds: Mapping[str, int | None], image: ImageConfig, clock: Clock,
+    run: Path,
+    pictures: Mapping[str, np.ndarray],
+    folds: Mapping[str, int | None],
+    image: ImageConfig,
+    clock: Clock,
     events: Events,
-) -> tuple[dict[str, np.ndarray], str]:  # fmt: skip
+) -> tuple[dict[str, np.ndarray], str]:
     """The picture with a map over it, by the networks that gave the score.
 
     Args:

@@ -204,7 +204,9 @@ def _caption(facts: dict[str, Any]) -> str:
 
 
 def _write_page(path: Path, drawn: Sequence[tuple[dict[str, Any], bytes]], said: dict[str, str]) -> None:
-    from rsna_lab.report.sections import Section, pictures, provenance, write_report
+    from rsna_lab.report.cases import pictures
+    from rsna_lab.report.page import Section
+    from rsna_lab.report.sections import provenance, write_report
 
     sections = [
         Section("How to read this", f"<p>{_MEANING}</p>"),

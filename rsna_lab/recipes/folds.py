@@ -27,9 +27,13 @@ _MOST_FOLDS = 1000
 
 
 def folds(
-    prepared_dir: Path, settings: TrainConfig, events: Events, given: Path | None = None, out: Path | None = None,
+    prepared_dir: Path,
+    settings: TrainConfig,
+    events: Events,
+    given: Path | None = None,
+    out: Path | None = None,
     pictures: bool = True,
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """Show the folds of a prepared folder and look for leaks.
 
     Args:
@@ -82,8 +86,11 @@ def folds(
         across = same[same["first_fold"] != same["second_fold"]]
         result["ok"] = result["ok"] and across.empty
         result["duplicates"] = {
-            "looked_at": len(pairs), "same": len(same), "across_folds": len(across), "pairs": same.to_dict("records"),
-        }  # fmt: skip
+            "looked_at": len(pairs),
+            "same": len(same),
+            "across_folds": len(across),
+            "pairs": same.to_dict("records"),
+        }
         if out is not None:
             write_csv(out / "duplicates.csv", pairs)
             _draw(prepared, pairs, out / "duplicates.png")
@@ -123,10 +130,15 @@ def _balance(table: pd.DataFrame) -> pd.DataFrame:
         ill = pd.crosstab(facts[fact], breasts["fold"], values=breasts["cancer"], aggfunc="sum").fillna(0).astype(int)
         shares = counts / counts.sum()
         for level in counts.index.drop("no", errors="ignore"):
-            rows.append({
-                "fact": fact, "level": level, "breasts": counts.loc[level].tolist(), "cancers": ill.loc[level].tolist(),
-                "spread": round(float(shares.loc[level].max() - shares.loc[level].min()), 4),
-            })  # fmt: skip
+            rows.append(
+                {
+                    "fact": fact,
+                    "level": level,
+                    "breasts": counts.loc[level].tolist(),
+                    "cancers": ill.loc[level].tolist(),
+                    "spread": round(float(shares.loc[level].max() - shares.loc[level].min()), 4),
+                }
+            )
     return pd.DataFrame(rows)
 
 
@@ -197,8 +209,11 @@ def _tiles(prepared: Prepared, pairs: pd.DataFrame) -> Iterator[np.ndarray]:
         tile = np.full((_ROW + 52, max(2 * width + 4, 560)), 24, np.uint8)
         tile[52:, :width], tile[52:, width + 4 : 2 * width + 4] = drawn
         verdict = "SAME FILM" if pair["same"] else "not the same film"
-        lines = (f"{verdict}, agreement {pair['agreement']:.2f}, second {pair['turn']}", _named(pair, "first"),
-                 _named(pair, "second"))  # fmt: skip
+        lines = (
+            f"{verdict}, agreement {pair['agreement']:.2f}, second {pair['turn']}",
+            _named(pair, "first"),
+            _named(pair, "second"),
+        )
         for number, line in enumerate(lines):
             cv2.putText(tile, line, (4, 14 + 16 * number), cv2.FONT_HERSHEY_SIMPLEX, 0.42, 235, 1, cv2.LINE_AA)
         yield tile

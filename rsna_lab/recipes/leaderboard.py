@@ -105,10 +105,15 @@ def leaderboard(where: Path | None, out: Path, events: Events) -> dict[str, Any]
     published = board.counts == PUBLISHED
     train_rows, test_rows, breasts = board.counts
     result = {
-        "ok": True, "out": str(out), "train_rows": train_rows, "test_rows": test_rows, "test_breasts": breasts,
+        "ok": True,
+        "out": str(out),
+        "train_rows": train_rows,
+        "test_rows": test_rows,
+        "test_breasts": breasts,
         "test_patients": board.test["patient_id"].nunique(),
-        "test_cancers": int(board.truth["cancer"].astype(float).sum()), "published_counts": published,
-    }  # fmt: skip
+        "test_cancers": int(board.truth["cancer"].astype(float).sum()),
+        "published_counts": published,
+    }
     write_json(out / _MARK, result)
     for split, table in (("train", board.train), ("test", board.test)):
         _link(competition.images("train"), out / f"{split}_images", table["patient_id"].unique())

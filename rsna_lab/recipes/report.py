@@ -21,15 +21,22 @@ from rsna_kit.runtime.errors import RsnaKitError, UsageError, one_line
 from rsna_kit.runtime.events import Events
 from rsna_kit.runtime.files import read_json, sha256_file, write_json
 from rsna_kit.runtime.hardware import commit, versions
-from rsna_kit.scoring.summary import notable
-from rsna_lab.analysis.subgroups import UNKNOWN, breast_facts
+from rsna_kit.scoring.calibration import out_of_fold
+from rsna_kit.scoring.intervals import bootstrap
+from rsna_kit.scoring.threshold import can_cross_fit, with_calls
+from rsna_lab.analysis.subgroups import UNKNOWN, breast_facts, subgroups
 from rsna_lab.recipes.album import Album, competition_albums, draw_maps, prepared_album, two_views, views
-from rsna_lab.recipes.numbers import numbers
 from rsna_lab.report.browser import Card, View, browser, worth_showing
-from rsna_lab.report.cases import Case, cases
-from rsna_lab.report.history import training_section
+from rsna_lab.report.cases import Case, cases, notable, pictures
 from rsna_lab.report.page import Section
-from rsna_lab.report.sections import provenance, write_report
+from rsna_lab.report.sections import (
+    curve_section,
+    headline,
+    operating_point,
+    provenance,
+    subgroup_section,
+    write_report,
+)
 
 PAGE = "report.html"
 _CASE_IMAGE = ImageConfig(height=512, width=256)
@@ -58,9 +65,15 @@ class _File:
 
 
 def report(
-    predictions: Sequence[Path], out: Path, events: Events, truth: Path | None = None, threshold: float | None = None,
-    competition: Path | None = None, prepared: Path | None = None, clock: Clock | None = None,
-) -> dict[str, Any]:  # fmt: skip
+    predictions: Sequence[Path],
+    out: Path,
+    events: Events,
+    truth: Path | None = None,
+    threshold: float | None = None,
+    competition: Path | None = None,
+    prepared: Path | None = None,
+    clock: Clock | None = None,
+) -> dict[str, Any]:
     """Score files of predictions and make one page of them.
 
     Args:
@@ -87,9 +100,10 @@ def report(
     runs = [path for path in predictions if path.is_dir()]
     sections = []
     for file in files:
-        sections += _numbers(file, len(files) > 1, events)
+        own = _numbers(file)
         if file.album is not None:
-            sections.append(_named(_cases(file, file.album, clock, events), file, len(files) > 1))
+            own.append(_cases(file, file.album, clock, events))
+        sections += [replace(section, part=file.scored.name if len(files) > 1 else "") for section in own]
     given = {"truth": truth, "pictures": competition, "prepared": prepared}
     last = [*_training(runs), _provenance(scored, runs, given)]
     taken = sum(len(section.body.encode(errors="replace")) for section in (*sections, *last))
@@ -111,13 +125,16 @@ def _join(
     first = predictions[0] if predictions[0].is_dir() else None
     configuration = {} if first is None else _configuration(first)
     image = ImageConfig(**configuration["image"]) if configuration else _CASE_IMAGE
-    albums = {"--prepared": [prepared_album(prepared)] if prepared is not None else [],
-              "--pictures": competition_albums(competition, image) if competition is not None else []}  # fmt: skip
+    albums = {
+        "--prepared": [prepared_album(prepared)] if prepared is not None else [],
+        "--pictures": competition_albums(competition, image) if competition is not None else [],
+    }
     for option, found in albums.items():
         if found and not any(album.holds(one.breasts) for album in found for one in scored):
             folder = prepared if option == "--prepared" else competition
-            raise UsageError(f"{option} {folder}: none of its breasts is among the predictions. Give the folder that "
-                             "was scored.")  # fmt: skip
+            raise UsageError(
+                f"{option} {folder}: none of its breasts is among the predictions. Give the folder that was scored."
+            )
     files = []
     for given, one in zip(predictions, scored, strict=True):
         album = next((album for found in albums.values() for album in found if album.holds(one.breasts)), None)
@@ -134,38 +151,36 @@ def _join(
     return files
 
 
-# ---- numbers ----
-
-
-def _numbers(file: _File, several: bool, events: Events) -> list[Section]:
+def _numbers(file: _File) -> list[Section]:
     """The sections that need no picture."""
-    sections = numbers(file.scored, file.facts, _epochs(file.own), events.say)
-    return [_named(section, file, several) for section in sections]
-
-
-def _named(section: Section, file: _File, several: bool) -> Section:
-    return replace(section, part=file.scored.name) if several else section
-
-
-def _epochs(run: Path | None) -> dict[str, int]:
-    """The epoch that each fold kept."""
-    found = {}
-    for path in sorted(run.glob("bundles/*/metadata.json")) if run is not None else []:
-        metadata = read_json(path)
-        if "epoch" in metadata.get("cv", {}):
-            found[str(metadata["fold"])] = int(metadata["cv"]["epoch"])
-    return found
+    breasts, summary, facts = file.scored.breasts, file.scored.summary, file.facts
+    labels, scores = breasts["cancer"].to_numpy(), breasts["score"].to_numpy(np.float64)
+    honest, probabilities = None, None
+    if "fold" in breasts.columns and can_cross_fit(labels, breasts["fold"].to_numpy()):
+        honest = bootstrap(with_calls(breasts)[0], ["pf1_binary"])["pf1_binary"].as_dict()
+        probabilities = out_of_fold(labels, scores, breasts["fold"])
+    elif "probability" in file.scored.rows.columns and len(file.scored.rows) == len(breasts):
+        by_breast = file.scored.rows.set_index("prediction_id")["probability"].astype(float)
+        probabilities = by_breast[breasts["prediction_id"]].to_numpy()
+    if "fold" in breasts.columns:
+        facts = facts.reindex(breasts["prediction_id"]).fillna(UNKNOWN)
+        facts = pd.DataFrame({"fold": breasts["fold"].astype(str).to_numpy()}, index=facts.index).join(facts)
+    called = breasts.assign(called=(scores >= file.scored.threshold).astype("int8"))
+    return [
+        headline(summary),
+        curve_section(breasts, summary, probabilities),
+        operating_point(summary, honest),
+        subgroup_section(subgroups(called, facts), summary["metrics"]),
+    ]
 
 
 def _training(runs: Sequence[Path]) -> list[Section]:
-    """The curves of every fold of the runs that have them."""
+    """The curves that a training drew of every fold."""
     sections = []
     for run in runs:
-        histories = {path.parent.name: read_json(path) for path in sorted(run.glob("fold*/history.json"))}
-        histories = {name: history for name, history in histories.items() if history}
-        if histories:
-            section = training_section(histories, {f"fold{fold}": epoch for fold, epoch in _epochs(run).items()})
-            sections.append(replace(section, part=run.name if len(runs) > 1 else ""))
+        drawn = [(path.read_bytes(), path.parent.name) for path in sorted(run.glob("fold*/curves.png"))]
+        if drawn:
+            sections.append(replace(pictures("Training", drawn), part=run.name if len(runs) > 1 else ""))
     return sections
 
 
@@ -174,9 +189,6 @@ def _configuration(run: Path) -> dict[str, Any]:
     path = run / "config.json"
     configuration: dict[str, Any] = read_json(path) if path.is_file() else {}
     return configuration
-
-
-# ---- pictures ----
 
 
 def _cases(file: _File, album: Album, clock: Clock, events: Events) -> Section:
@@ -188,35 +200,31 @@ def _cases(file: _File, album: Album, clock: Clock, events: Events) -> Section:
         for rows in groups.values()
         for breast in rows["prediction_id"]
     }
-    pictures = {}
-    for rows in chosen.values():
-        for image_id in rows["image_id"]:
-            picture = album.read(image_id)
-            if picture is not None:
-                pictures[image_id] = picture
+    read = {image_id: album.read(image_id) for rows in chosen.values() for image_id in rows["image_id"]}
+    shown = {image_id: picture for image_id, picture in read.items() if picture is not None}
     maps: dict[str, np.ndarray] = {}
     note = _READING
-    if file.scorer is not None and pictures:
+    if file.scorer is not None and shown:
         folds = scored.breasts.set_index("prediction_id").get("fold", pd.Series(dtype=object))
-        of_image = {image_id: int(folds[breast]) if breast in folds.index else None
-                    for breast, rows in chosen.items() for image_id in rows["image_id"]}  # fmt: skip
+        of_image = {
+            image_id: int(folds[breast]) if breast in folds.index else None
+            for breast, rows in chosen.items()
+            for image_id in rows["image_id"]
+        }
         try:
-            maps, method = draw_maps(file.scorer, pictures, of_image, album.image, clock, events)
+            maps, method = draw_maps(file.scorer, shown, of_image, album.image, clock, events)
             note += " " + _MAPS.format(method=method)
         except RsnaKitError as error:
             events.say(f"no maps: {one_line(error)}")
-    shown: dict[str, list[Case]] = {}
+    parts: dict[str, list[Case]] = {name: [] for name in groups}
     for name, rows in groups.items():
-        shown[name] = []
         for breast, score, cancer in zip(rows["prediction_id"], rows["score"], rows["cancer"], strict=True):
-            images = [image_id for image_id in chosen[breast]["image_id"] if image_id in pictures]
-            drawn = [
-                part for image_id in images for part in (pictures[image_id], maps.get(image_id)) if part is not None
-            ]
+            ids = [image_id for image_id in chosen[breast]["image_id"] if image_id in shown]
+            drawn = [part for image_id in ids for part in (shown[image_id], maps.get(image_id)) if part is not None]
             caption = f"{breast} ({', '.join(chosen[breast]['view'].fillna('?').astype(str))})"
             if drawn:
-                shown[name].append(Case(drawn, caption, float(score), int(cancer)))
-    return cases(shown, note)
+                parts[name].append(Case(drawn, caption, float(score), int(cancer)))
+    return cases(parts, note)
 
 
 def _cards(files: Sequence[_File], clock: Clock) -> Iterator[Card]:
@@ -237,12 +245,13 @@ def _cards_of(file: _File, several: bool, clock: Clock) -> Iterator[Card]:
         known.pop("number of images", None)
         texts |= {str(name): text for name, text in known.items() if text != UNKNOWN}
         yield Card(
-            row["prediction_id"], float(row["score"]), int(row["cancer"]), row["score"] >= file.scored.threshold,
-            texts, [View(picture, name) for name, picture in shown],
-        )  # fmt: skip
-
-
-# ---- provenance ----
+            row["prediction_id"],
+            float(row["score"]),
+            int(row["cancer"]),
+            row["score"] >= file.scored.threshold,
+            texts,
+            [View(picture, name) for name, picture in shown],
+        )
 
 
 def _provenance(scored: Sequence[Scored], runs: Sequence[Path], given: Mapping[str, Path | None]) -> Section:

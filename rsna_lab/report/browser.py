@@ -14,7 +14,8 @@ from html import escape
 import numpy as np
 import pandas as pd
 
-from rsna_lab.report.embed import image
+from rsna_lab.analysis.subgroups import natural
+from rsna_lab.report.cases import image
 from rsna_lab.report.page import Section
 
 _LONGEST, _QUALITY = 256, 60  # of a view: some 1 to 4 kB
@@ -151,7 +152,7 @@ def _form(cards: Sequence[Card]) -> str:
     """A choice for each fact by which these cards differ; shown by the script, without which it would do nothing."""
     choices = {"label": ("Truth", {"1": "cancer", "0": "no cancer"}), "outcome": ("Outcome", OUTCOMES)}
     for fact in dict.fromkeys(fact for card in cards for fact in card.facts):
-        values = sorted({card.facts[fact] for card in cards if fact in card.facts}, key=_natural)
+        values = sorted({card.facts[fact] for card in cards if fact in card.facts}, key=natural)
         if len(values) > 1:
             choices[_key(fact)] = (fact.capitalize(), {value: value for value in values})
     fields = "".join(_select(name, label, {"": "all", **options}) for name, (label, options) in choices.items())
@@ -166,11 +167,6 @@ def _form(cards: Sequence[Card]) -> str:
 def _select(name: str, label: str, options: Mapping[str, str]) -> str:
     items = "".join(f'<option value="{escape(value)}">{escape(text)}</option>' for value, text in options.items())
     return f'<label>{escape(label)}<select name="{escape(name)}">{items}</select></label>'
-
-
-def _natural(text: str) -> tuple[bool, float, str]:
-    first = text.split(" ")[0]
-    return (not first.isdecimal(), float(first) if first.isdecimal() else 0.0, text)
 
 
 SCRIPT = """

@@ -1,167 +1,174 @@
-"""Curves and histograms → inline SVG: crisp at any size, drawn in the page's own colours, readable without colour.
+"""Scored breasts → curves, histograms and intervals as inline SVG by matplotlib, in the page's own colours.
 
-Colours come from CSS classes of `rsna_lab.report.page`, so dark mode and print need no second drawing; a second
-series also differs by its dashes. Every chart has a title and a sentence for screen readers.
+The charts are drawn in the light scheme's colours on no ground; the page's style sheet exchanges them for those of the
+dark scheme (`rsna_lab.report.style`). Nothing is told by colour alone.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+import io
+import re
+from collections.abc import Callable, Iterator, Mapping
 from html import escape
+from typing import Any
 
 import numpy as np
+import pandas as pd
+from scipy.stats import binomtest
 
-WIDTH, HEIGHT = 400, 300
-_LEFT, _RIGHT, _TOP, _BOTTOM = 54, 12, 14, 44
+from rsna_kit.runtime.lazy import require
+from rsna_kit.scoring.metrics import METRICS, f1_curve
+from rsna_lab.report.style import LIGHT
 
-
-@dataclass(frozen=True)
-class Axis:
-    """What an axis shows: its label and its two ends."""
-
-    label: str
-    low: float = 0.0
-    high: float = 1.0
-
-    def ticks(self, most: int = 7) -> list[float]:
-        """Round numbers within the axis, at most `most` of them.
-
-        Example:
-            >>> Axis("F1", 0.0, 0.5).ticks()
-            [0.0, 0.1, 0.2, 0.3, 0.4, 0.5]
-        """
-        span = self.high - self.low
-        power = 10.0 ** math.floor(math.log10(span / most))
-        step = next(factor * power for factor in (1, 2, 5, 10, 20) if span / (factor * power) < most - 0.5)
-        first = math.ceil(self.low / step - 1e-9)
-        last = math.floor(self.high / step + 1e-9)
-        return [float(f"{index * step:.10g}") for index in range(first, last + 1)]
+_INK, _SOFT, _ONE, _TWO = (LIGHT[name] for name in ("ink", "soft", "one", "two"))
+_WIDTH, _HEIGHT = 4.6, 3.4  # inches
+_STYLE = {
+    "svg.fonttype": "none",
+    "text.parse_math": False,
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": LIGHT["line"],
+    "grid.linewidth": 0.6,
+    "legend.frameon": False,
+    "lines.linewidth": 1.8,
+    **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor"), _INK),
+    **dict.fromkeys(("axes.edgecolor", "xtick.color", "ytick.color"), _SOFT),
+}
 
 
-class Chart:
-    """One pair of axes; draw on it, then ask for `svg()`.
+def chart(title: str, text: str, draw: Callable[[Any], None], height: float = _HEIGHT) -> str:
+    """A figure of the page: what `draw` draws on matplotlib's axes, its title and a sentence on how to read it.
 
-    `top` and `bottom` place the axes within the picture, so that two charts can share one.
+    Both are texts that become HTML here; the content security policy of the page forbids style attributes, so they
+    become presentation attributes.
     """
-
-    def __init__(self, x: Axis, y: Axis, top: float = _TOP, bottom: float = HEIGHT - _BOTTOM) -> None:
-        self.x, self.y, self._top, self._bottom = x, y, top, bottom
-        self._parts: list[str] = []
-
-    def at(self, x: np.ndarray | float, y: np.ndarray | float) -> tuple[np.ndarray, np.ndarray]:
-        """Picture coordinates of a point or points."""
-        across = (np.asarray(x, dtype=np.float64) - self.x.low) / (self.x.high - self.x.low)
-        up = (np.asarray(y, dtype=np.float64) - self.y.low) / (self.y.high - self.y.low)
-        return _LEFT + across * (WIDTH - _LEFT - _RIGHT), self._bottom - up * (self._bottom - self._top)
-
-    def line(self, x: np.ndarray, y: np.ndarray, style: str, step: bool = False) -> None:
-        """A line through the points; with `step`, a y holds from the previous x up to its own x."""
-        if step:
-            x, y = np.repeat(x, 2)[:-1], np.repeat(y, 2)[1:]
-        points = np.column_stack(self.at(x, y)).round(1)
-        keep = np.r_[True, np.any(np.diff(points, axis=0) != 0, axis=1)]
-        path = " ".join(f"{across:g},{down:g}" for across, down in points[keep])
-        self._parts.append(f'<polyline class="{style}" points="{path}"/>')
-
-    def band(self, low: float, high: float, style: str) -> None:
-        """A vertical band from x = low to x = high, at least two pixels wide."""
-        (left, right), _ = self.at(np.array([low, high]), 0.0)
-        wide = max(right - left, 2.0)
-        self._parts.append(
-            f'<rect class="{style}" x="{left:.1f}" y="{self._top:g}" width="{wide:.1f}"'
-            f' height="{self._bottom - self._top:g}"/>'
-        )
-
-    def bars(self, edges: np.ndarray, heights: np.ndarray, style: str) -> None:
-        """One bar per bin; a bin that is not empty is at least one pixel high."""
-        left, _ = self.at(edges, 0.0)
-        _, top = self.at(0.0, heights)
-        for start, end, high, height in zip(left[:-1], left[1:], top, heights, strict=True):
-            if height > 0:
-                high = min(high, self._bottom - 1)
-                self._parts.append(
-                    f'<rect class="{style}" x="{start + 0.5:.1f}" y="{high:.1f}" width="{max(end - start - 1, 1):.1f}"'
-                    f' height="{self._bottom - high:.1f}"/>'
-                )
-
-    def whisker(self, x: float, low: float, high: float) -> None:
-        """A vertical line from low to high with a foot at both ends."""
-        (across, _), (_, down) = self.at(x, 0.0), self.at(0.0, np.array([low, high]))
-        for left, right, start, end in ((0, 0, *down), *((-3, 3, one, one) for one in down)):
-            self._parts.append(
-                f'<line class="whisker" x1="{across + left:.1f}" x2="{across + right:.1f}" y1="{start:.1f}"'
-                f' y2="{end:.1f}"/>'
-            )
-
-    def point(self, x: float, y: float) -> None:
-        """A small mark."""
-        across, down = self.at(x, y)
-        self._parts.append(f'<circle class="point" cx="{across:.1f}" cy="{down:.1f}" r="4"/>')
-
-    def key(self, styles: Sequence[tuple[str, str]]) -> None:
-        """What the lines are: a sample of each style and its name, above the axes."""
-        across = float(_LEFT)
-        for style, name in styles:
-            self._parts.append(f'<line class="{style}" x1="{across:g}" x2="{across + 22:g}" y1="8" y2="8"/>')
-            self._parts.append(f'<text class="label" x="{across + 27:g}" y="12">{escape(name)}</text>')
-            across += 40 + 7 * len(name)
-
-    def rule(self, x: float, style: str) -> None:
-        """A vertical line over the whole height."""
-        across, _ = self.at(x, 0.0)
-        self._parts.append(
-            f'<line class="{style}" x1="{across:.1f}" x2="{across:.1f}" y1="{self._top:g}" y2="{self._bottom:g}"/>'
-        )
-
-    def dot(self, x: float, y: float, label: str) -> None:
-        """A marked point with its label below it, on the side where there is room."""
-        across, down = (float(value) for value in self.at(x, y))
-        self._parts.append(f'<circle class="dot" cx="{across:.1f}" cy="{down:.1f}" r="5"/>')
-        left = across + 8 * len(label) > WIDTH
-        self.text(across + (-8 if left else 8), down + (22 if down < self._bottom - 30 else -12), label, left)
-
-    def text(self, across: float, down: float, label: str, left: bool = False) -> None:
-        """A note in picture coordinates; `left` makes it end there instead of starting there."""
-        anchor = ' text-anchor="end"' if left else ""
-        self._parts.append(f'<text class="note" x="{across:.1f}" y="{down:.1f}"{anchor}>{escape(label)}</text>')
-
-    def body(self, x_axis: bool = True) -> str:
-        """Grid, axes and everything drawn, without the surrounding <svg>."""
-        right = WIDTH - _RIGHT
-        parts = []
-        for tick in self.y.ticks(most=7 if self._bottom - self._top > HEIGHT / 2 else 4):
-            _, down = self.at(0.0, tick)
-            parts.append(f'<line class="grid" x1="{_LEFT}" x2="{right}" y1="{down:.1f}" y2="{down:.1f}"/>')
-            parts.append(f'<text class="tick" x="{_LEFT - 6}" y="{down + 4:.1f}" text-anchor="end">{tick:g}</text>')
-        for tick in self.x.ticks() if x_axis else []:
-            across, _ = self.at(tick, 0.0)
-            parts.append(
-                f'<text class="tick" x="{across:.1f}" y="{self._bottom + 16:g}" text-anchor="middle">{tick:g}</text>'
-            )
-        if x_axis:
-            middle = (_LEFT + right) / 2
-            parts.append(
-                f'<text class="label" x="{middle:g}" y="{self._bottom + 36:g}" text-anchor="middle">'
-                f"{escape(self.x.label)}</text>"
-            )
-        middle = (self._top + self._bottom) / 2
-        parts.append(
-            f'<text class="label" x="12" y="{middle:g}" text-anchor="middle" transform="rotate(-90 12 {middle:g})">'
-            f"{escape(self.y.label)}</text>"
-        )
-        parts.append(f'<line class="axis" x1="{_LEFT}" x2="{right}" y1="{self._bottom:g}" y2="{self._bottom:g}"/>')
-        return "".join(parts + self._parts)
-
-    def svg(self, title: str, description: str) -> str:
-        """The finished picture."""
-        return picture(self.body(), title, description)
+    matplotlib = require("matplotlib", "train")
+    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": title}):
+        figure = require("matplotlib.figure", "train").Figure(figsize=(_WIDTH, height), layout="constrained")
+        draw(figure.subplots())
+        file = io.StringIO()
+        unsaid = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        figure.savefig(file, format="svg", transparent=True, metadata=unsaid)
+    svg = file.getvalue()[file.getvalue().index("<svg") :]
+    svg = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r' id="[^"]*_\d+"', "", svg)  # of groups; charts of one page would share them
+    svg = re.sub(r'style="([^"]*)"', lambda found: _attributes(found[1]), svg)
+    said = escape(f"{title}. {text}")
+    top = re.search(r'<svg[^>]*viewBox="([^"]*)"[^>]*>', svg)
+    assert top is not None
+    svg = f'<svg viewBox="{top[1]}" role="img" aria-label="{said}">{svg[top.end() :]}'
+    return f"<figure>{svg}<figcaption><b>{escape(title)}.</b> {escape(text)}</figcaption></figure>"
 
 
-def picture(body: str, title: str, description: str) -> str:
-    """Wrap drawings into one <svg> that screen readers announce."""
-    return (
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title + ". " + description)}">'
-        f"<title>{escape(title)}</title>{body}</svg>"
+def _attributes(style: str) -> str:
+    pairs = (declaration.split(":", 1) for declaration in style.split(";"))
+    return " ".join(f'{name.strip()}="{value.strip()}"' for name, value in pairs if name.strip() != "font-family")
+
+
+def curves(breasts: pd.DataFrame, rule: Mapping[str, float], probabilities: np.ndarray | None) -> Iterator[str]:
+    """The charts that tell cancer from the rest, for data with both classes.
+
+    Args:
+        breasts: `cancer` (0/1) and `score` in [0, 1].
+        rule: `value` of the threshold, and `low` and `high` of its plateau if it has one.
+        probabilities: calibrated scores (N,), if there are any.
+    """
+    measure = require("sklearn.metrics", "train")
+    labels, scores = breasts["cancer"].to_numpy(), breasts["score"].to_numpy(np.float64)
+    called = scores >= rule["value"]
+    found, top = called[labels == 1].mean(), max(float(scores.max()), 1e-6)
+
+    def roc(axes: Any) -> None:
+        wrong, right, _ = measure.roc_curve(labels, scores)
+        axes.plot([0, 1], [0, 1], ":", color=_SOFT, linewidth=1)
+        axes.plot(wrong, right, color=_ONE)
+        axes.plot(called[labels == 0].mean(), found, "o", color=_TWO)
+        axes.set(xlabel="false positive rate", ylabel="sensitivity", xlim=(0, 1), ylim=(0, 1.02))
+
+    def precision_recall(axes: Any) -> None:
+        precision, recall, _ = measure.precision_recall_curve(labels, scores)
+        axes.axhline(labels.mean(), linestyle=":", color=_SOFT, linewidth=1)
+        axes.plot(recall[:-1], precision[:-1], color=_ONE)
+        if called.any():
+            axes.plot(found, labels[called].mean(), "o", color=_TWO)
+        axes.set(xlabel="sensitivity (recall)", ylabel="PPV (precision)", xlim=(0, 1), ylim=(0, 1.02))
+
+    def f1_by_threshold(axes: Any) -> None:
+        thresholds, f1 = f1_curve(labels, scores)
+        if {"low", "high"} <= rule.keys():
+            axes.axvspan(rule["low"], rule["high"], color=_ONE, alpha=0.2, linewidth=0)
+        axes.step(thresholds, f1, where="pre", color=_ONE)  # between two scores F1 is that of the upper one
+        axes.axvline(min(rule["value"], top), linestyle="--", color=_INK, linewidth=1.2)
+        axes.set(xlabel="threshold", ylabel="F1", xlim=(0, top), ylim=(0, None))
+
+    def histogram(axes: Any) -> None:
+        edges = np.linspace(0, top, 41)
+        for label, name, colour, style in ((0, "without cancer", _ONE, "-"), (1, "with cancer", _TWO, "--")):
+            shares = np.histogram(scores[labels == label], edges)[0] / (labels == label).sum()
+            axes.stairs(shares, edges, color=colour, linestyle=style, label=name, linewidth=1.6)
+        axes.axvline(min(rule["value"], top), linestyle="--", color=_INK, linewidth=1.2)
+        axes.set(xlabel="score", ylabel="share of the breasts", xlim=(0, top), ylim=(0, None))
+        axes.legend()
+
+    def reliability(axes: Any) -> None:
+        columns = {"raw": (scores, _ONE, "o-")}
+        columns |= {} if probabilities is None else {"calibrated": (probabilities, _TWO, "s--")}
+        highest = 0.0
+        for name, (values, colour, style) in columns.items():
+            tenth = (pd.Series(values).rank(method="min") - 1) * 10 // len(values)  # equal scores stay together
+            bins = pd.DataFrame({"score": values, "cancer": labels}).groupby(tenth)
+            means, counts = bins.mean(), bins["cancer"].agg(["sum", "size"])
+            ends = [binomtest(int(k), int(n)).proportion_ci(method="wilson") for k, n in counts.to_numpy()]
+            reach = np.abs(np.array(ends).T - means["cancer"].to_numpy())
+            axes.errorbar(means["score"], means["cancer"], reach, fmt=style, color=colour, label=name, linewidth=1.2)
+            highest = max(highest, means.max().max())
+        axes.plot([0, highest], [0, highest], ":", color=_SOFT, linewidth=1)
+        axes.set(xlabel="mean score", ylabel="share with cancer", xlim=(0, None), ylim=(0, None))
+        axes.legend(loc="upper left")
+
+    dot = "the dot is the threshold in use."
+    yield chart("ROC curve", f"Cancers found against healthy breasts called. Dotted is chance; {dot}", roc)
+    yield chart(
+        "Precision and recall",
+        f"How many calls are cancers against how many cancers are found; {dot}",
+        precision_recall,
     )
+    band = (
+        " The band is its plateau: thresholds that the noise of F1 cannot tell from the best." if "low" in rule else ""
+    )
+    yield chart(
+        "F1 by threshold", f"Calling everything from there up. Dashed is the one in use.{band}", f1_by_threshold
+    )
+    yield chart("Scores", "How the breasts of each class are spread. The upright line is the threshold.", histogram)
+    told = (
+        "Tenths of the breasts, with 95 % intervals. On the dotted line the score is the probability of cancer; below "
+    )
+    yield chart("Reliability", told + "it the model claims too much, above it too little.", reliability)
+
+
+def forest(rows: pd.DataFrame, metric: str, whole: float | None) -> str:
+    """A metric and its interval of every subgroup under each other.
+
+    Args:
+        rows: as `rsna_lab.analysis.subgroups.subgroups` makes them.
+        metric: one of its columns.
+        whole: the metric of all breasts, a dashed line.
+    """
+    rows = rows[[not np.isnan(one.value) for one in rows[metric]]].iloc[::-1]
+
+    def draw(axes: Any) -> None:
+        for place, row in enumerate(rows.to_dict("records")):
+            one, small = row[metric], row["small"]
+            axes.plot([one.low, one.high], [place, place], color=_ONE, linewidth=1.6)
+            axes.plot(one.value, place, "D" if small else "o", color=_ONE, fillstyle="none" if small else "full")
+        if whole is not None:
+            axes.axvline(whole, linestyle="--", color=_INK, linewidth=1)
+        axes.set_yticks(range(len(rows)), [f"{row['group']} {row['level']}" for row in rows.to_dict("records")])
+        axes.set(xlabel=METRICS[metric].label, ylim=(-0.7, len(rows) - 0.3))
+        axes.grid(axis="y", visible=False)
+
+    text = "Value and 95 % interval by patient of every subgroup. Dashed is all breasts; hollow is a small group."
+    return chart(f"{METRICS[metric].label} by subgroup", text, draw, height=0.9 + 0.22 * len(rows))

@@ -40,13 +40,8 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], caption: str) -> s
         for row in rows
     )
     top = "".join(f'<th scope="col">{escape(cell)}</th>' if cell else "<td></td>" for cell in head)
-    return framed(top, body, caption)
-
-
-def framed(top: str, body: str, caption: str, style: str = "plain") -> str:
-    """A table of cells and rows that are HTML already."""
     return (
-        f'<div class="scroll {style}" role="region" tabindex="0" aria-label="{escape(caption)}"><table>'
+        f'<div class="scroll" role="region" tabindex="0" aria-label="{escape(caption)}"><table>'
         f"<caption>{escape(caption)}</caption><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>"
     )
 

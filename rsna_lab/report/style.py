@@ -6,12 +6,44 @@ lightened for black so that text in them has a contrast of 4.5 at least. Nothing
 
 from __future__ import annotations
 
-STYLE = """
-:root { --ground: #f6f6f4; --card: #fff; --ink: #1b1b1b; --soft: #5a5a5a; --line: #d5d5d2; --one: #0072b2;
-  --two: #b84a00; --band: #0072b229; --link: #005a8e; }
-@media screen and (prefers-color-scheme: dark) {
-  :root { --ground: #141517; --card: #1e2023; --ink: #ececec; --soft: #a9abad; --line: #3b3e42; --one: #56b4e9;
-    --two: #f0954e; --band: #56b4e93d; --link: #7cc4f0; } }
+LIGHT = {
+    "ground": "#f6f6f4",
+    "card": "#ffffff",
+    "ink": "#1b1b1b",
+    "soft": "#5a5a5a",
+    "line": "#d5d5d2",
+    "one": "#0072b2",
+    "two": "#b84a00",
+    "link": "#005a8e",
+}
+DARK = {
+    "ground": "#141517",
+    "card": "#1e2023",
+    "ink": "#ececec",
+    "soft": "#a9abad",
+    "line": "#3b3e42",
+    "one": "#56b4e9",
+    "two": "#f0954e",
+    "link": "#7cc4f0",
+}
+
+
+def _variables(colours: dict[str, str]) -> str:
+    return " ".join(f"--{name}: {colour};" for name, colour in colours.items())
+
+
+# Charts are drawn in the light colours: whatever has one of them as an attribute gets the scheme's own. No selector of
+# an ancestor: a mark that is drawn by <use> has none.
+_CHARTS = "\n".join(
+    f'[{kind}="{colour}"] {{ {kind}: var(--{name}); }}' for name, colour in LIGHT.items() for kind in ("fill", "stroke")
+)
+
+STYLE = (
+    f""":root {{ {_variables(LIGHT)} }}
+@media screen and (prefers-color-scheme: dark) {{ :root {{ {_variables(DARK)} }} }}
+{_CHARTS}
+"""
+    + """
 * { box-sizing: border-box; }
 html { color-scheme: light dark; scroll-behavior: smooth; }
 @media (prefers-reduced-motion: reduce) { html { scroll-behavior: auto; } }
@@ -38,19 +70,8 @@ p, .prose { max-width: 66ch; } p { margin: .75rem 0 0; } .soft { color: var(--so
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 22rem), 1fr)); gap: 1.25rem; }
 figure { margin: 0; } figcaption { color: var(--soft); font-size: .9rem; margin-top: .3rem; overflow-wrap: anywhere; }
 figcaption b { color: var(--ink); }
-.charts svg { display: block; width: 100%; max-width: 34rem; height: auto; font-size: 12.5px; }
-svg text { fill: var(--soft); font-variant-numeric: tabular-nums; } svg .label { fill: var(--ink); }
-svg .note { fill: var(--ink); font-weight: 600; paint-order: stroke; stroke: var(--card); stroke-width: 4px; }
-svg .grid { stroke: var(--line); stroke-width: .7; } svg .axis { stroke: var(--soft); }
-svg .one, svg .two, svg .chance, svg .faint { fill: none; stroke-width: 2; stroke-linejoin: round; }
-svg .one { stroke: var(--one); } svg .two { stroke: var(--two); stroke-dasharray: 6 3; }
-svg .faint { stroke: var(--ink); stroke-dasharray: 1 3; }
-svg .chance { stroke: var(--soft); stroke-width: 1.2; stroke-dasharray: 2 4; }
-svg .rule { stroke: var(--ink); stroke-width: 1.6; stroke-dasharray: 5 3; } svg .band { fill: var(--band); }
-svg .bar-one { fill: var(--one); } svg .bar-two { fill: var(--two); }
-svg .dot { fill: var(--two); stroke: var(--card); stroke-width: 1.5; }
-svg .whisker { stroke: var(--one); stroke-width: 2; } svg .point { fill: var(--one); }
-svg .hollow { fill: var(--card); stroke: var(--one); stroke-width: 1.8; }
+.charts svg { display: block; width: 100%; max-width: 34rem; height: auto; }
+.charts svg * { stroke-linejoin: round; }
 .scroll { overflow-x: auto; } .scroll + .scroll { margin-top: 1.2rem; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; width: 100%; }
 caption { text-align: left; color: var(--soft); font-size: .92rem; padding-bottom: .4rem; }
@@ -58,10 +79,6 @@ th, td { text-align: right; padding: .35rem .6rem; border-bottom: 1px solid var(
 td { white-space: nowrap; } small { color: var(--soft); }
 th:first-child { text-align: left; } thead th { color: var(--soft); font-weight: 600; font-size: .9rem; }
 tbody th { font-weight: 500; } details { margin-top: .75rem; } summary { cursor: pointer; color: var(--link); }
-.forest { font-size: .88rem; } .forest th, .forest td { padding: .25rem .4rem; vertical-align: middle; }
-.forest thead th { vertical-align: bottom; } .forest .drawn { text-align: center; min-width: 8.2rem; }
-.forest tbody th[colspan] { font-weight: 650; padding-top: .9rem; text-align: left; }
-.forest svg { display: block; width: 7.5rem; height: 1.2rem; margin: 0 auto; font-size: 11px; }
 .wide img, .pair img { width: 100%; height: auto; display: block; background: #000; border-radius: .3rem; }
 .pairs { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 15rem), 1fr)); gap: 1rem; }
 .pair div { display: grid; grid-template-columns: repeat(2, 1fr); gap: .3rem; }
@@ -86,17 +103,16 @@ select, input, button { font: inherit; color: var(--ink); background: var(--card
 .cards b { font-weight: 650; } .cards .score { font-variant-numeric: tabular-nums; } .cards small { display: block; }
 @media (max-width: 30rem) { .cards { grid-template-columns: repeat(2, 1fr); gap: .5rem; } .views img { height: 7rem; }
   body { padding: 1rem .6rem 2rem; } section { padding: .8rem; }
-  th, td { padding: .35rem .25rem; } .charts svg { font-size: 14px; }
+  th, td { padding: .35rem .25rem; }
   tbody th[scope=row] { position: sticky; left: 0; background: var(--card); } }
 @media print { body { max-width: none; padding: 0; background: #fff; font-size: 10pt; }
   nav, .skip, .filters, .further { display: none; } details::details-content { content-visibility: visible; }
   section { border: 0; padding: 0; } h2, h3 { break-after: avoid; break-inside: avoid; }
-  tr:has(th[colspan]) { break-after: avoid; } figure, tr, .cards li { break-inside: avoid; }
+  figure, tr, .cards li { break-inside: avoid; }
   .scroll { overflow: visible; } th, td { padding: .2rem .3rem; } .charts { grid-template-columns: 1fr 1fr; }
-  .forest { font-size: 8.5pt; } .forest svg { width: 5.5rem; } .forest .drawn { min-width: 0; padding: .2rem; }
-  .drawn small { display: block; }
   .pairs { grid-template-columns: repeat(4, 1fr); gap: .6rem; } .cards { grid-template-columns: repeat(4, 1fr); }
   .views img { height: 6.5rem; }
   .cards li:nth-child(n+25) { display: none; } .screen { display: none; } }
 @media not print { .paper { display: none; } }
 """
+)
