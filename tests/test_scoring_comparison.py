@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 from rsna_kit.runtime.errors import TableError, UsageError
+from rsna_kit.scoring.comparison import RESAMPLES, cancers_needed, compare, in_common, markdown, shown, verdict
 from rsna_kit.scoring.intervals import Interval, bootstrap, paired
 from rsna_kit.scoring.threshold import with_calls
 

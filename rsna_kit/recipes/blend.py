@@ -22,6 +22,7 @@ from rsna_kit.scoring.blend import (
     choose_weights,
 )  # fmt: skip
 from rsna_kit.scoring.calibration import calibrate
+from rsna_kit.scoring.comparison import compare, in_common, markdown
 from rsna_kit.scoring.threshold import choose_threshold, with_calls
 
 if TYPE_CHECKING:

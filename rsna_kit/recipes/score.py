@@ -14,6 +14,7 @@ from rsna_kit.runtime.errors import UsageError
 from rsna_kit.runtime.events import Events
 from rsna_kit.runtime.files import write_json
 from rsna_kit.scoring.breasts import read_predictions
+from rsna_kit.scoring.comparison import shown
 from rsna_kit.scoring.intervals import summarise
 from rsna_kit.scoring.metrics import METRICS
 from rsna_kit.scoring.threshold import Threshold, choose_threshold

@@ -47,7 +47,7 @@ def compare(
 
     Returns:
         `breasts`, `patients` and `cancers` in common; `models`: name → `source`, `threshold` (how the calls came
-        about), `metrics` and `differences` as `rsna_lab.analysis.comparison.compare` has them; with `shake_up` the
+        about), `metrics` and `differences` as `rsna_kit.scoring.comparison.compare` has them; with `shake_up` the
         boards. Ready for JSON.
 
     Raises:
