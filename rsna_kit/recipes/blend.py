@@ -55,7 +55,7 @@ def blend(
 
     Returns:
         Weights, threshold, calibration and `out_of_fold`: each model, the plain mean and the weighted mean (each fold
-        weighted by what the other folds chose) compared with the plain mean as `rsna_lab.analysis.comparison.compare`
+        weighted by what the other folds chose) compared with the plain mean as `rsna_kit.scoring.comparison.compare`
         does. Ready for JSON.
 
     Raises:
