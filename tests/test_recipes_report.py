@@ -183,7 +183,7 @@ def test_a_test_set_after_the_run_is_illustrated_from_its_dicom_files(
 
 
 def test_maps_are_of_the_networks_that_gave_the_scores(run: Path, made: Path, prepared: Path, tmp_path: Path) -> None:
-    """Those of the first run explain neither a run without bundles nor a file with folds, which is another training's."""
+    """Those of the first run explain neither a run without bundles nor a file whose folds are another's."""
     shutil.rmtree(run / "bundles")
     other, talk = run.rename(tmp_path / "other"), io.StringIO()
     shutil.copy(other / "oof.csv", tmp_path / "file.csv")
