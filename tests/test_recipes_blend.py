@@ -208,7 +208,7 @@ def test_a_killed_blend_leaves_no_list_and_can_be_run_again(
     out = tmp_path / "blend"
     blend(out, models, InferConfig(), quiet, weighting="mean")
     with monkeypatch.context() as patch:
-        patch.setattr(shutil, "copytree", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr("rsna_kit.recipes.blend.write_bytes", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             blend(out, models[:2], InferConfig(), quiet, weighting="mean")
     with pytest.raises(BundleError, match=r"ensemble.json: got format version None.*Run rsna-kit blend again"):
