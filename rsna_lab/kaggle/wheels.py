@@ -93,8 +93,8 @@ def wheel_problems(folder: Path, python: Python = KAGGLE_PYTHON) -> list[str]:
         if fits(path.name, python):
             fitting.setdefault(name, []).append(str(version))
     wanted = f"Python {python[0]}.{python[1]} on Linux x86-64"
-    for name in named.keys() - fitting:
-        problems.append(f"{', '.join(named[name])}: not for {wanted}, which Kaggle has. Build the dataset again.")
+    for files in (files for name, files in named.items() if name not in fitting):
+        problems.append(f"{', '.join(files)}: not for {wanted}, which Kaggle has. Build the dataset again.")
     for path in sorted(folder.glob("requirements*.txt")) if named else ():
         for line in path.read_text(encoding="utf-8").splitlines():
             text = re.sub(r"(^|\s)#.*", "", line).strip()
@@ -146,17 +146,17 @@ def find_conflicts(wheels: Sequence[Path], image: Image, needs: Mapping[str, Seq
         wanted = said.get("Requires-Python")
         if wanted and not SpecifierSet(wanted).contains(f"{short}.0"):
             problems.append(f"{package} {version} is for Python {wanted}, Kaggle's has {short}")
-    for package, texts in asked.items():
+    for asking, texts in asked.items():
         for requirement in map(Requirement, texts):
             other, wish = canonicalize_name(requirement.name), f"{requirement.name}{requirement.specifier}"
-            if not _applies(requirement, image.python) or f"{package}: {wish}" in image.tolerated:
+            if not _applies(requirement, image.python) or f"{asking}: {wish}" in image.tolerated:
                 continue
             found = has.get(other)
             if other not in has:
-                problems.append(f"{package} requires {wish}, which neither image nor wheels have (Python {short})")
+                problems.append(f"{asking} requires {wish}, which neither image nor wheels have (Python {short})")
             elif found and not requirement.specifier.contains(found, prereleases=True):
                 whose = "the image has" if other in image.packages else "the wheels bring"
-                problems.append(f"{package} requires {wish}, {whose} {other} {found} (Python {short})")
+                problems.append(f"{asking} requires {wish}, {whose} {other} {found} (Python {short})")
     return problems
 
 
