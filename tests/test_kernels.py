@@ -208,3 +208,20 @@ def test_prepare_then_train_then_infer(phantom: Path, tmp_path: Path) -> None:
         assert set(said["bundles"]["sha256"].values()) == digests
         assert said["sha256"]["submission.csv"] == sha256_file(out / "submission.csv")
         assert len(pd.read_csv(out / "submission.csv")) == 2
+
+
+@pytest.mark.parametrize("kernel", KERNELS, ids=lambda path: path.name)
+def test_a_library_that_is_mounted_in_both_layouts_is_attached_once(kernel: Path, tmp_path: Path) -> None:
+    """Two copies would not be: then nobody knows which one runs."""
+    root = tmp_path / "input"
+    library = root / "datasets/me/rsna-kit/rsna_kit"
+    library.mkdir(parents=True)
+    (library / "__init__.py").write_text("print('FOUND', __file__); raise SystemExit(0)")
+    (root / "rsna-kit").symlink_to(library.parent)
+    environment = {"PATH": os.environ["PATH"], "RSNA_KIT_INPUT": str(root), "RSNA_KIT_WORKING": str(tmp_path)}
+    command = [sys.executable, "-I", str(kernel / f"{kernel.name}.py")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.stdout.strip() == f"FOUND {library / '__init__.py'}", done.stderr
+    shutil.copytree(library, root / "datasets/you/rsna-kit/rsna_kit")
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert "Attach the dataset rsna-kit, once" in done.stderr

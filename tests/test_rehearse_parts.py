@@ -20,7 +20,7 @@ from rsna_kit.runtime.errors import ImageError, SubmissionError, UsageError
 from rsna_kit.runtime.events import Events
 from rsna_kit.scoring.breasts import read_predictions
 from rsna_lab.kaggle.credentials import Censor
-from rsna_lab.kaggle.rehearse.claim import empty, mark, mark_of
+from rsna_lab.kaggle.rehearse.claim import beside, claim, empty
 from rsna_lab.kaggle.rehearse.hidden import make_hidden
 from rsna_lab.kaggle.rehearse.verdict import COMPLETE, NOT_FOUND, SCORING, of_secrets, of_submission
 from rsna_lab.kaggle.rehearse.watching import Limits, descendants, folder_size, watch
@@ -104,7 +104,7 @@ def test_a_folder_behind_a_link_is_emptied_too(tmp_path: Path) -> None:
     (tmp_path / "out").symlink_to(tmp_path / "disk/out")
     for _ in range(2):
         empty(tmp_path / "out", (), [])
-        mark(tmp_path / "out")
+        claim(tmp_path / "out")
         assert list((tmp_path / "out").iterdir()) == []
         (tmp_path / "out/submission.csv").touch()
 
@@ -113,16 +113,16 @@ def test_a_folder_behind_a_link_is_emptied_too(tmp_path: Path) -> None:
 def test_a_file_that_only_looks_like_a_mark_is_no_permit(tmp_path: Path, content: str) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out/mine.txt").touch()
-    mark_of(tmp_path / "out").write_text(content)
+    beside(tmp_path / "out", ".verdict.json").write_text(content)
     with pytest.raises(UsageError, match="no rehearsal wrote it"):
         empty(tmp_path / "out", (), [])
     (tmp_path / "out/mine.txt").unlink()
     empty(tmp_path / "out", (), [])
-    mark(tmp_path / "out")
+    claim(tmp_path / "out")
     (tmp_path / "out/submission.csv").touch()
     empty(tmp_path / "out", (), [])
     assert not (tmp_path / "out").exists()
-    assert not mark_of(tmp_path / "out").exists()
+    assert not beside(tmp_path / "out", ".verdict.json").exists()
 
 
 @pytest.mark.parametrize(
@@ -227,8 +227,8 @@ def test_the_same_seed_gives_the_same_set(phantom: Path, tmp_path: Path) -> None
 
 @pytest.mark.slow
 def test_a_phantom_made_for_it_has_the_unseen_machine(tmp_path: Path, phantom: Path) -> None:
-    made = make_hidden("phantom", phantom, tmp_path / "set", 7, 0, 4, quiet())
-    assert made.patients == 7
+    made = make_hidden("phantom", phantom, tmp_path / "set", 3, 0, 4, quiet())
+    assert made.patients == 3
     assert 700 in set(read_test(made.folder / "test.csv")["machine_id"])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["set"]
 

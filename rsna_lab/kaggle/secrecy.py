@@ -51,7 +51,7 @@ _COMMIT = re.compile(r"(?i)commit|sha-?1|revision|git|/tree/|/blob/|@$")  # 40 h
 # Not taken: the first finds version numbers; the others cost three quarters of the time for what our last rule finds.
 _NOT_TAKEN = ("ip_public", "cloudant", "ibm_cloud_iam", "ibm_cos_hmac", "softlayer")
 _CHUNK, _OVERLAP = 1 << 24, 1 << 12
-_TEXT = re.compile(rb"(?:[\t\x20-\x7e]\0?){16,}")  # a NUL behind each letter: UTF-16
+_TEXT = re.compile(rb"[\t\x20-\x7e]{16,}")
 
 
 def find_secret(line: str) -> str | None:
@@ -88,14 +88,13 @@ def secret_in(path: Path, known: Mapping[str, str]) -> str | None:
         MissingDependencyError: detect-secrets is not installed.
         OSError: the file cannot be read.
     """
-    for pattern, what in _SECRET_NAMES:
-        if re.fullmatch(pattern, path.name, re.IGNORECASE):
-            return f"{what}, by its name"
+    if kind := _by_name(path.name, _SECRET_NAMES):
+        return kind
     if names := known_in(path, known):
         return f"holds {' and '.join(names)}"
     for piece in _pieces(path):
-        for run in _TEXT.findall(piece):
-            text = f"{path.name}: {run.replace(bytes(1), b'').decode('ascii')}"  # commit.txt holds a commit
+        for run in _TEXT.findall(piece.replace(bytes(1), b"")):  # without the NULs of UTF-16
+            text = f"{path.name}: {run.decode('ascii')}"  # commit.txt holds a commit
             for start in range(0, len(text), _OVERLAP):
                 if found := find_secret(text[start : start + 2 * _OVERLAP]):
                     return f"holds what looks like {found}"
@@ -136,6 +135,12 @@ def check_folder(
     return [name for name in names if (folder / name).is_file()]
 
 
+def _by_name(name: str, kinds: Sequence[tuple[str, str]]) -> str | None:
+    """Why a name alone speaks against a file or folder."""
+    found = (what for pattern, what in kinds if re.fullmatch(pattern, name, re.IGNORECASE))
+    return next((f"{what}, by its name" for what in found), None)
+
+
 def _cannot_read(error: OSError) -> None:
     """A folder that cannot be listed is not an empty one."""
     raise error
@@ -143,9 +148,8 @@ def _cannot_read(error: OSError) -> None:
 
 def _why(path: Path, name: str, kinds: Sequence[str], known: Mapping[str, str], search: bool) -> str | None:
     """Why a file or folder is refused."""
-    for pattern, what in (*_SECRET_NAMES, *_OTHER_NAMES):
-        if re.fullmatch(pattern, path.name, re.IGNORECASE):
-            return f"{what}, by its name"
+    if kind := _by_name(path.name, (*_SECRET_NAMES, *_OTHER_NAMES)):
+        return kind
     if path.is_symlink():
         return "a link: what it points to would travel"
     if path.is_dir():

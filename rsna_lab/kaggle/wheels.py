@@ -93,8 +93,8 @@ def wheel_problems(folder: Path, python: Python = KAGGLE_PYTHON) -> list[str]:
         if fits(path.name, python):
             fitting.setdefault(name, []).append(str(version))
     wanted = f"Python {python[0]}.{python[1]} on Linux x86-64"
-    for lacking in named.keys() - fitting:
-        problems.append(f"{', '.join(named[lacking])}: not for {wanted}, which Kaggle has. Build the dataset again.")
+    for files in (files for name, files in named.items() if name not in fitting):
+        problems.append(f"{', '.join(files)}: not for {wanted}, which Kaggle has. Build the dataset again.")
     for path in sorted(folder.glob("requirements*.txt")) if named else ():
         for line in path.read_text(encoding="utf-8").splitlines():
             text = re.sub(r"(^|\s)#.*", "", line).strip()

@@ -1,4 +1,4 @@
-"""The folders that a rehearsal writes → empty, if it was a rehearsal that wrote them before; and the mark that says so.
+"""The folders that a rehearsal writes: emptied, if it was a rehearsal that wrote them before, and marked as its own.
 
 OUT.verdict.json is the mark, and a permit to delete what lies at OUT the next time: it is written when OUT has become
 the rehearsal's own, after all inputs were found good, and goes before OUT does.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from rsna_kit.runtime.errors import UsageError
@@ -15,13 +16,8 @@ from rsna_kit.runtime.files import read_json, write_json
 
 
 def beside(folder: Path, end: str) -> Path:
-    """`runs/a` and `.log` → `runs/a.log`."""
+    """`runs/a` and `.log` → `runs/a.log`; `.verdict.json` is the mark, and in the end the verdict."""
     return folder.with_name(folder.name + end)
-
-
-def mark_of(out: Path) -> Path:
-    """The file that says whose folder it is, and in the end the verdict."""
-    return beside(out, ".verdict.json")
 
 
 def empty(out: Path, ends: Iterable[str], inputs: Iterable[Path]) -> None:
@@ -35,34 +31,27 @@ def empty(out: Path, ends: Iterable[str], inputs: Iterable[Path]) -> None:
     Raises:
         UsageError: a folder that is to be emptied holds something else, or an input; nothing was touched.
     """
-    mark = mark_of(out)
-    ours = mark.is_file() and _is_mark(mark)
+    mark, ours = beside(out, ".verdict.json"), False
+    with suppress(OSError, ValueError, AttributeError):  # a file of that name that is none of ours is no permit
+        ours = {"verdict", "out"} <= read_json(mark).keys()
     places = [out, *(beside(out, end) for end in ends)]
     for place in places:
-        inside = [path for path in inputs if path.resolve().is_relative_to(place.resolve())]
-        if inside:
+        if inside := [path for path in inputs if path.resolve().is_relative_to(place.resolve())]:
             raise UsageError(
                 f"{inside[0]} is an input and lies in {place}, which is emptied first. Name another --out."
             )
         if place.exists() and not (ours and place.is_dir()) and (not place.is_dir() or any(place.iterdir())):
-            raise UsageError(f"{place} is not empty and no rehearsal wrote it (no {mark.name} beside it), but "
-                             "/kaggle/working begins empty. Name a new folder, or remove it.")  # fmt: skip
+            raise UsageError(
+                f"{place} is not empty and no rehearsal wrote it (no {mark.name} beside it); /kaggle/working begins "
+                "empty. Name a new folder, or remove it."
+            )
     for place in places:
         shutil.rmtree(place.resolve(), ignore_errors=True)  # behind a link, to a larger disk perhaps
     if ours:
         mark.unlink()
-    out.parent.mkdir(parents=True, exist_ok=True)
 
 
-def mark(out: Path) -> None:
+def claim(out: Path) -> None:
     """Say that `out` is a rehearsal's, before anything is run: what a killed one leaves, the next one may empty."""
     out.resolve().mkdir(parents=True, exist_ok=True)
-    write_json(mark_of(out), {"verdict": None, "out": str(out)})
-
-
-def _is_mark(path: Path) -> bool:
-    """Whether a file is what a rehearsal writes there."""
-    try:
-        return {"verdict", "out"} <= read_json(path).keys()
-    except (ValueError, AttributeError):
-        return False
+    write_json(beside(out, ".verdict.json"), {"verdict": None, "out": str(out)})

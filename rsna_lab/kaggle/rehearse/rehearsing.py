@@ -30,8 +30,8 @@ from rsna_kit.runtime.hardware import cpu_count, memory_gib
 from rsna_lab.kaggle.build.datasets import Wanted, build
 from rsna_lab.kaggle.credentials import known_secrets
 from rsna_lab.kaggle.options import fill_settings
-from rsna_lab.kaggle.rehearse import claim, inspection, verdict
-from rsna_lab.kaggle.rehearse.claim import beside
+from rsna_lab.kaggle.rehearse import inspection, verdict
+from rsna_lab.kaggle.rehearse.claim import beside, claim, empty
 from rsna_lab.kaggle.rehearse.hidden import Hidden, check_source, compare_failures, make_hidden, score
 from rsna_lab.kaggle.rehearse.mounts import Kernel, competition_files, find_mounts
 from rsna_lab.kaggle.rehearse.sandbox import HOW_TO_INSTALL, TOKEN_FILE, Cell, open_jail
@@ -130,9 +130,9 @@ def rehearse(plan: Plan, events: Events) -> dict[str, Any]:
         _try_sandbox(plan, Path(scratch))
         inputs = [kernel.folder, *plan.given.values(), plan.competition, Path(plan.hidden or ".")]
         ends = () if plan.hidden is None else (".hidden", ".rerun")
-        claim.empty(plan.out, ends, [path for path in inputs if path is not None])
+        empty(plan.out, ends, [path for path in inputs if path is not None])
         secret = None if plan.hidden is None else _make_hidden(plan, plan.hidden, found, events)
-        claim.mark(plan.out)
+        claim(plan.out)
         runs: dict[str, Verdict] = {}
         first, sample = "rerun" if plan.rerun else "commit", competition[SAMPLE] if submits and competition else None
         runs[first] = _run(plan, script, mounted, plan.out, first, sample, found)
@@ -151,7 +151,7 @@ def rehearse(plan: Plan, events: Events) -> dict[str, Any]:
         found["explanation"] = "The run went well here; the checks before it found what will fail at Kaggle."
     else:
         found["verdict"] = verdict.COMPLETE
-    write_json(claim.mark_of(plan.out), found)
+    write_json(beside(plan.out, ".verdict.json"), found)
     return found
 
 
