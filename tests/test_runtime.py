@@ -65,6 +65,7 @@ def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
         path.write_text("half")
     with replacing(tmp_path / "scores.csv") as temporary:
         temporary.write_text("whole")
+        assert not list(tmp_path.glob("scores*.csv"))  # no pattern takes it for the file
     assert sorted(path.name for path in tmp_path.iterdir()) == [".scores.tmp-1.csv", "scores.csv"]
     left = tmp_path / ".model.weights.tmp-999999999.weights.h5"  # Keras insists on this suffix
     left.write_text("half")

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from toy_learner import toy_learner, use_toys
+from toy_learner import ShortClock, toy_learner, use_toys
 from toy_pictures import write_toys
 
 from rsna_kit.config import with_overrides
@@ -111,18 +111,6 @@ def kept_scores(folder: Path, scores: pd.DataFrame, prepared: Prepared) -> np.nd
     network.load_weights(str(folder / "model.weights.h5"))
     pictures = np.stack([read_picture(prepared, image_id) for image_id in scores["image_id"]])[..., None]
     return 1 / (1 + np.exp(-np.asarray(network(pictures, training=False))[:, 0]))
-
-
-class ShortClock(Clock):
-    """Has time for so many questions, then none."""
-
-    def __init__(self, questions: int) -> None:
-        super().__init__()
-        self.questions = questions
-
-    def remaining_s(self) -> float:
-        self.questions -= 1
-        return math.inf if self.questions >= 0 else 0.0
 
 
 class KilledError(Exception):

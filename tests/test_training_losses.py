@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from rsna_kit.config import TrainConfig
-from rsna_kit.training.losses import TARGETS_WEIGHT, build_loss, focal_cross_entropy
+from rsna_kit.runtime.errors import UsageError
+from rsna_kit.training.losses import LOSSES, TARGETS_WEIGHT, build_loss, focal_cross_entropy
 
 keras = pytest.importorskip("keras")
 tensorflow = pytest.importorskip("tensorflow")
@@ -52,6 +53,15 @@ def test_focal_is_keras_focal_cross_entropy_and_the_papers() -> None:
     np.testing.assert_allclose(got, twin(CANCER, logits, 2)[:, 0], rtol=2e-4, atol=1e-6)
     own = keras.losses.BinaryFocalCrossentropy(gamma=2.0, from_logits=True, reduction=None)
     np.testing.assert_allclose(got, np.asarray(own(CANCER, logits)), rtol=1e-3, atol=1e-6)
+
+
+def test_a_loss_of_ones_own_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(LOSSES, "brier", lambda y, z: keras.ops.square(y - keras.ops.sigmoid(z)))
+    loss = build_loss(TrainConfig(loss="brier", label_smoothing=0.0, cancer_weight=3))
+    got = np.asarray(loss(np.array([[1.0], [0.0]], np.float32), np.zeros((2, 1), np.float32)))
+    np.testing.assert_allclose(got, [0.75, 0.25])
+    with pytest.raises(UsageError, match=r"train.loss: got 'brire', expected one of bce, focal, brier.* 'brier'"):
+        build_loss(TrainConfig(loss="brire"))
 
 
 def test_an_answer_that_is_far_off_is_still_corrected() -> None:

@@ -1,12 +1,26 @@
-"""A learner small enough to be traced in a second, in place of `rsna_kit.training.learner.build_learner`."""
+"""A learner small enough to be traced in a second, in place of `build_learner`, and a clock that runs out."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from rsna_kit.config import Config, ImageConfig
+from rsna_kit.runtime.clock import Clock
 from rsna_kit.training.learner import Learner
 from rsna_kit.training.losses import build_loss
+
+
+class ShortClock(Clock):
+    """Has time for so many questions, then none."""
+
+    def __init__(self, questions: int) -> None:
+        super().__init__()
+        self.questions = questions
+
+    def remaining_s(self) -> float:
+        self.questions -= 1
+        return math.inf if self.questions >= 0 else 0.0
 
 
 def toy_learner(config: Config, image: ImageConfig, batch_norm: bool = True) -> Learner:

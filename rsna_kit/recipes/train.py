@@ -94,7 +94,7 @@ def train(
         epoch_s = result.history[-1]["seconds"]
         if result.stopped:
             stopped.append(fold)
-    scored = sorted({*found, *left} - set(skipped))
+    scored = sorted({*found, *left} - (set(skipped) - set(found)))
     if not scored:
         raise RsnaKitError(
             f"no fold was trained: getting ready took {format_duration(clock.elapsed_s())} and the time limit is "
