@@ -22,7 +22,6 @@ from rsna_lab.kaggle.push.choices import KERNELS, Choices
 from rsna_lab.kaggle.push.errors import KaggleError, RefusedError
 from rsna_lab.kaggle.push.project import (
     WEIGHTS,
-    Run,
     all_folders,
     build_command,
     kernel_folder,
@@ -144,12 +143,9 @@ def _check_weights(account: Account, choices: Choices) -> None:
 
 
 def _was_pushed(account: Account, kernel: str) -> bool:
-    """From here, or from elsewhere with this account; that is noted then."""
+    """From here, or from elsewhere with this account."""
     run = latest_run(account, kernel)
-    if not run.version and (there := look(account, Run(run.reference, 0))) and there.version:
-        account.ledger.add("push", kernel=run.reference, version=there.version, digest="", inputs={})
-        return True
-    return bool(run.version)
+    return bool(run.version or look(account, run))
 
 
 def ask_first(account: Account, choices: Choices, names: Sequence[str], submits: bool) -> None:
