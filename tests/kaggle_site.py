@@ -512,6 +512,11 @@ class Site:
     def get_competition(self, body: dict[str, Any]) -> dict[str, Any]:
         return {"ref": body["competitionName"], "userHasEntered": not self.traps.not_joined}
 
+    def list_data_files(self, body: dict[str, Any]) -> dict[str, Any]:
+        if self.traps.not_joined:
+            raise Refused(403, "You must accept this competition's rules before you'll be able to download files.")
+        return {"files": [{"name": "train.csv"}]}
+
     def introspect_token(self, body: dict[str, Any]) -> dict[str, Any]:
         return {"active": True, "username": USER} if body["token"] == TOKEN else {"active": False}
 

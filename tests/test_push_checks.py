@@ -123,11 +123,11 @@ def test_what_would_end_it_later_is_asked_before_anything_is_sent(
     assert world.site.changes == []
 
 
-def test_what_cannot_be_asked_is_said_and_costs_nothing(world: World) -> None:
+def test_who_may_see_the_files_has_accepted_the_rules_whatever_else_is_said(world: World) -> None:
     world.traps.refuse["get_competition"] = [Refused(404, "Not found")]
     talk = world.does("all").talk
-    assert "Whether the rules of rsna-breast-cancer-detection are accepted cannot be asked" in talk
     assert "GPU quota: 27.5 of 30.0 hours left, new ones at 2026-11-28T00:00" in talk
+    assert "submissions: none so far" in talk
 
 
 # ---- what is attached from the command line

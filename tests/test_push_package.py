@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from kaggle_double import Double, environment, program, served, write_keys
-from kaggle_site import KEY, SLUG, TOKEN, USER, Kernel, Refused, Session
+from kaggle_site import BASE, KEY, SLUG, TOKEN, USER, Kernel, Refused, Session
 from push_world import make_site, run_script, write_project
 
 from rsna_kit.runtime.errors import MissingDependencyError
@@ -112,6 +112,13 @@ def test_files_go_and_come_and_their_addresses_are_not_told(tmp_path: Path, doub
     with pytest.raises(KaggleError, match="The upload of file broke off") as error:
         account.kaggle.upload(tmp_path / "file", "DATASET", events.append, 1e6)
     assert "signature" not in str(error.value)
+    double.site.kernels["a/b"] = Kernel("x", [Session("", {}, {}, tmp_path)])
+    address = f"{BASE}/output/a/b/1/file"
+    account.kaggle.download({address: tmp_path / "came"}, events.append, 60)
+    assert (tmp_path / "came").read_bytes() == (tmp_path / "file").read_bytes()
+    with pytest.raises(KaggleError, match=r"failed here, not at Kaggle(.|\n)*Make room") as full:
+        account.kaggle.download({address: Path("/dev/full")}, events.append, 60)
+    assert "network" not in str(full.value)
     talk = account.events.stream.getvalue()  # type: ignore[attr-defined]
     assert "file did not arrive; try 2 of 5" in talk
     assert "signature" not in talk

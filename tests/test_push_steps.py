@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from kaggle_site import KEY, TOKEN, USER, Session, Site, waited
+from kaggle_site import KEY, TOKEN, USER, Refused, Session, Site, waited
 from push_world import DOOR, ROOT, World, write_kernel
 from waiting import wait_until
 
@@ -163,8 +163,11 @@ def test_bundles_can_travel_as_a_model_or_as_the_output_of_train(world: World, w
     if weights == "model":
         assert world.site.model_private == {f"{USER}/rsna-kit-weights": True}
         world.site.calls.clear()
-        world.push("all", *words, "--weights", weights)
+        world.does("all", *words, "--weights", weights)
         assert world.site.changes == []
+        world.traps.lose["create_model_instance_version"] = [Refused(502, "Bad Gateway")]
+        world.does("all", *words, "--weights", weights, "--again")
+        assert len(world.site.models[f"{USER}/rsna-kit-weights/keras/bundles"]) == 2
 
 
 def test_a_public_model_is_an_error(world: World) -> None:

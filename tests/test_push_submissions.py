@@ -100,6 +100,19 @@ def test_every_verdict_of_a_scoring_run_has_its_advice(world: World, error: str,
     assert said in world.fails("submit")
 
 
+def test_rules_that_are_not_accepted_are_called_that_and_no_other_refusal_is(world: World) -> None:
+    has_run(world)
+    world.traps.not_joined = True
+    assert "Accept the competition's rules" in world.fails("submit")
+    world.traps.not_joined = False
+    for status, said in ((403, "lack rights"), (401, "Make new ones"), (404, "Check the name")):
+        world.traps.refuse["create_code_submission"] = [Refused(status, "No")]
+        talk = world.fails("submit")
+        assert said in talk
+        assert "rules" not in talk
+    assert made(world) == 0
+
+
 def test_a_version_that_says_itself_that_it_failed_is_not_submitted(world: World) -> None:
     has_run(world, verdict="False, 'no GPU'")
     talk = world.fails("submit")
@@ -123,7 +136,7 @@ def test_what_kaggle_would_not_score_is_not_submitted(world: World, changes: dic
 
 def test_what_cannot_be_submitted_is_not(world: World) -> None:
     result = world.push("submit")
-    assert (result.code, world.client.seen) == (2, [])
+    assert (result.code, world.site.changes) == (2, [])
     assert "--version N" in result.talk
     has_run(world)
     assert "left no other.csv; its files: submission.csv" in world.fails("submit", "--file", "other.csv")

@@ -3,11 +3,11 @@ failure turned into Kaggle's own words and what to do about them."""
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import json
-import queue
+import os
 import re
+import select
 import shutil
 import subprocess
 import sys
@@ -57,7 +57,8 @@ class Client:
         self._python, self._scrub, self._folder = python, scrub, folder
         self._environment = {name: value for name, value in environment.items() if name not in _TALKATIVE}
         self._environment |= {"PYTHONUTF8": "1", "TMPDIR": str(folder)}
-        self._process: _Process | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._began = 0.0
 
     def __call__(
         self,
@@ -67,95 +68,60 @@ class Client:
         stop: threading.Event | None = None,
     ) -> dict[str, Any]:
         """The answer to one request; a process that does not answer in time is stopped, and told as no answer."""
-        process = self._process
-        if process is None or stop is not None or process.age_s > _FRESH_S:
-            self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            self._folder.chmod(0o700)
-            process = _Process(self._python, self._environment, self._folder)
-        if stop is None:  # what can be stopped is asked beside everything else
-            self._process = process
-        end = time.monotonic() + limit_s
-        line: str | None = ""
-        process.write(json.dumps(request))
-        while line is not None:
-            line = process.read(0.1)
-            value = json.loads(self._scrub(line)) if line else {}
-            if "event" in value and listen:
-                listen(value["event"])
-            if "answer" in value or "error" in value:
-                return dict(value)
-            if time.monotonic() > end or (stop and stop.is_set()):
-                process.stop()
-                self._process = None if stop is None else self._process
-                return {"error": {"kind": "network", "text": f"no answer within {limit_s:.0f} seconds"}}
-        process.stop()
-        self._process = None if stop is None else self._process
-        said = self._scrub("".join(process.said)).strip()
-        return {"error": {"kind": "import", "text": said or "it ended without a word"}}
+        if stop is not None:  # what can be stopped is asked beside everything else
+            process = self._start()
+        elif self._process is None or time.monotonic() - self._began > _FRESH_S:
+            if self._process:
+                _end(self._process)
+            process, self._began = self._start(), time.monotonic()
+        else:
+            process = self._process
+        self._process = process if stop is None else self._process
+        assert process.stdin
+        assert process.stdout
+        with contextlib.suppress(BrokenPipeError):  # it has ended, and says why
+            process.stdin.write(json.dumps(request).encode() + b"\n")
+        rest, said, end = b"", [""], time.monotonic() + limit_s
+        while time.monotonic() < end and not (stop and stop.is_set()):
+            if not select.select([process.stdout], [], [], 0.1)[0]:
+                continue
+            data = os.read(process.stdout.fileno(), 1 << 16)
+            *lines, rest = (rest + data).split(b"\n")
+            for line in lines:
+                text = self._scrub(line.decode(errors="replace"))
+                value = json.loads(text) if re.match(r'\{"(?:event|answer|error)":', text) else {}
+                if "event" in value and listen:
+                    listen(value["event"])
+                elif "event" not in value and value:
+                    return dict(value)
+                elif not value:
+                    said.append(text)
+            if not data:
+                self._drop(process)
+                return {"error": {"kind": "import", "text": "\n".join(said[-5:]).strip() or "it ended without a word"}}
+        self._drop(process)
+        return {"error": {"kind": "network", "text": f"no answer within {limit_s:.0f} seconds"}}
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._folder.chmod(0o700)
+        command = [str(self._python), str(Path(__file__).with_name("client.py"))]
+        pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "bufsize": 0}
+        process = subprocess.Popen(command, env=self._environment, cwd=self._folder, start_new_session=True, **pipes)
+        weakref.finalize(self, _end, process)
+        return process
+
+    def _drop(self, process: subprocess.Popen[bytes]) -> None:
+        self._process = None if process is self._process else self._process
+        _end(process)
 
 
-class _Process:
-    """One started client.py; `said` holds the last lines that are no answers."""
-
-    def __init__(self, python: Path, environment: Mapping[str, str], folder: Path) -> None:
-        self._began = time.monotonic()
-        self._process = subprocess.Popen(
-            [str(python), str(Path(__file__).with_name("client.py"))],
-            env=environment,
-            cwd=folder,
-            text=True,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            encoding="utf-8",
-            errors="replace",
-            start_new_session=True,
-        )
-        self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-        self.said: collections.deque[str] = collections.deque(maxlen=5)
-        self.stop = weakref.finalize(self, _end, self._process)
-        for read in (self._hear_answers, self._hear_others):
-            threading.Thread(target=read, args=(self._process, self._lines, self.said), daemon=True).start()
-
-    @property
-    def age_s(self) -> float:
-        """Since it was started."""
-        return time.monotonic() - self._began
-
-    def write(self, line: str) -> None:
-        """Ask; whether it is still there, the answer will show."""
-        assert self._process.stdin
-        with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.write(line + "\n")
-            self._process.stdin.flush()
-
-    def read(self, patience_s: float) -> str | None:
-        """The next line, "" while there is none, None after the last."""
-        try:
-            return self._lines.get(timeout=patience_s)
-        except queue.Empty:
-            return ""
-
-    @staticmethod
-    def _hear_answers(process: Any, lines: Any, said: Any) -> None:
-        with process.stdout as stream:
-            for line in stream:
-                lines.put(line)
-        process.wait()
-        time.sleep(0.1)  # for its last words
-        lines.put(None)
-
-    @staticmethod
-    def _hear_others(process: Any, lines: Any, said: Any) -> None:
-        with process.stderr as stream:
-            said.extend(stream)
-
-
-def _end(process: subprocess.Popen[str]) -> None:
+def _end(process: subprocess.Popen[bytes]) -> None:
     process.kill()
     process.wait()
-    with contextlib.suppress(OSError):
-        process.stdin.close()  # type: ignore[union-attr]
+    for stream in (process.stdin, process.stdout):
+        if stream:
+            stream.close()
 
 
 def find_python(given: Path | None = None) -> Path:
@@ -234,7 +200,7 @@ class Kaggle:
         found: list[dict[str, Any]] = []
         token = ""
         while True:
-            page = self.ask(call, pageSize=_PAGE, pageToken=token, **body)
+            page = self.ask(call, **{"pageSize": _PAGE, "pageToken": token, **body})
             found += page.get(key) or []
             token = page.get("nextPageToken") or ""
             if not token:

@@ -22,7 +22,6 @@ from rsna_lab.kaggle.push.choices import KERNELS, Choices
 from rsna_lab.kaggle.push.errors import KaggleError, RefusedError
 from rsna_lab.kaggle.push.project import (
     WEIGHTS,
-    Run,
     all_folders,
     build_command,
     kernel_folder,
@@ -144,12 +143,9 @@ def _check_weights(account: Account, choices: Choices) -> None:
 
 
 def _was_pushed(account: Account, kernel: str) -> bool:
-    """From here, or from elsewhere with this account; that is noted then."""
+    """From here, or from elsewhere with this account."""
     run = latest_run(account, kernel)
-    if not run.version and (there := look(account, Run(run.reference, 0))) and there.version:
-        account.ledger.add("push", kernel=run.reference, version=there.version, digest="", inputs={})
-        return True
-    return bool(run.version)
+    return bool(run.version or look(account, run))
 
 
 def ask_first(account: Account, choices: Choices, names: Sequence[str], submits: bool) -> None:
@@ -176,21 +172,20 @@ def ask_first(account: Account, choices: Choices, names: Sequence[str], submits:
                 f"This account's {call.split('_')[1]} cannot be looked at.", error.said, error.advice
             ) from None
     if submits or any(SLUG in value.get("competition_sources", []) for value in data):
-        competition = account.kaggle.find("competitions/get_competition", competitionName=SLUG)
-        if competition is None:
-            account.events.say(f"Whether the rules of {SLUG} are accepted cannot be asked")
-        elif not competition.get("userHasEntered"):
+        competition = account.kaggle.find("competitions/get_competition", competitionName=SLUG) or {}
+        files = {"competitionName": SLUG, "pageSize": 1}  # which nobody sees who has not accepted the rules
+        if not competition.get("userHasEntered") and not account.kaggle.find("competitions/list_data_files", **files):
             raise KaggleError(
                 f"This account has not joined {SLUG}.",
                 "",
                 f"Accept the competition's rules with this account: https://www.kaggle.com/competitions/{SLUG}/rules",
             )
-        elif submits and competition.get("submissionsDisabled"):
+        if submits and competition.get("submissionsDisabled"):
             raise KaggleError(f"{SLUG} takes no submissions.", "", "Leave out the last step: --skip submit")
     if any(is_true(value.get("enable_gpu")) for value in data):
         left, total, fresh = gpu_hours(account)
         account.events.say(f"GPU quota: {left:.1f} of {total:.1f} hours left, new ones at {fresh}")
-        if left <= 0:
+        if total and left <= 0:
             raise KaggleError(
                 "This week's GPU hours are spent.", "", f"Run the same command again after {fresh} (UTC)."
             )

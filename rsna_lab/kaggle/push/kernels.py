@@ -119,7 +119,7 @@ def _taken_over(account: Account, staged: Staged, there: There, mark: str, facts
     own, theirs = mark.split()[-2:], _mark_of(there.text).split()[-2:]
     match = {"kernel": staged.reference, "version": there.version}
     noted = account.ledger.last("push", **match)
-    if not theirs or not (own[0] == theirs[0] or (not noted and own[1] == theirs[1])):
+    if not theirs or not there.version or not (own[0] == theirs[0] or (not noted and own[1] == theirs[1])):
         return False
     run = Run(staged.reference, there.version)
     state = account.kaggle.find("kernels/get_kernel_session_status", **run.body) or {}

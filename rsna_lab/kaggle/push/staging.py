@@ -84,7 +84,7 @@ class Staged:
             for cell in cells:  # without outputs, and each source one text
                 cell |= {"source": "".join(cell["source"])} | ({"outputs": []} if "outputs" in cell else {})
             text = json.dumps(value)
-        else:
+        elif data["language"] != "rmarkdown":  # in which it would be a heading
             text = f"{text.rstrip()}\n{mark}\n"
         timeout = {"sessionTimeoutSeconds": self.timeout_s} if self.timeout_s else {}
         return {"slug": data["id"], "newTitle": data["title"], "text": text, **body, **timeout}

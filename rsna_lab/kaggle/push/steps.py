@@ -18,7 +18,7 @@ from rsna_lab.kaggle.push import checks, kernels, models, runs, staging, submiss
 from rsna_lab.kaggle.push.account import Account
 from rsna_lab.kaggle.push.choices import Choices
 from rsna_lab.kaggle.push.errors import KaggleError
-from rsna_lab.kaggle.push.project import WEIGHTS, Run, build, kernel_folder, latest_run, own_datasets
+from rsna_lab.kaggle.push.project import WEIGHTS, Run, build, kernel_folder, latest_run, look, own_datasets
 from rsna_lab.kaggle.push.staging import Staged
 
 _SMALL = r"\.(?:json|jsonl|csv|txt|md)$"  # of a prepared competition only this is fetched: its shards stay at Kaggle
@@ -53,6 +53,8 @@ def run_all(account: Account, choices: Choices) -> dict[str, Any]:
         done["train"] = trained.version
     else:
         trained = latest_run(account, "train")
+        if not trained.version and (there := look(account, trained)):  # pushed from elsewhere, or the ledger was lost
+            trained = replace(trained, version=there.version)
     if "weights" not in choices.skip:
         sources = _bring_weights(account, choices, trained)
     elif "infer" not in choices.skip:

@@ -54,7 +54,7 @@ def submit_and_wait(account: Account, run: Run, file_name: str = "submission.csv
 
 def rows(account: Account) -> list[dict[str, Any]]:
     """Every submission, newest first."""
-    return account.kaggle.every("competitions/list_submissions", "submissions", competitionName=SLUG)
+    return account.kaggle.every("competitions/list_submissions", "submissions", competitionName=SLUG, pageSize=100)
 
 
 def outcome(row: dict[str, Any]) -> str | None:

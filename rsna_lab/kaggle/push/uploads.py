@@ -165,8 +165,7 @@ def _send(account: Account, contents: Contents, now: Found | None) -> int:
     account.events.say(f"{contents.reference}: version {number} is sent, {contents.size / 1e6:.1f} MB")
     body = {
         "files": send_files(account, contents, "DATASET"),
-        "subtitle": data.get("subtitle") or "",
-        "categoryIds": data.get("keywords") or [],
+        **{field: data[key] for key, field in (("subtitle", "subtitle"), ("keywords", "categoryIds")) if data.get(key)},
         "description": f"{data.get('description') or ''}\n\n{contents.mark(number)}".strip(),
     }
     what = f"The upload of {contents.reference}"
