@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
-import math
 from collections.abc import Sequence
 
 import numpy as np
 
 
-def pf1_slow(labels: Sequence[int], scores: Sequence[float], beta: float = 1.0) -> float:
+def pf1_slow(labels: Sequence[int], scores: Sequence[float]) -> float:
     """The competition's definition, one breast after the other."""
     positives, soft_tp, soft_fp = 0, 0.0, 0.0
     for label, score in zip(labels, scores, strict=True):
@@ -22,7 +20,7 @@ def pf1_slow(labels: Sequence[int], scores: Sequence[float], beta: float = 1.0) 
     if soft_tp == 0:
         return 0.0
     precision, recall = soft_tp / (soft_tp + soft_fp), soft_tp / positives
-    return (1 + beta**2) * precision * recall / (beta**2 * precision + recall)
+    return 2 * precision * recall / (precision + recall)
 
 
 def roc_auc_slow(labels: Sequence[int], scores: Sequence[float]) -> float:
@@ -76,62 +74,3 @@ def resampled_slow(labels: np.ndarray, scores: np.ndarray, groups: np.ndarray, r
         rows = [row for name in drawn for row in np.flatnonzero(groups == name)]
         tables.append((labels[rows].tolist(), scores[rows].tolist()))
     return tables
-
-
-def pooled_slow(how: str, scores: Sequence[float]) -> float:
-    """One breast's score from those of its images."""
-    ordered = sorted(scores)
-    if how == "mean":
-        return sum(ordered) / len(ordered)
-    if how == "max":
-        return ordered[-1]
-    if how == "noisy_or":
-        healthy = 1.0
-        for score in ordered:
-            healthy *= 1 - score
-        return 1 - healthy
-    if how == "trimmed_mean":
-        kept = ordered[1:-1] if len(ordered) > 2 else ordered
-        return sum(kept) / len(kept)
-    assert how == "top2"
-    return sum(ordered[-2:]) / len(ordered[-2:])
-
-
-def rank_mean_slow(rows: Sequence[Sequence[float]]) -> list[float]:
-    """Each breast's mean over the models of (breasts below it + half of its other equals + 1) / breasts."""
-    means = []
-    for row in rows:
-        total = 0.0
-        for model, score in enumerate(row):
-            below = sum(other[model] < score for other in rows)
-            equals = sum(other[model] == score for other in rows)
-            total += (below + (equals - 1) / 2 + 1) / len(rows)
-        means.append(total / len(row))
-    return means
-
-
-def expected_f1_slow(probabilities: Sequence[float], called: Sequence[bool]) -> float:
-    """The mean of F1 over every way the breasts may turn out, each weighted by its probability."""
-    total = 0.0
-    for outcome in itertools.product((0, 1), repeat=len(probabilities)):
-        weight = math.prod(p if ill else 1 - p for p, ill in zip(probabilities, outcome, strict=True))
-        hits = sum(1 for ill, call in zip(outcome, called, strict=True) if ill and call)
-        bottom = sum(called) + sum(outcome)
-        total += weight * (2 * hits / bottom if bottom else 0.0)
-    return total
-
-
-def expected_f1_of_top(probabilities: np.ndarray, k: int) -> float:
-    """The same for the k most probable breasts, by the distributions of cancers among them and among the rest."""
-    ordered = np.sort(probabilities)[::-1]
-    hits, missed = (_poisson_binomial(part) for part in (ordered[:k], ordered[k:]))
-    found, left = np.arange(len(hits))[:, None], np.arange(len(missed))[None, :]
-    return float((hits[:, None] * missed[None, :] * 2 * found / (k + found + left)).sum())
-
-
-def _poisson_binomial(probabilities: np.ndarray) -> np.ndarray:
-    """How probable each number of cancers is."""
-    distribution = np.ones(1)
-    for p in probabilities:
-        distribution = np.convolve(distribution, [1 - p, p])
-    return distribution

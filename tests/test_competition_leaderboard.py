@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
 from pathlib import Path
 
@@ -122,26 +121,6 @@ def test_the_counts_of_the_published_split_are_known(
     monkeypatch.setattr("rsna_lab.recipes.leaderboard.PUBLISHED", counts)
     assert leaderboard(phantom, tmp_path / "second", Events())["published_counts"] is True
     assert "scores compare with those of published agents" in capsys.readouterr().err
-
-
-def test_cells_stay_as_they_are_and_further_columns_too(phantom: Path, tmp_path: Path, quiet: Events) -> None:
-    (tmp_path / "given").mkdir()
-    os.symlink(phantom / "train_images", tmp_path / "given" / "train_images")
-    rows = (phantom / "train.csv").read_text().splitlines()
-    text = "\n".join([rows[0] + ",note", *(f'{row},"a, {number:03d}"' for number, row in enumerate(rows[1:]))]) + "\n"
-    (tmp_path / "given" / "train.csv").write_text(text)
-    leaderboard(tmp_path / "given", tmp_path / "out", quiet)
-    written = (tmp_path / "out" / "train.csv").read_text().splitlines()
-    assert written[0] == rows[0] + ",note"
-    assert set(written) <= set(text.splitlines())
-
-
-def test_the_same_command_again_leaves_no_link_of_before(phantom: Path, tmp_path: Path, quiet: Events) -> None:
-    out = tmp_path / "board"
-    first = leaderboard(phantom, out, quiet)
-    (out / "test_images" / "gone").symlink_to(phantom / "train_images" / "gone")
-    assert leaderboard(phantom, out, quiet) == first
-    assert not (out / "test_images" / "gone").is_symlink()
 
 
 def test_a_folder_with_something_else_in_it_is_left_alone(phantom: Path, tmp_path: Path, quiet: Events) -> None:

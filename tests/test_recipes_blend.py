@@ -195,13 +195,6 @@ def test_the_verb_prints_the_list(models: list[Path], tmp_path: Path, capsys: py
     assert {"| good", "| fair", "| none", "| plain mean", "| weighted"} <= lines
 
 
-def test_a_second_blend_replaces_the_first(models: list[Path], tmp_path: Path, quiet: Events) -> None:
-    out = tmp_path / "blend"
-    blend(out, models, InferConfig(), quiet, weighting="mean")
-    blend(out, models[:2], InferConfig(), quiet, weighting="mean")
-    assert len(open_list(out).members) == len(list((out / "bundles").iterdir())) == 2 * FOLDS
-
-
 def test_a_killed_blend_leaves_no_list_and_can_be_run_again(
     models: list[Path], tmp_path: Path, quiet: Events, monkeypatch: pytest.MonkeyPatch
 ) -> None:

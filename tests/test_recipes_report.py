@@ -21,7 +21,7 @@ from rsna_kit.config import Config, to_dict
 from rsna_kit.data.shards import open_prepared
 from rsna_kit.recipes.prepare import prepare
 from rsna_kit.runtime.clock import Clock
-from rsna_kit.runtime.errors import ShardError, TableError, UsageError
+from rsna_kit.runtime.errors import ShardError, UsageError
 from rsna_kit.runtime.events import Events
 from rsna_kit.runtime.files import read_csv, read_json, write_json
 from rsna_lab.recipes.report import PAGE, report
@@ -183,7 +183,7 @@ def test_a_test_set_after_the_run_is_illustrated_from_its_dicom_files(
 
 
 def test_maps_are_of_the_networks_that_gave_the_scores(run: Path, made: Path, prepared: Path, tmp_path: Path) -> None:
-    """Those of the first run explain neither a run without bundles nor a file whose folds are another's."""
+    """Those of the first run explain neither a run without bundles nor a file with folds, another training's."""
     shutil.rmtree(run / "bundles")
     other, talk = run.rename(tmp_path / "other"), io.StringIO()
     shutil.copy(other / "oof.csv", tmp_path / "file.csv")
@@ -233,18 +233,6 @@ def test_hostile_tables_stay_text(tmp_path: Path) -> None:
     assert page.count("&lt;script&gt;alert(1)") > 60
 
 
-def test_one_class_alone_has_a_page_too(tmp_path: Path) -> None:
-    rows = pd.DataFrame(
-        {"prediction_id": ["1_L", "2_L", "3_L"], "score": [0.1, 0.2, 0.9], "cancer": 0, "fold": [0, 1, 1]}
-    )
-    rows.to_csv(tmp_path / "scores.csv", index=False)
-    report([tmp_path / "scores.csv"], tmp_path, Events(stream=io.StringIO()), threshold=0.5)
-    page = (tmp_path / PAGE).read_text(encoding="utf-8")
-    assert "no curve to draw" in page
-    assert "fold 1" in page
-    assert "other folds" not in page
-
-
 def test_however_many_breasts_the_page_stays_under_five_megabytes(tmp_path: Path) -> None:
     """24,000 breasts, as many as the competition's."""
     rng = np.random.default_rng(0)
@@ -274,11 +262,6 @@ def test_pictures_of_other_breasts_are_refused(prepared: Path, tmp_path: Path) -
     with pytest.raises(ShardError, match=r"no such file. Run prepare first"):
         report([tmp_path / "oof.csv"], tmp_path, Events(stream=io.StringIO()), prepared=tmp_path)
     assert not (tmp_path / PAGE).exists()
-
-
-def test_a_folder_without_scores_says_what_is_missing(tmp_path: Path) -> None:
-    with pytest.raises(TableError, match=r"oof\.csv: no such file"):
-        report([tmp_path], tmp_path / "out", Events(stream=io.StringIO()))
 
 
 def test_pictures_of_another_size_have_no_maps(run: Path, prepared: Path, tiny: Config, tmp_path: Path) -> None:

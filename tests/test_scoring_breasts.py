@@ -77,14 +77,6 @@ def test_a_breast_has_cancer_when_any_of_its_images_has() -> None:
     assert to_breasts(SCORES, images)["cancer"].tolist() == [1, 0, 0]
 
 
-def test_scores_of_other_images_are_ignored() -> None:
-    assert to_breasts(SCORES, IMAGES.iloc[:1])["score"].tolist() == [0.5]
-
-
-def test_a_table_that_already_has_scores_takes_the_new_ones() -> None:
-    assert to_breasts(SCORES, IMAGES.assign(score=9.0))["score"].max() <= 1
-
-
 def test_images_without_a_score_are_refused() -> None:
     with pytest.raises(TableError, match=r"2 images \(5, 9\) without a score"):
         to_breasts(SCORES.iloc[:3], IMAGES)
@@ -172,11 +164,6 @@ def test_a_submission_is_scored_against_image_labels(tmp_path: Path) -> None:
         ("image_id,prediction_id,cancer,scroe\n1,7_L,1,0.2\n", "line 1: no column 'score'.* Did you mean 'scroe'"),
         ("image_id,cancer,score\n1,1,0.2\n", "expected prediction_id, or patient_id and laterality"),
         ("predictionid,cancer,score\n7_L,1,0.2\n", "Did you mean 'predictionid'"),
-        ("prediction_id,cancer,score\n7_L,1,0.2\n7_L,1,0.3\n", "line 3: prediction_id .* one row per breast.*image_id"),
-        ("prediction_id,cancer,score\n7_L,1,\n", "line 2: score is '', expected a number from 0 to 1"),
-        ("prediction_id,cancer,score\n7_L,1,nan\n", "line 2: score is 'nan'"),
-        ("prediction_id,cancer,score\n7_L,1,1.5\n", "line 2: score is '1.5'"),
-        ("prediction_id,cancer,score\n7_L,2,0.5\n", "line 2: cancer is '2', expected 0 or 1"),
         ("prediction_id,cancer,score\n7-left,1,0.5\n", "line 2: prediction_id is '7-left'.*add a column patient_id"),
         ("prediction_id,score\n7_L,0.5\n", "no column 'cancer'"),
     ],

@@ -136,14 +136,6 @@ def test_facts_of_a_breast_come_from_all_its_images() -> None:
     }
 
 
-def test_a_file_of_text_has_facts_too() -> None:
-    """Predictions come as text: a number that is none is not known, never an error in a report."""
-    images = pd.DataFrame({"prediction_id": ["1_L", "2_L"], "age": ["61", "old"], "implant": ["1", "perhaps"]})
-    found = breast_facts(images)
-    assert list(found["age"]) == ["60 to 69", UNKNOWN]
-    assert list(found["implant"]) == ["yes", UNKNOWN]
-
-
 def test_a_table_without_breasts_is_refused() -> None:
     with pytest.raises(TableError, match="Did you mean 'predictionid'"):
         breast_facts(pd.DataFrame({"predictionid": ["1_L"]}))
