@@ -11,7 +11,7 @@ import pytest
 
 from rsna_kit.config import Config, with_overrides
 from rsna_kit.runtime.errors import BundleError
-from rsna_kit.training.checkpoint import load_checkpoint, save_checkpoint, training_fingerprint
+from rsna_kit.training.checkpoint import load_checkpoint, other_versions, save_checkpoint, training_fingerprint
 
 GROUPS = {
     "variables": [np.arange(6, dtype=np.float32).reshape(2, 3), np.array(7, np.int64), np.array([1, 2], np.uint32)],
@@ -29,13 +29,20 @@ def path(tmp_path: Path) -> Path:
 
 def test_round_trip(path: Path) -> None:
     groups, fields = load_checkpoint(path, "abc", {"variables": GROUPS["variables"]})
-    assert fields == FIELDS
+    assert {name: fields[name] for name in FIELDS} == FIELDS
+    assert other_versions(fields) == ""
     assert set(groups) == set(GROUPS)
     for name, arrays in GROUPS.items():
         for one, other in zip(groups[name], arrays, strict=True):
             assert one.dtype == other.dtype
             assert one.shape == other.shape
             np.testing.assert_array_equal(one, other)
+
+
+def test_other_versions_of_packages_are_named(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, fields = load_checkpoint(path, "abc", {})
+    monkeypatch.setattr("rsna_kit.training.checkpoint.versions", lambda names: {"numpy": "9.9"})
+    assert f"made with numpy {np.__version__} (now 9.9)" in other_versions(fields)
 
 
 def test_a_write_that_fails_leaves_the_old_one(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -110,6 +110,7 @@ def _train_fold(
 ) -> Fold:
     """Train a fold and write its bundle; `seen` is a digest of the patients that its start has seen."""
     from rsna_kit.models.bundle import write_bundle
+    from rsna_kit.training.curves import draw_curves
     from rsna_kit.training.fit import CHECKPOINT
 
     held = table["fold"] == fold
@@ -123,6 +124,7 @@ def _train_fold(
         )
     result = trainer.train_fold(table, fold, out / f"fold{fold}", clock)
     write_csv(out / f"fold{fold}" / SCORES, result.scores)
+    draw_curves(result.history, result.best_epoch, out / f"fold{fold}" / "curves.png")
     metrics = {name: value for name, value in result.history[result.best_epoch - 1].items() if name.startswith("val_")}
     cv = {"epoch": result.best_epoch, "stopped": result.stopped, **metrics}
     trained_on, data = digest_patients(table.loc[~held, "patient_id"], seen), trainer.prepared.data_fingerprint

@@ -22,8 +22,12 @@ import pandas as pd
 from rsna_kit.config import Config, DecodeConfig, InferConfig, to_dict
 from rsna_kit.runtime.errors import BundleError
 from rsna_kit.runtime.files import write_bytes
+from rsna_kit.runtime.hardware import versions
 
 FORMAT_VERSION = 2
+_PACKAGES = "packages"
+# What may change a training's numbers: OpenCV 5 moves a quarter of the pixels of a rotation by up to 5 levels.
+_DECISIVE = ("numpy", "opencv-python-headless", "albumentations", "keras", "tensorflow", "tensorflow-cpu", "jax")
 _STATE = "state"
 Groups = Mapping[str, Sequence[np.ndarray]]
 
@@ -41,7 +45,8 @@ def save_checkpoint(path: Path, fingerprint: str, groups: Groups, fields: Mappin
         Its size in bytes. While it is written the old one is there too.
     """
     counts = {name: len(group) for name, group in groups.items()}
-    state = {"format_version": FORMAT_VERSION, "fingerprint": fingerprint, "groups": counts, "fields": dict(fields)}
+    state = {"format_version": FORMAT_VERSION, "fingerprint": fingerprint, "groups": counts}
+    state["fields"] = {**fields, _PACKAGES: versions(_DECISIVE)}
     text = json.dumps(state)
     arrays = {f"{name}-{number}": array for name, group in groups.items() for number, array in enumerate(group)}
     memory = io.BytesIO()  # a ZIP file that meets a full disk complains twice more while it is taken down
@@ -59,7 +64,7 @@ def load_checkpoint(path: Path, fingerprint: str, like: Groups) -> tuple[dict[st
         like: groups whose shapes and dtypes must be the same, array by array.
 
     Returns:
-        The groups and the fields that `save_checkpoint` was given.
+        The groups and the fields that `save_checkpoint` was given, for `other_versions` too.
 
     Raises:
         BundleError: cut off, damaged, of another format or another training; says which.
@@ -79,6 +84,15 @@ def load_checkpoint(path: Path, fingerprint: str, like: Groups) -> tuple[dict[st
         if [(a.shape, a.dtype) for a in arrays] != [(a.shape, a.dtype) for a in groups.get(name, [])]:
             raise BundleError(f"{path}: its {name} are those of another network or optimiser")
     return groups, fields
+
+
+def other_versions(fields: Mapping[str, Any]) -> str:
+    """What to say of a checkpoint that other versions of packages wrote, "" where they are the same."""
+    then, now = fields[_PACKAGES], versions(_DECISIVE)
+    other = ", ".join(f"{name} {then[name]} (now {now.get(name)})" for name in then if then[name] != now.get(name))
+    return (
+        f"the checkpoint was made with {other}: the result is not the one that either alone would give" if other else ""
+    )
 
 
 def decisive(config: Config) -> Config:

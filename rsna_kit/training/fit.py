@@ -36,20 +36,17 @@ from rsna_kit.runtime.clock import Clock
 from rsna_kit.runtime.errors import BundleError, RsnaKitError
 from rsna_kit.runtime.events import Events, Progress
 from rsna_kit.runtime.files import write_json
-from rsna_kit.runtime.hardware import versions
 from rsna_kit.runtime.lazy import require
-from rsna_kit.training.checkpoint import load_checkpoint, save_checkpoint, training_fingerprint
+from rsna_kit.training.checkpoint import load_checkpoint, other_versions, save_checkpoint, training_fingerprint
 from rsna_kit.training.features import FeatureMaps, fits
 from rsna_kit.training.learner import build_learner
 from rsna_kit.training.mixing import build_mixer
-from rsna_kit.training.steps import Replicas, build_optimizer, build_schedule
+from rsna_kit.training.steps import Replicas, assign_values, build_optimizer, build_schedule, read_values
 
 WEIGHTS, HISTORY, CHECKPOINT = "model.weights.h5", "history.json", "checkpoint.npz"
 CHECKPOINT_S = 600.0  # a run that is killed loses at most this
 MONITOR = "roc_auc"  # decides which epoch is kept; where there is no such number, the validation loss
 _SAVED = ("losses", "history", "best", "best_epoch", "validation_s")  # of the fields of `Fold`, as they are
-# What may change a training's numbers: OpenCV 5 moves a quarter of the pixels of a rotation by up to 5 levels.
-_DECISIVE = ("numpy", "opencv-python-headless", "albumentations", "keras", "tensorflow", "tensorflow-cpu", "jax")
 Evaluate = Callable[[pd.DataFrame], Mapping[str, float]]
 
 
@@ -140,7 +137,7 @@ class Trainer:
             self._trained.compile(optimizer=self._optimizer, loss=self._learner.loss, auto_scale_loss=False)
         held = [*self.model.variables, *self._trained.variables, *self._optimizer.variables]
         self._variables = list({id(variable): variable for variable in held}.values())
-        self._start = _values(self._variables)
+        self._start = read_values(self._variables)
 
     def train_fold(self, table: pd.DataFrame, fold: int, out: Path, clock: Clock) -> Fold:
         """Train on the rows whose `fold` is another, validate on the rest; keep the best epoch.
@@ -178,7 +175,7 @@ class Trainer:
                     state.stopped = state.epoch <= epochs and clock.remaining_s() < 1.3 * ahead_s
         if state.stopped:
             self._events.say(f"fold {fold}: stopped by the clock after epoch {state.epoch - 1} of {epochs}")
-        _assign(self.model.weights, state.kept)
+        assign_values(self.model.weights, state.kept)
         return state
 
     def _begin(self, table: pd.DataFrame, fold: int, out: Path, clock: Clock) -> Fold:
@@ -187,7 +184,7 @@ class Trainer:
         training = TrainingSet(self._pictures, table[~held], self.config)
         for note in training.notes:
             self._events.say(f"fold {fold}: {note}")
-        _assign(self._variables, self._start)
+        assign_values(self._variables, self._start)
         if self._learner.shift:
             self.model.get_layer("logit").bias.assign([training.log_odds])
         out.mkdir(parents=True, exist_ok=True)
@@ -198,8 +195,8 @@ class Trainer:
     def _save(self, state: Fold) -> None:
         """Write every array that the rest of the training depends on, and what is known of it."""
         began, path = time.monotonic(), state.out / CHECKPOINT
-        groups = {"variables": _values(self._variables), "outputs": [state.outputs], "kept": state.kept}
-        fields = {name: getattr(state, name) for name in _SAVED} | {"packages": versions(_DECISIVE)}
+        groups = {"variables": read_values(self._variables), "outputs": [state.outputs], "kept": state.kept}
+        fields = {name: getattr(state, name) for name in _SAVED}
         size = save_checkpoint(path, state.fingerprint, groups, fields)
         if not state.save_s:
             self._events.say(f"fold {state.number}: checkpoint of {size / 1e6:.1f} MB, {path}")
@@ -220,15 +217,11 @@ class Trainer:
             setattr(state, name, fields[name])
         state.outputs, state.kept = groups["outputs"][0], groups["kept"]
         if state.kept:  # an epoch that the checkpoint does not know may have been kept since
-            _assign(self.model.weights, state.kept)
+            assign_values(self.model.weights, state.kept)
             save_weights(self.model, state.out / WEIGHTS)
-        _assign(self._variables, groups["variables"])
-        then, now = fields["packages"], versions(_DECISIVE)
-        if other := [f"{name} {then[name]} (now {now.get(name)})" for name in then if then[name] != now.get(name)]:
-            self._events.say(
-                f"fold {number}: goes on from a checkpoint made with {', '.join(other)}: the result is not the one "
-                "that either alone would give"
-            )
+        assign_values(self._variables, groups["variables"])
+        if other := other_versions(fields):
+            self._events.say(f"fold {number}: {other}")
         where = f"epoch {state.epoch}, step {state.step + 1} of {state.training.steps}"
         self._events.say(f"fold {number}: resumes at {where}")
 
@@ -271,7 +264,7 @@ class Trainer:
             key = [monitored if math.isfinite(monitored) else -math.inf, -val_loss]
             if not state.history or key > list(state.best) or self.config.train.keep == "last":
                 state.best, state.best_epoch, state.outputs = key, epoch, outputs
-                state.kept = _values(self.model.weights)
+                state.kept = read_values(self.model.weights)
                 save_weights(self.model, state.out / WEIGHTS)
         row = {"epoch": epoch, "loss": float(np.mean(state.losses[-state.step :])), "val_loss": val_loss}
         row |= {f"val_{name}": float(value) for name, value in metrics.items()}
@@ -289,7 +282,7 @@ class Trainer:
         with ExitStack() as stack:
             if self.config.train.ema:
                 learned = self._trained.trainable_variables
-                stack.callback(_assign, learned, _values(learned))
+                stack.callback(assign_values, learned, read_values(learned))
                 self._optimizer.finalize_variable_values(learned)  # Keras' word for putting the averages in their place
             if self._learner.shift:
                 bias = self.model.get_layer("logit").bias
@@ -320,12 +313,3 @@ def _score_frame(rows: pd.DataFrame, outputs: np.ndarray) -> pd.DataFrame:
     """`image_id`, `score` in [0, 1], and `attention` where the network gives one: float64 (N, 1) or (N, 2)."""
     frame = pd.DataFrame({"image_id": rows["image_id"].to_numpy(), "score": expit(outputs[:, 0])})
     return frame.assign(attention=outputs[:, 1]) if outputs.shape[1] > 1 else frame
-
-
-def _values(variables: Sequence[Any]) -> list[np.ndarray]:
-    return [np.array(variable) for variable in variables]
-
-
-def _assign(variables: Sequence[Any], values: Sequence[np.ndarray]) -> None:
-    for variable, value in zip(variables, values, strict=True):
-        variable.assign(value)

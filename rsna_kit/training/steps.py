@@ -7,7 +7,7 @@ sees the part of its device, as it does with every data-parallel trainer.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
 from typing import Any
@@ -214,3 +214,14 @@ class Replicas:
 def _strategy(names: tuple[str, ...]) -> Any:
     """One for a process: the collective operations of a second one would be taken for those of the first."""
     return require("tensorflow", "train").distribute.MirroredStrategy(list(names))
+
+
+def read_values(variables: Sequence[Any]) -> list[np.ndarray]:
+    """Copies of the values of Keras variables."""
+    return [np.array(variable) for variable in variables]
+
+
+def assign_values(variables: Sequence[Any], values: Sequence[np.ndarray]) -> None:
+    """Put the values back, in the same order."""
+    for variable, value in zip(variables, values, strict=True):
+        variable.assign(value)

@@ -110,7 +110,7 @@ def of_submission(submission: Path, sample: Path) -> Verdict:
     try:
         if names != expected:
             raise SubmissionError(f"columns are {', '.join(names)}, expected {', '.join(expected)}")
-        check_submission(table.assign(cancer=pd.to_numeric(table.get("cancer"), errors="coerce")), wanted)
+        check_submission(table.assign(cancer=pd.to_numeric(table["cancer"], errors="coerce")), wanted)
     except SubmissionError as error:
         return Verdict(SCORING, str(error), (_REBUILD,))
     return Verdict(COMPLETE)
