@@ -109,6 +109,8 @@ def _read(file: IO[bytes]) -> dict[str, np.ndarray]:
     arrays = {}
     for name, ((dtype, key, _), offset, shape, strides) in state.items():
         size = np.dtype(dtype).itemsize  # numpy refuses a tensor that leads out of its storage
-        array = np.ndarray(shape, dtype, contents[key], offset * size, [stride * size for stride in strides])
+        array: np.ndarray = np.ndarray(
+            shape, dtype, contents[key], offset * size, [stride * size for stride in strides]
+        )
         arrays[name] = np.ascontiguousarray(array)
     return arrays
