@@ -263,16 +263,15 @@ def _no_credentials(error: RefusedError, environment: Mapping[str, str]) -> Kagg
         return KaggleError(
             what,
             error.said,
-            "Put a new token or key in its place (https://www.kaggle.com/settings, "
-            "API). A token is sent even where good keys lie beside it: where there are some, take it "
-            "away",
+            "Put a new token or key in its place (https://www.kaggle.com/settings, API). A token is sent even where "
+            "good keys lie beside it: where there are some, take it away",
         )
     return KaggleError(
         f"No credentials were found: not in KAGGLE_API_TOKEN, KAGGLE_USERNAME and KAGGLE_KEY, nor in "
         f"{', '.join(places)}.",
-        "",
-        "Make one at https://www.kaggle.com/settings (API, 'Create Legacy API Key'), then: mkdir -p -m 700 ~/.kaggle "
-        "&& mv ~/Downloads/kaggle.json ~/.kaggle/ && chmod 600 ~/.kaggle/kaggle.json. Or: kaggle auth login",
+        advice="Make one at https://www.kaggle.com/settings (API, 'Create Legacy API Key'), then: "
+        "mkdir -p -m 700 ~/.kaggle && mv ~/Downloads/kaggle.json ~/.kaggle/ && chmod 600 ~/.kaggle/kaggle.json. "
+        "Or: kaggle auth login",
     )
 
 

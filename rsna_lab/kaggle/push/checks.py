@@ -120,8 +120,7 @@ def check_attached(account: Account, choices: Choices, kernel: str) -> None:
                 own = build_command(slug) if key != "model_sources" and owner == account.owner else ""
                 raise KaggleError(
                     f"--attach {source}: Kaggle has no such source for this account. Nothing was pushed.",
-                    "",
-                    f"{own}, then scripts/push upload {slug}" if own else advice,
+                    advice=f"{own}, then scripts/push upload {slug}" if own else advice,
                 )
 
 
@@ -177,17 +176,16 @@ def ask_first(account: Account, choices: Choices, names: Sequence[str], submits:
         if not competition.get("userHasEntered") and not account.kaggle.find("competitions/list_data_files", **files):
             raise KaggleError(
                 f"This account has not joined {SLUG}.",
-                "",
-                f"Accept the competition's rules with this account: https://www.kaggle.com/competitions/{SLUG}/rules",
+                advice=f"Accept the competition's rules with this account: https://www.kaggle.com/competitions/{SLUG}/rules",
             )
         if submits and competition.get("submissionsDisabled"):
-            raise KaggleError(f"{SLUG} takes no submissions.", "", "Leave out the last step: --skip submit")
+            raise KaggleError(f"{SLUG} takes no submissions.", advice="Leave out the last step: --skip submit")
     if any(is_true(value.get("enable_gpu")) for value in data):
         left, total, fresh = gpu_hours(account)
         account.events.say(f"GPU quota: {left:.1f} of {total:.1f} hours left, new ones at {fresh}")
         if total and left <= 0:
             raise KaggleError(
-                "This week's GPU hours are spent.", "", f"Run the same command again after {fresh} (UTC)."
+                "This week's GPU hours are spent.", advice=f"Run the same command again after {fresh} (UTC)."
             )
     if submits:
         made, left_now = submissions.left_today(account)
@@ -197,8 +195,7 @@ def ask_first(account: Account, choices: Choices, names: Sequence[str], submits:
         if made and not left_now and "train" in choices.skip:  # a training may end after midnight
             raise KaggleError(
                 f"No submission is left today, {made} were made.",
-                "",
-                "The day ends at 00:00 UTC. Run the same command again then, or leave out the last step: --skip submit",
+                advice="It ends at 00:00 UTC. Run this again then, or leave out the last step: --skip submit",
             )
 
 

@@ -92,8 +92,7 @@ def failure(what: str, error: Mapping[str, Any]) -> RsnaKitError:
     if kind == "disk":
         return KaggleError(
             f"{what} failed here, not at Kaggle: {said}",
-            "",
-            "Make room, or mend the permissions, then run the same command again.",
+            advice="Make room, or mend the permissions, then run the same command again.",
         )
     if kind == "garbled":
         return UnreachableError(f"{what}: what came is no answer of Kaggle's interface.", said, f"Later, {_AGAIN}")

@@ -95,7 +95,7 @@ def _judge(account: Account, staged: Staged, answer: Mapping[str, Any], what: st
         advice = "Take these words out of `keywords` in the metadata."
     if problem:
         account.ledger.add("push", kernel=staged.reference, version=version, problem=problem)
-        raise KaggleError(problem, "", advice)
+        raise KaggleError(problem, advice=advice)
     return version
 
 
@@ -170,8 +170,7 @@ def verify(account: Account, staged: Staged, run: Run) -> None:
     if there is None:
         raise KaggleError(
             f"{run.reference}: version {run.version} is not there, or not for this account.",
-            "",
-            f"Look at https://www.kaggle.com/code/{run.reference}.",
+            advice=f"Look at https://www.kaggle.com/code/{run.reference}.",
         )
     wanted, data, problems = staged.metadata, there.metadata, []
     for key in SOURCE_KEYS:
@@ -192,9 +191,8 @@ def verify(account: Account, staged: Staged, run: Run) -> None:
             raise _public(run.reference)
         raise KaggleError(
             f"{run.reference}: version {run.version} is not what was sent: {problem}.",
-            "",
-            "Check the names, and that the account may use them; then push again. This version runs as it is: stop it "
-            f"in the browser (https://www.kaggle.com/code/{run.reference}), it cannot be stopped from here.",
+            advice="Check the names, and that the account may use them; then push again. This version runs as it is: "
+            f"stop it in the browser (https://www.kaggle.com/code/{run.reference}), it cannot be stopped from here.",
         )
     if not account.ledger.last("verify", **match):
         account.ledger.add("verify", **match, **facts)
@@ -204,9 +202,8 @@ def verify(account: Account, staged: Staged, run: Run) -> None:
         if not account.accept_accelerator:
             raise AcceleratorError(
                 f"{told}.",
-                "",
-                "It runs as it is. If that will do, the same command with --accept-accelerator goes on with it; else "
-                f"stop it in the browser (https://www.kaggle.com/code/{run.reference}) and name another: --accelerator",
+                advice="It runs as it is. If that will do, the same command with --accept-accelerator goes on with it; "
+                f"else stop it (https://www.kaggle.com/code/{run.reference}) and name another: --accelerator",
             )
         account.events.say(told)
 

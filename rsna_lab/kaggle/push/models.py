@@ -34,7 +34,8 @@ def newest(account: Account) -> str:
     reference = variation(account)
     if not (version := newest_version(account, reference)):
         raise KaggleError(
-            f"Kaggle has no version of the model {reference}.", "", "Leave out --skip weights: that step publishes one."
+            f"Kaggle has no version of the model {reference}.",
+            advice="Leave out --skip weights: that step publishes one.",
         )
     return f"{reference}/{version}"
 
@@ -82,8 +83,7 @@ def publish(account: Account, folder: Path) -> str:
         if not version and looks > 5 * LOOKS:
             raise KaggleError(
                 f"{reference}: Kaggle does not show it to this account.",
-                "",
-                f"Look at https://www.kaggle.com/models/{contents.reference}.",
+                advice=f"Look at https://www.kaggle.com/models/{contents.reference}.",
             )
         waiting.look(f"at version {version}")
         time.sleep(account.poll_s)

@@ -60,8 +60,7 @@ def follow(account: Account, run: Run) -> None:
             if missed > LOOKS:
                 raise KaggleError(
                     f"{label}: Kaggle does not show it to this account.",
-                    "",
-                    f"Look at https://www.kaggle.com/code/{run.reference}. A token made lately may lack "
+                    advice=f"Look at https://www.kaggle.com/code/{run.reference}. A token made lately may lack "
                     "rights that kaggle.json has.",
                 )
             status = str((answer or {}).get("status") or "not listed yet")
@@ -149,8 +148,7 @@ def fetch(account: Account, run: Run, only: str = "", out: Path | None = None, n
         raise KaggleError(
             f"{run.reference}: version {run.version} has a file that would be written outside its folder: "
             f"{', '.join(map(repr, hostile[:5]))}.",
-            "",
-            "Nothing was fetched. Do not trust this kernel; if it is yours, look at what it writes.",
+            advice="Nothing was fetched. Do not trust this kernel; if it is yours, look at what it writes.",
         )
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".fetching-", dir=out.parent) as scratch:
@@ -225,8 +223,7 @@ def _judge(account: Account, run: Run, text: bytes | None) -> dict[str, Any]:
     if not whole:
         raise KaggleError(
             f"{run.reference}: version {run.version} left no {VERDICT} that can be read, so nothing of it is taken.",
-            "",
-            "Look at its log (scripts/push logs), and run it again: scripts/push push KERNEL --again",
+            advice="Look at its log (scripts/push logs), and run it again: scripts/push push KERNEL --again",
         )
     if not verdict["ok"]:
         raise KaggleError(
@@ -306,7 +303,6 @@ def _broken(run: Run, problem: str) -> KaggleError:
     """Links to a kernel's output live for a short time, and lines break: a second fetch mends most of it."""
     return KaggleError(
         f"{run.reference}: {problem}.",
-        "",
-        "Nothing was kept. Run the same command again; if it stays, run "
+        advice="Nothing was kept. Run the same command again; if it stays, run "
         "the kernel again: scripts/push push KERNEL --again",
     )

@@ -153,8 +153,7 @@ def inputs_of(account: Account, staged: Staged) -> dict[str, Any]:
         if now is None and own:
             raise KaggleError(
                 f"{staged.reference} reads the dataset {name}, which Kaggle does not have.",
-                "",
-                f"Upload it first: scripts/push upload {name.split('/')[1]}",
+                advice=f"Upload it first: scripts/push upload {name.split('/')[1]}",
             )
         if now is None:
             continue  # of somebody else, who need not show its status; what is attached is looked at after the push

@@ -148,8 +148,7 @@ def _check_finished(account: Account, run: Run, partial: bool) -> None:
     if not partial:
         raise KaggleError(
             stopped,
-            "",
-            "Run the same command again, without --again and --skip train: it pushes train again with the output of "
+            advice="Run the same command again, without --again and --skip train: it pushes train with the output of "
             f"version {run.version} attached, and that goes on. With the folds that are there: scripts/push --partial",
         )
     account.events.say(f"{stopped} Going on without them, as --partial says")
@@ -167,8 +166,7 @@ def _bring_weights(account: Account, choices: Choices, run: Run) -> dict[str, li
         if not _is_newest(account, run) and "train" not in choices.skip:
             raise KaggleError(
                 f"{run.reference}: version {run.version} is not the newest, whose output alone can be attached.",
-                "",
-                "Leave out --weights output: its bundles then travel as a dataset. Or train anew: --again",
+                advice="Leave out --weights output: its bundles then travel as a dataset. Or train anew: --again",
             )
         return infer_sources(account, choices.weights)
     runs.fetch(account, run)

@@ -33,7 +33,7 @@ def submit_and_wait(account: Account, run: Run, file_name: str = "submission.csv
     while not (row := next((row for row in rows(account) if row.get("ref") == number), None)) or outcome(row) is None:
         missed = 0 if row else missed + 1
         if missed > 5 * LOOKS:
-            raise KaggleError(f"Kaggle does not list submission {number}.", "", f"Look at {_PAGE}.")
+            raise KaggleError(f"Kaggle does not list submission {number}.", advice=f"Look at {_PAGE}.")
         waiting.look("PENDING" if row else "not listed yet")
         time.sleep(account.poll_s)
     waiting.close()
@@ -142,29 +142,25 @@ def check_submittable(account: Account, run: Run, file_name: str) -> None:
     if data.get("enableInternet"):
         raise KaggleError(
             f"{name} has the internet on: Kaggle does not score it.",
-            "",
-            'Set "enable_internet": false in kernel-metadata.json and push again.',
+            advice='Set "enable_internet": false in kernel-metadata.json and push again.',
         )
     if missing_sources([SLUG], data.get("competitionDataSources") or []):
         raise KaggleError(
             f"{name} does not have the competition attached: the scoring run would find no test set.",
-            "",
-            f"Add {SLUG} to competition_sources and push again.",
+            advice=f"Add {SLUG} to competition_sources and push again.",
         )
     runs.read_verdict(account, run)
     files = runs.list_files(account, run)
     if file_name not in files:
         raise KaggleError(
             f"{name} left no {file_name}; its files: {', '.join(list(files)[:8]) or 'none'}.",
-            "",
-            "Let the kernel write it into /kaggle/working, rehearse it, and push again.",
+            advice="Let the kernel write it into /kaggle/working, rehearse it, and push again.",
         )
     made, left = left_today(account)
     if made and not left:  # both 0 before the first one ever
         raise KaggleError(
             f"No submission is left today, {made} were made.",
-            "",
-            "The day ends at 00:00 UTC. Run the same command again then.",
+            advice="The day ends at 00:00 UTC. Run the same command again then.",
         )
 
 

@@ -183,8 +183,7 @@ def _send(account: Account, contents: Contents, now: Found | None) -> int:
         if answer.get("invalidTags"):
             raise KaggleError(
                 f"{what}: Kaggle does not know the tags {', '.join(answer['invalidTags'])}.",
-                "",
-                "Take these words out of `keywords` in the metadata.",
+                advice="Take these words out of `keywords` in the metadata.",
             )
     except UnreachableError:
         if not _arrived(account, contents, number, now):
@@ -245,8 +244,7 @@ def wait_ready(account: Account, name: str, at_least: int) -> Found:
         if missed > 5 * LOOKS:
             raise KaggleError(
                 f"{name}: Kaggle does not show it to this account.",
-                "",
-                f"Look at https://www.kaggle.com/datasets/{name}. A token made lately may lack rights that "
+                advice=f"Look at https://www.kaggle.com/datasets/{name}. A token made lately may lack rights that "
                 "kaggle.json has.",
             )
         if now and now.status == "READY" and now.version >= at_least:
@@ -282,7 +280,7 @@ def _check(account: Account, contents: Contents, version: int) -> int:
         shown = ", ".join(wrong[:5]) + (f" and {len(wrong) - 5} more" if len(wrong) > 5 else "")
         problem = f"{name}: version {version} {shown}."
         account.ledger.add("send", dataset=name, version=version, problem=problem)  # so it is sent again
-        raise KaggleError(problem, "", "Run the same command again: it uploads a new version.")
+        raise KaggleError(problem, advice="Run the same command again: it uploads a new version.")
     account.ledger.add(
         "upload", dataset=name, version=version, digest=contents.digest, files=len(contents.sizes), bytes=contents.size
     )

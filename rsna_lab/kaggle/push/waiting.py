@@ -52,8 +52,7 @@ class Waiting:
             self.close()
             raise KaggleError(
                 f"{self._label}: still {state} after {format_duration(self.seconds)}.",
-                "",
-                "Run the same command again: it goes on where things stand. --wait says how long it looks.",
+                advice="Run the same command again: it goes on where things stand. --wait says how long it looks.",
             )
 
     def line(self, text: str) -> None:
