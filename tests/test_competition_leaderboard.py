@@ -16,12 +16,11 @@ from rsna_kit.competition.submission import expected_ids, prior_submission, writ
 from rsna_kit.competition.tables import TRAIN_COLUMNS, read_sample, read_test, read_train
 from rsna_kit.runtime.errors import TableError, UsageError
 from rsna_kit.runtime.events import Events
-from rsna_lab.analysis.leaderboard import PUBLISHED, split_leaderboard
 from rsna_lab.cli import main
 from rsna_lab.phantom.machines import MACHINES
 from rsna_lab.phantom.population import plan_patients
 from rsna_lab.phantom.tables import image_rows
-from rsna_lab.recipes.leaderboard import leaderboard
+from rsna_lab.recipes.leaderboard import PUBLISHED, leaderboard, split_leaderboard
 
 
 def as_text(table: pd.DataFrame) -> pd.DataFrame:
@@ -48,7 +47,7 @@ def made_by_hand(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
         "train": train,
         "test": test[columns].assign(prediction_id=ids),
         "truth": pd.DataFrame(sorted(first.items()), columns=["prediction_id", "cancer"]),
-        "sample": pd.DataFrame({"prediction_id": sorted(first), "cancer": share}),
+        "sample_submission": pd.DataFrame({"prediction_id": sorted(first), "cancer": share}),
     }
 
 
@@ -60,15 +59,15 @@ def test_the_split_is_the_published_rule() -> None:
     table = pd.concat([blocks[number] for number in rng.permutation(len(blocks))]).reset_index(drop=True)
     board = split_leaderboard(table)
     for name, expected in made_by_hand(table).items():
-        found = getattr(board, name)
+        found = board[name]
         pd.testing.assert_frame_equal(found, expected.reset_index(drop=True), check_dtype=False)
-    assert len(board.truth) == 2 * 14
+    assert len(board["truth"]) == 2 * 14
 
 
 def test_a_table_of_the_competitions_size_gives_the_published_number_of_breasts() -> None:
     """11,913 patients with two breasts: 1,192 are held out, and the rows are about a tenth."""
     table = as_text(image_rows(plan_patients(np.random.default_rng(1), 11913, 0.0207, MACHINES, set())))
-    train, test, breasts = split_leaderboard(table).counts
+    train, test, breasts, _ = map(len, split_leaderboard(table).values())
     assert breasts == PUBLISHED[2] == 2 * math.ceil(0.1 * 11913)
     assert train + test == len(table)
     assert test / len(table) == pytest.approx(PUBLISHED[1] / (PUBLISHED[0] + PUBLISHED[1]), abs=0.003)

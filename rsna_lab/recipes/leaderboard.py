@@ -1,4 +1,18 @@
-"""A competition folder → another one with the split of the local leaderboard: tables, and links to the images."""
+"""A competition folder → another one with the split of a public local leaderboard: tables, and links to the images.
+
+MLE-bench (Chan et al., 2024; `openai/mle-bench`, competition `rsna-breast-cancer-detection`) takes a tenth of the
+patients of the public train.csv as a test set, since nobody has the hidden one:
+
+    patients   the unique patient_id in the order in which they first appear
+    test       the second part of sklearn.model_selection.train_test_split(patients, test_size=0.1, random_state=42)
+    rows       keep their order; test.csv has the columns of the real one, prediction_id is <patient>_<laterality>
+    truth      the first label of each breast, sorted by prediction_id as text
+    sample     the same ids, each with the share of the training images that have cancer
+
+The split depends on the order of the patients, so the table has to be the competition's own, unsorted. Scores on it
+compare with those of published agents. They do not compare with Kaggle's boards: other patients, and about a quarter of
+the cancers of the private board, so a score is twice as uncertain.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +20,20 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from rsna_kit.competition.paths import find_competition
 from rsna_kit.competition.rows import read_rows
-from rsna_kit.competition.tables import read_train
-from rsna_kit.runtime.errors import UsageError
+from rsna_kit.competition.submission import prediction_id
+from rsna_kit.competition.tables import TEST_COLUMNS, read_train
+from rsna_kit.runtime.errors import TableError, UsageError
 from rsna_kit.runtime.events import Events
 from rsna_kit.runtime.files import replacing, write_json
-from rsna_lab.analysis.leaderboard import PUBLISHED, split_leaderboard
+from rsna_kit.runtime.lazy import require
 
+TEST_SHARE, SEED = 0.1, 42
+# Of the published split: rows of train.csv and test.csv, breasts of test.csv.
+PUBLISHED = (49_232, 5_474, 2_384)
 _MARK = "leaderboard.json"  # written first: a folder that has it may be written anew
 
 
@@ -41,23 +61,22 @@ def leaderboard(where: Path | None, out: Path, events: Events) -> dict[str, Any]
         raise UsageError(f"{out} holds something that leaderboard did not write. Give a new folder.")
     read_train(path)  # whatever is wrong with the table, say so now
     board = split_leaderboard(read_rows(path).frame)
-    published = board.counts == PUBLISHED
-    train_rows, test_rows, breasts = board.counts
+    counts = train_rows, test_rows, breasts = len(board["train"]), len(board["test"]), len(board["truth"])
+    published = counts == PUBLISHED
     result = {
         "ok": True,
         "out": str(out),
         "train_rows": train_rows,
         "test_rows": test_rows,
         "test_breasts": breasts,
-        "test_patients": board.test["patient_id"].nunique(),
-        "test_cancers": int(board.truth["cancer"].astype(float).sum()),
+        "test_patients": board["test"]["patient_id"].nunique(),
+        "test_cancers": int(board["truth"]["cancer"].astype(float).sum()),
         "published_counts": published,
     }
     write_json(out / _MARK, result)
-    for split, table in (("train", board.train), ("test", board.test)):
-        _link(competition.train_images, out / f"{split}_images", table["patient_id"].unique())
-    names = {"train": board.train, "test": board.test, "truth": board.truth, "sample_submission": board.sample}
-    for name, table in names.items():
+    for split in ("train", "test"):
+        _link(competition.train_images, out / f"{split}_images", board[split]["patient_id"].unique())
+    for name, table in board.items():
         with replacing(out / f"{name}.csv") as temporary:
             table.to_csv(temporary, index=False, lineterminator="\n")
     events.say(
@@ -71,6 +90,34 @@ def leaderboard(where: Path | None, out: Path, events: Events) -> dict[str, Any]
         f"{PUBLISHED[2]} breasts to score: scores compare only with others on this very table"
     )
     return result
+
+
+def split_leaderboard(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Split a training table.
+
+    Args:
+        table: the columns of train.csv as text, rows in the order of the file.
+
+    Returns:
+        `train`, `test`, `truth` and `sample_submission`, every cell as the text that it was; the sample's scores are
+        numbers.
+
+    Raises:
+        TableError: fewer than two patients.
+        MissingDependencyError: scikit-learn is not installed.
+    """
+    patients = table["patient_id"].drop_duplicates()
+    if len(patients) < 2:
+        raise TableError(f"leaderboard: got {len(patients)} patients, expected two or more. Use the whole train.csv.")
+    split = require("sklearn.model_selection", "train").train_test_split
+    _, held = split(patients.to_numpy(), test_size=TEST_SHARE, random_state=SEED)
+    is_test = table["patient_id"].isin(held)
+    train, test = table[~is_test].reset_index(drop=True), table[is_test].reset_index(drop=True)
+    pairs = zip(test["patient_id"], test["laterality"], strict=True)
+    test = test.assign(prediction_id=[prediction_id(patient, laterality) for patient, laterality in pairs])
+    truth = test.groupby("prediction_id", sort=True)["cancer"].first().reset_index()
+    sample = truth[["prediction_id"]].assign(cancer=train["cancer"].astype(float).mean())
+    return {"train": train, "test": test[list(TEST_COLUMNS)], "truth": truth, "sample_submission": sample}
 
 
 def _link(images: Path, folder: Path, patients: Iterable[str]) -> None:
