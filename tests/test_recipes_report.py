@@ -8,7 +8,6 @@ import re
 import shutil
 import warnings
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -264,34 +263,11 @@ def test_pictures_of_other_breasts_are_refused(prepared: Path, tmp_path: Path) -
     assert not (tmp_path / PAGE).exists()
 
 
-def test_pictures_of_another_size_have_no_maps(run: Path, prepared: Path, tiny: Config, tmp_path: Path) -> None:
-    """The bundles were trained on pictures of another section: their maps would lie elsewhere."""
-    path = run / "bundles" / "fold0"
-    shutil.rmtree(path)
-    from rsna_kit.models.bundle import set_threshold, write_bundle
-    from rsna_kit.models.network import build_classifier
-
-    other = replace(tiny, image=replace(tiny.image, height=96, width=64))
-    write_bundle(path, build_classifier(other.model, other.image), other, 0, None, {}, "none")
-    set_threshold(path, 0.5, "for tests")
-    talk = io.StringIO()
-    report([run], tmp_path / "out", Events(stream=talk), prepared=prepared)
-    assert "no maps: " in talk.getvalue()
-    assert "Map over" not in (tmp_path / "out" / PAGE).read_text(encoding="utf-8")
-
-
 def test_without_time_for_maps_the_page_has_none(run: Path, prepared: Path) -> None:
     talk = io.StringIO()
     report([run], run, Events(stream=talk), prepared=prepared, clock=Clock(limit_s=25))
     assert "maps: no time left" in talk.getvalue()
     assert "Map over" not in (run / PAGE).read_text(encoding="utf-8")
-
-
-def test_without_any_time_the_page_has_no_pictures(run: Path, prepared: Path) -> None:
-    report([run], run, Events(stream=io.StringIO()), prepared=prepared, clock=Clock(limit_s=0.001))
-    page = (run / PAGE).read_text(encoding="utf-8")
-    assert "data:image" not in page.split("All cases</h2>")[1].split("</section>")[0]
-    assert len(cards(page)) == 20
 
 
 def test_a_damaged_picture_costs_itself_only(run: Path, prepared: Path, tmp_path: Path) -> None:

@@ -149,19 +149,3 @@ def test_a_summary_holds_what_the_metrics_say_and_survives_json() -> None:
     assert summarise(frame, 0.3, resamples=5)["threshold"]["quantile"] == pytest.approx((scores < 0.3).mean())
     for metric in summary["metrics"].values():
         assert metric["low"] <= metric["value"] <= metric["high"]
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda frame: frame.drop(columns="patient_id"), "no column 'patient_id'"),
-        (lambda frame: frame.rename(columns={"score": "Score"}), "Did you mean 'Score'"),
-        (lambda frame: pd.concat([frame, frame.iloc[:1]]), "1 there twice .first 000_L"),
-        (lambda frame: frame.assign(score=2.0), "outside"),
-        (lambda frame: frame.assign(score=np.nan), "outside"),
-        (lambda frame: frame.assign(cancer=3), "expected 0 or 1"),
-    ],
-)
-def test_what_is_no_table_of_breasts_is_refused(change, message: str) -> None:
-    with pytest.raises(TableError, match=message):
-        summarise(change(table(5, seed=0)), 0.3, resamples=5)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -48,13 +47,6 @@ def test_a_run_of_other_columns_starts_from_nothing(saved: Path) -> None:
     assert ScoreLedger(saved, IDENTITY, MIXED).scores == {}
 
 
-def test_a_run_of_the_first_release_starts_from_nothing(saved: Path) -> None:
-    """Its identity knew neither weights nor columns."""
-    (saved / "run.json").write_text(json.dumps({"bundles": ["abc"], "images": "def", "decode": "exact"}))
-    assert ScoreLedger(saved, IDENTITY).scores == {}
-    assert not (saved / "image_scores.csv").exists()
-
-
 def test_all_columns_survive_to_the_last_bit_and_so_does_what_is_missing(tmp_path: Path) -> None:
     ledger = ScoreLedger(tmp_path, IDENTITY, MIXED)
     rows = np.array([[0.1 + 0.2, 1 / 3, -17.123456789012345], [np.nan, 0.5, 3.0], [0.25, np.nan, np.nan]])
@@ -76,11 +68,6 @@ def test_what_was_given_up_stays_with_the_scores(saved: Path) -> None:
     assert ScoreLedger(saved, IDENTITY).given_up == {"coarser": 1, "given_up": []}
     assert ScoreLedger(saved, IDENTITY | {"tta": "flip"}).given_up == {}
     assert not (saved / "given_up.json").exists()
-
-
-def test_a_table_of_nothing_has_its_columns(tmp_path: Path) -> None:
-    table = ScoreLedger(tmp_path, IDENTITY, MIXED).table(["1"])
-    assert (len(table), list(table.columns)) == (0, ["image_id", *MIXED])
 
 
 @pytest.mark.parametrize("score", [np.nan, np.inf, -0.1, 1.1])

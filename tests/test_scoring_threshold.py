@@ -35,17 +35,6 @@ def test_the_choice_is_the_middle_of_the_plateau_not_its_highest_point() -> None
     assert chosen.value == pytest.approx(0.375)
 
 
-def test_constant_scores_call_everything() -> None:
-    chosen = choose_threshold([1, 0, 0], [0.3, 0.3, 0.3])
-    assert (chosen.value, chosen.low, chosen.high, chosen.quantile, chosen.f1) == (0.3, 0.3, 0.3, 0.0, 0.5)
-
-
-def test_a_single_positive_on_top_is_found() -> None:
-    chosen = choose_threshold([0] * 50 + [1], [*np.linspace(0, 0.4, 50), 0.9])
-    assert chosen.value == pytest.approx((0.4 + 0.9) / 2)
-    assert chosen.quantile == pytest.approx(50 / 51)
-
-
 def test_without_positives_there_is_nothing_to_choose() -> None:
     with pytest.raises(TableError, match="expected at least one"):
         choose_threshold([0, 0], [0.1, 0.2])

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import io
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pandas as pd
 
 from rsna_kit.competition.folds import assign_folds, shared_patients
@@ -15,6 +15,7 @@ from rsna_kit.config import TrainConfig
 from rsna_kit.runtime.errors import TableError
 from rsna_kit.runtime.events import Events
 from rsna_kit.runtime.files import write_bytes, write_csv
+from rsna_kit.runtime.lazy import require
 from rsna_lab.analysis.subgroups import breast_facts
 
 if TYPE_CHECKING:
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 
 _NEAREST = 4  # pairs below the limit that the sheet shows beside the duplicates, for comparison
 _MOST_DRAWN = 40
-_ROW = 320  # pixels of a picture on the sheet
 _MOST_FOLDS = 1000
 
 
@@ -187,38 +187,24 @@ def _named(pair: Mapping[Any, Any], side: str) -> str:
 
 def _draw(prepared: Prepared, pairs: pd.DataFrame, path: Path) -> None:
     """The duplicates and the nearest pairs that are none, side by side; nothing where no pair is similar."""
-    from rsna_kit.imaging.render import encode_picture
+    from rsna_kit.data.shards import read_picture
+    from rsna_lab.analysis.duplicates import turned
 
     shown = pd.concat([pairs[pairs["same"]].head(_MOST_DRAWN), pairs[~pairs["same"]].head(_NEAREST)])
     if shown.empty:
         path.unlink(missing_ok=True)
         return
-    write_bytes(path, encode_picture(np.vstack([np.hstack(two) for two in _in_twos(_tiles(prepared, shown))]), "png"))
-
-
-def _tiles(prepared: Prepared, pairs: pd.DataFrame) -> Iterator[np.ndarray]:
-    import cv2
-
-    from rsna_kit.data.shards import read_picture
-    from rsna_lab.analysis.duplicates import turned
-
-    for pair in pairs.to_dict("records"):
+    size = (8, 3.4 * len(shown))
+    figure = require("matplotlib.figure", "train").Figure(figsize=size, layout="constrained")
+    rows = figure.subplots(len(shown), 2, squeeze=False)
+    for axes, pair in zip(rows, shown.to_dict("records"), strict=True):
         two = [read_picture(prepared, pair["first"]), turned(read_picture(prepared, pair["second"]), pair["turn"])]
-        width = max(1, round(_ROW * two[0].shape[1] / two[0].shape[0]))
-        drawn = [cv2.resize(one, (width, _ROW), interpolation=cv2.INTER_AREA) for one in two]
-        tile = np.full((_ROW + 52, max(2 * width + 4, 560)), 24, np.uint8)
-        tile[52:, :width], tile[52:, width + 4 : 2 * width + 4] = drawn
-        verdict = "SAME FILM" if pair["same"] else "not the same film"
-        lines = (
-            f"{verdict}, agreement {pair['agreement']:.2f}, second {pair['turn']}",
-            _named(pair, "first"),
-            _named(pair, "second"),
-        )
-        for number, line in enumerate(lines):
-            cv2.putText(tile, line, (4, 14 + 16 * number), cv2.FONT_HERSHEY_SIMPLEX, 0.42, 235, 1, cv2.LINE_AA)
-        yield tile
-
-
-def _in_twos(tiles: Iterator[np.ndarray]) -> Iterator[list[np.ndarray]]:
-    for left in tiles:
-        yield [left, next(tiles, np.full_like(left, 24))]
+        judged = "same film" if pair["same"] else "not the same film"
+        told = (f"{judged}, agreement {pair['agreement']:.2f}", pair["turn"])
+        for one, picture, side, text in zip(axes, two, ("first", "second"), told, strict=True):
+            one.imshow(picture, cmap="gray", vmin=0, vmax=255)
+            one.set_title(f"{_named(pair, side)}\n{text}", fontsize=8)
+            one.axis("off")
+    drawn = io.BytesIO()
+    figure.savefig(drawn, dpi=140, format="png")
+    write_bytes(path, drawn.getbuffer())

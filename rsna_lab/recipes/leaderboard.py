@@ -32,6 +32,9 @@ from rsna_kit.runtime.events import Events
 from rsna_kit.runtime.files import write_csv, write_json
 from rsna_kit.runtime.lazy import require
 
+TEST_SHARE, SEED = 0.1, 42
+# Of the published split: rows of train.csv and test.csv, breasts of test.csv.
+PUBLISHED = (49_232, 5_474, 2_384)
 _MARK = "leaderboard.json"  # written first: a folder that has it may be written anew
 
 TEST_SHARE, SEED = 0.1, 42
@@ -102,23 +105,22 @@ def leaderboard(where: Path | None, out: Path, events: Events) -> dict[str, Any]
         raise UsageError(f"{out} holds something that leaderboard did not write. Give a new folder.")
     read_train(path)  # whatever is wrong with the table, say so now
     board = split_leaderboard(read_rows(path).frame)
-    published = board.counts == PUBLISHED
-    train_rows, test_rows, breasts = board.counts
+    counts = train_rows, test_rows, breasts = len(board["train"]), len(board["test"]), len(board["truth"])
+    published = counts == PUBLISHED
     result = {
         "ok": True,
         "out": str(out),
         "train_rows": train_rows,
         "test_rows": test_rows,
         "test_breasts": breasts,
-        "test_patients": board.test["patient_id"].nunique(),
-        "test_cancers": int(board.truth["cancer"].astype(float).sum()),
+        "test_patients": board["test"]["patient_id"].nunique(),
+        "test_cancers": int(board["truth"]["cancer"].astype(float).sum()),
         "published_counts": published,
     }
     write_json(out / _MARK, result)
-    for split, table in (("train", board.train), ("test", board.test)):
-        _link(competition.images("train"), out / f"{split}_images", table["patient_id"].unique())
-    names = {"train": board.train, "test": board.test, "truth": board.truth, "sample_submission": board.sample}
-    for name, table in names.items():
+    for split in ("train", "test"):
+        _link(competition.images("train"), out / f"{split}_images", board[split]["patient_id"].unique())
+    for name, table in board.items():
         write_csv(out / f"{name}.csv", table)
     events.say(
         f"leaderboard: {train_rows} images to train on, {test_rows} images of {breasts} breasts to score, "
@@ -131,6 +133,34 @@ def leaderboard(where: Path | None, out: Path, events: Events) -> dict[str, Any]
         f"{PUBLISHED[2]} breasts to score: scores compare only with others on this very table"
     )
     return result
+
+
+def split_leaderboard(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Split a training table.
+
+    Args:
+        table: the columns of train.csv as text, rows in the order of the file.
+
+    Returns:
+        `train`, `test`, `truth` and `sample_submission`, every cell as the text that it was; the sample's scores are
+        numbers.
+
+    Raises:
+        TableError: fewer than two patients.
+        MissingDependencyError: scikit-learn is not installed.
+    """
+    patients = table["patient_id"].drop_duplicates()
+    if len(patients) < 2:
+        raise TableError(f"leaderboard: got {len(patients)} patients, expected two or more. Use the whole train.csv.")
+    split = require("sklearn.model_selection", "train").train_test_split
+    _, held = split(patients.to_numpy(), test_size=TEST_SHARE, random_state=SEED)
+    is_test = table["patient_id"].isin(held)
+    train, test = table[~is_test].reset_index(drop=True), table[is_test].reset_index(drop=True)
+    pairs = zip(test["patient_id"], test["laterality"], strict=True)
+    test = test.assign(prediction_id=[prediction_id(patient, laterality) for patient, laterality in pairs])
+    truth = test.groupby("prediction_id", sort=True)["cancer"].first().reset_index()
+    sample = truth[["prediction_id"]].assign(cancer=train["cancer"].astype(float).mean())
+    return {"train": train, "test": test[list(TEST_COLUMNS)], "truth": truth, "sample_submission": sample}
 
 
 def _link(images: Path, folder: Path, patients: Iterable[str]) -> None:
