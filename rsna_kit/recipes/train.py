@@ -199,7 +199,7 @@ def _leak(start: Mapping[str, Any], fold: int, seen: Sequence[str]) -> str:
 def _find_start(model: ModelConfig, weights: Sequence[Path]) -> tuple[str | None, str]:
     """Digest of the starting weights that a training would find now, None when they are gone; and whom they have seen.
 
-    The second is a digest of patients (`competition.leaks`), "" where nobody says.
+    The second is a digest of patients (`competition.seen`), "" where nobody says.
     """
     from rsna_kit.models.starts import check_digest, find_imagenet, find_trunk
 
