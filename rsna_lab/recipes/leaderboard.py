@@ -17,7 +17,6 @@ the cancers of the private board, so a score is twice as uncertain.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,49 +35,6 @@ TEST_SHARE, SEED = 0.1, 42
 # Of the published split: rows of train.csv and test.csv, breasts of test.csv.
 PUBLISHED = (49_232, 5_474, 2_384)
 _MARK = "leaderboard.json"  # written first: a folder that has it may be written anew
-
-TEST_SHARE, SEED = 0.1, 42
-# Of the published split: rows of train.csv and test.csv, breasts of test.csv.
-PUBLISHED = (49_232, 5_474, 2_384)
-
-
-@dataclass(frozen=True)
-class Leaderboard:
-    """The tables of the split, every cell as the text that it was; `sample`'s scores are numbers."""
-
-    train: pd.DataFrame
-    test: pd.DataFrame
-    truth: pd.DataFrame
-    sample: pd.DataFrame
-
-    @property
-    def counts(self) -> tuple[int, int, int]:
-        """Rows of train and test, breasts of test: to be compared with PUBLISHED."""
-        return len(self.train), len(self.test), len(self.truth)
-
-
-def split_leaderboard(table: pd.DataFrame) -> Leaderboard:
-    """Split a training table.
-
-    Args:
-        table: the columns of train.csv as text, rows in the order of the file.
-
-    Raises:
-        TableError: fewer than two patients.
-        MissingDependencyError: scikit-learn is not installed.
-    """
-    patients = table["patient_id"].drop_duplicates()
-    if len(patients) < 2:
-        raise TableError(f"leaderboard: got {len(patients)} patients, expected two or more. Use the whole train.csv.")
-    split = require("sklearn.model_selection", "train").train_test_split
-    _, held = split(patients.to_numpy(), test_size=TEST_SHARE, random_state=SEED)
-    is_test = table["patient_id"].isin(held)
-    train, test = table[~is_test].reset_index(drop=True), table[is_test].reset_index(drop=True)
-    pairs = zip(test["patient_id"], test["laterality"], strict=True)
-    test = test.assign(prediction_id=[prediction_id(patient, laterality) for patient, laterality in pairs])
-    truth = test.groupby("prediction_id", sort=True)["cancer"].first().reset_index()
-    sample = truth[["prediction_id"]].assign(cancer=train["cancer"].astype(float).mean())
-    return Leaderboard(train, test[list(TEST_COLUMNS)], truth, sample)
 
 
 def leaderboard(where: Path | None, out: Path, events: Events) -> dict[str, Any]:

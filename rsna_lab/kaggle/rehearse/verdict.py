@@ -108,7 +108,7 @@ def of_submission(submission: Path, sample: Path) -> Verdict:
         return Verdict(SCORING, f"It cannot be read as a CSV file in UTF-8: {error}.", ("Write it with pandas.",))
     names, expected = list(map(str, table.columns)), list(map(str, wanted.columns))
     try:
-        if names != expected:
+        if names != expected or "cancer" not in names:
             raise SubmissionError(f"columns are {', '.join(names)}, expected {', '.join(expected)}")
         check_submission(table.assign(cancer=pd.to_numeric(table["cancer"], errors="coerce")), wanted)
     except SubmissionError as error:
