@@ -177,6 +177,8 @@ def test_a_public_dataset_is_found_before_anything_is_added_to_it(world: World) 
         assert "can be seen by everybody" in world.fails("upload", "rsna-other")
     assert len(world.site.datasets[f"{USER}/rsna-other"].versions) == 1
     world.does("upload", "rsna-other", "--public")
+    world.has_dataset("rsna-kit", private=False)
+    assert "dataset rsna-kit: READY, version 1" in world.does("status").value
 
 
 def test_a_busy_kaggle_is_asked_again_and_then_left(world: World) -> None:

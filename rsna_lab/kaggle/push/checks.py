@@ -133,7 +133,7 @@ def _check_weights(account: Account, choices: Choices) -> None:
     elif (
         choices.weights == "dataset"
         and dataset in metadata.get("dataset_sources", [])
-        and not uploads.find(account, dataset)
+        and not uploads.find(account, dataset, private=False)
     ):
         raise RsnaKitError(
             f"infer reads the dataset {dataset}, which Kaggle does not have.\n"

@@ -18,7 +18,7 @@ def status(account: Account) -> dict[str, Any]:
     """Every dataset and kernel of the project on Kaggle, the week's quota and today's submissions."""
     found: dict[str, Any] = {"owner": account.owner, "datasets": {}, "kernels": {}}
     for name in own_datasets(account):
-        now = uploads.find(account, f"{account.owner}/{name}")
+        now = uploads.find(account, f"{account.owner}/{name}", private=False)
         found["datasets"][name] = {"status": now.status, "version": now.version} if now else {"status": "not on Kaggle"}
     for path in sorted(account.project.glob(f"kernels/*/{KERNEL_FILE}")):
         run = Run(filled(read_metadata(path), account.owner)["id"], 0)

@@ -149,7 +149,7 @@ def inputs_of(account: Account, staged: Staged) -> dict[str, Any]:
     inputs: dict[str, Any] = {}
     for source in staged.metadata.get("dataset_sources", []):
         name = "/".join(source.split("/")[:2])
-        now, own = uploads.find(account, name), same(name.split("/")[0], account.owner)
+        now, own = uploads.find(account, name, private=False), same(name.split("/")[0], account.owner)
         if now is None and own:
             raise KaggleError(
                 f"{staged.reference} reads the dataset {name}, which Kaggle does not have.",

@@ -133,8 +133,8 @@ def upload(account: Account, folder: Path) -> int:
     return _check(account, contents, _send(account, contents, now))
 
 
-def find(account: Account, name: str) -> Found | None:
-    """A dataset as Kaggle shows it; None when there is none, or none for this account.
+def find(account: Account, name: str, private: bool = True) -> Found | None:
+    """A dataset as Kaggle shows it; None when there is none, or none for this account. `private`: it has to be that.
 
     Raises:
         KaggleError: everybody can see it, and nobody asked for that.
@@ -144,7 +144,7 @@ def find(account: Account, name: str) -> Found | None:
     data = state and account.kaggle.find("datasets/get_dataset", ownerSlug=owner, datasetSlug=slug)
     if not state or not data:
         return None
-    if not data.get("isPrivate") and not account.public and name.casefold().startswith(f"{account.owner}/".casefold()):
+    if private and not data.get("isPrivate") and not account.public:
         raise KaggleError(
             f"{name} can be seen by everybody.",
             "isPrivate is false",
