@@ -144,12 +144,7 @@ def find(account: Account, name: str, private: bool = True) -> Found | None:
     data = state and account.kaggle.find("datasets/get_dataset", ownerSlug=owner, datasetSlug=slug)
     if not state or not data:
         return None
-    if (
-        private
-        and not data.get("isPrivate")
-        and not account.public
-        and name.casefold().startswith(f"{account.owner}/".casefold())
-    ):
+    if private and not data.get("isPrivate") and not account.public:
         raise KaggleError(
             f"{name} can be seen by everybody.",
             "isPrivate is false",
