@@ -6,6 +6,7 @@ import io
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ from rsna_kit.runtime.files import read_json
 from rsna_kit.scoring import calibration
 from rsna_kit.scoring.breasts import read_predictions, to_breasts
 from rsna_kit.scoring.threshold import choose_threshold
+from rsna_kit.training.fit import Trainer
 
 pytest.importorskip("tensorflow")
 pytestmark = [pytest.mark.tf, pytest.mark.slow]
@@ -229,11 +231,19 @@ def test_what_cannot_be_trained_is_refused_before_anything_is_loaded(
         run(prepared, tmp_path, config)
 
 
+def untrained(trainer: Trainer, table: pd.DataFrame, fold: int, out: Path, clock: Clock) -> SimpleNamespace:
+    """What `train_fold` gives, of a network that stays as it was made."""
+    ids = table.loc[table["fold"] == fold, "image_id"].to_numpy()
+    scores = pd.DataFrame({"image_id": ids, "score": np.linspace(0, 1, len(ids))})
+    out.mkdir(parents=True, exist_ok=True)
+    return SimpleNamespace(scores=scores, history=[{"seconds": 0.0}], best_epoch=1, stopped=False)
+
+
 def test_a_start_of_our_own_is_named_and_one_that_has_seen_the_patients_is_found_out(
-    prepared: Path, config: Config, tmp_path: Path
+    prepared: Path, config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each fold may have its own. A network that was dealt otherwise is found out though its fold has the number."""
-    config = with_overrides(config, ["train.epochs=1"])
+    monkeypatch.setattr(Trainer, "train_fold", untrained)
     run(prepared, tmp_path / "first", config)
     own = [tmp_path / "first" / "bundles" / f"fold{fold}" for fold in (0, 1)]
     started, out = with_overrides(config, ["model.weights=start"]), tmp_path / "started"
