@@ -226,9 +226,9 @@ def test_a_run_killed_while_scoring_resumes(hidden: Path, bundle: Path, tmp_path
     out, whole = tmp_path / "out", tmp_path / "whole"
     code = (
         "import sys, time; from rsna_kit.recipes import infer; from rsna_kit import cli; infer.SAVE_EVERY_S = 0\n"
-        "save = infer._write_results\n"
+        "save = infer._Scoring.write\n"
         "def slowly(*arguments): time.sleep(0.2); return save(*arguments)\n"
-        "infer._write_results = slowly\n"
+        "infer._Scoring.write = slowly\n"
         "sys.exit(cli.main(sys.argv[1:]))"
     )
     arguments = ["infer", hidden, out, "--bundle", bundle, "--set", "infer.batch_size=4"]
@@ -428,7 +428,7 @@ def views(tmp_path_factory: pytest.TempPathFactory, tiny: Config) -> Path:
     keras.utils.set_random_seed(2)
     config = replace(tiny, model=replace(tiny.model, kind="breast"))
     network, out = build_network(config, config.image), tmp_path_factory.mktemp("views") / "fold0"
-    for name, factor in (("logit", 10), ("extra", 30)):
+    for name, factor in (("logit", 10), ("attention", 30)):
         kernel = network.get_layer(name).kernel
         kernel.assign(np.asarray(kernel) * factor)
     write_bundle(out, network, config, 0, None, {}, "none")
