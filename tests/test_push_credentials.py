@@ -71,7 +71,10 @@ def test_files_with_a_secret_are_found_wherever_it_stands(home: Path, tmp_path: 
     edge.write_bytes(b"\0" * ((1 << 22) - 5) + KEY.encode())  # across the border of two chunks
     (tmp_path / "notes.txt").write_text("nothing here")
     (tmp_path / ".netrc").write_text("")
-    assert scrub.found_in([edge, tmp_path / "notes.txt", tmp_path / ".netrc"]) == [str(edge), str(tmp_path / ".netrc")]
+    assert scrub.found_in([edge, tmp_path / "notes.txt", tmp_path / ".netrc"]) == [
+        f"{edge}: holds your Kaggle credentials",
+        f"{tmp_path}/.netrc: credentials, by its name",
+    ]
 
 
 def test_open_permissions_are_refused_before_anything_is_asked(tmp_path: Path) -> None:

@@ -231,12 +231,15 @@ def test_what_cannot_be_trained_is_refused_before_anything_is_loaded(
         run(prepared, tmp_path, config)
 
 
+ROW = {"epoch": 1, "seconds": 0.0, "loss": 0.7, "val_loss": 0.7, "learning_rate": 1e-3}
+
+
 def untrained(trainer: Trainer, table: pd.DataFrame, fold: int, out: Path, clock: Clock) -> SimpleNamespace:
     """What `train_fold` gives, of a network that stays as it was made."""
     ids = table.loc[table["fold"] == fold, "image_id"].to_numpy()
     scores = pd.DataFrame({"image_id": ids, "score": np.linspace(0, 1, len(ids))})
     out.mkdir(parents=True, exist_ok=True)
-    return SimpleNamespace(scores=scores, history=[{"seconds": 0.0}], best_epoch=1, stopped=False)
+    return SimpleNamespace(scores=scores, history=[ROW], best_epoch=1, stopped=False)
 
 
 def test_a_start_of_our_own_is_named_and_one_that_has_seen_the_patients_is_found_out(
