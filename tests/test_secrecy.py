@@ -106,7 +106,8 @@ def test_a_folder_that_cannot_be_listed_is_not_an_empty_one(tmp_path: Path, monk
 
 
 def test_without_the_scanner_nothing_is_searched_and_it_is_named(tmp_path: Path) -> None:
-    code = "import sys; sys.modules['detect_secrets'] = None; from rsna_lab.kaggle.secrecy import find_secret; find_secret('a')"
+    absent = "import sys; sys.modules['detect_secrets'] = None; "
+    code = f"{absent}from rsna_lab.kaggle.secrecy import find_secret; find_secret('a')"
     surroundings = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
     done = subprocess.run([sys.executable, "-c", code], env=surroundings, capture_output=True, text=True)
     assert "pip install 'rsna-kit[kaggle]'" in done.stderr
