@@ -10,10 +10,12 @@ import cv2
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from realdata import realdata
 
 from rsna_kit.runtime.events import Events
-from rsna_lab.analysis.duplicates import SAME, TURNS, agreement, find_duplicates, sketch, turned
+from rsna_lab.analysis.duplicates import SAME, SIMILAR, TURNS, agreement, candidates, find_duplicates, sketch, turned
 
 ROWS, COLUMNS = 384, 192
 
@@ -87,6 +89,34 @@ def test_pictures_without_a_breast_resemble_nothing() -> None:
     assert not sketch(empty["empty0"]).any()
     assert agreement(empty["empty0"], empty["empty1"]) == 0.0
     assert agreement(flat["flat0"], breast(1)) == 0.0
+
+
+@settings(max_examples=25, deadline=None)
+@given(count=st.integers(2, 40), seed=st.integers(0, 2**32 - 1), cells=st.sampled_from([1, 60, 10**6]))
+def test_candidates_are_those_that_loops_find(count: int, seed: int, cells: int) -> None:
+    """Every pair, turn by turn; a few cells at a time change nothing."""
+    rng = np.random.default_rng(seed)
+    sketches = rng.normal(size=(count, 24, 24)).astype(np.float32)
+    for copy in range(1, count, 3):  # of an earlier one, more or less
+        turn = list(TURNS)[copy % 4]
+        sketches[copy] = turned(sketches[rng.integers(copy)], turn) + rng.uniform(0.2, 1.5) * sketches[copy]
+    sketches /= np.sqrt(np.square(sketches).sum(axis=(1, 2), keepdims=True))
+    groups = [str(rng.integers(0, max(2, count // 2))) for _ in range(count)]
+    expected = {}
+    for first in range(count):
+        for second in range(first + 1, count):
+            best = max((float((sketches[first] * turned(sketches[second], turn)).sum()), turn) for turn in TURNS)
+            if best[0] >= SIMILAR and groups[first] != groups[second]:
+                expected[first, second] = best
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("rsna_lab.analysis.duplicates._CELLS", cells)
+        pairs = candidates(sketches, groups, Events(stream=io.StringIO()))
+    found = {(row.first, row.second): (row.similarity, row.turn) for row in pairs.itertuples()}
+    assert found.keys() == expected.keys()
+    for pair, (similarity, turn) in found.items():
+        assert similarity == pytest.approx(expected[pair][0], abs=1e-5)
+        assert turn == expected[pair][1]
+    assert pairs["similarity"].is_monotonic_decreasing
 
 
 def real_films(part: str) -> tuple[pd.DataFrame, dict[str, np.ndarray]]:

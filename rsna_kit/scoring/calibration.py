@@ -95,7 +95,7 @@ def fit(y_true: ArrayLike, scores: ArrayLike) -> Calibration:
 
     Example:
         >>> fit([0, 0, 1, 1], [0.1, 0.3, 0.6, 0.8]).apply([0.1, 0.8]).round(2).tolist()
-        [0.18, 0.82]
+        [0.19, 0.78]
     """
     labels, values = checked(y_true, scores)
     positives = int(labels.sum())
