@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from rsna_kit.config import ModelConfig
-from rsna_kit.models.heads import build_head
+from rsna_kit.models.heads import make_head
 
 keras = pytest.importorskip("keras")
 pytestmark = pytest.mark.tf
@@ -18,7 +18,7 @@ MAPS = np.random.default_rng(0).normal(size=(3, 4, 2, 6)).astype(np.float32)
 def head(model: ModelConfig) -> Any:
     keras.utils.set_random_seed(0)
     features = keras.Input(MAPS.shape[1:])
-    return keras.Model(features, build_head(model, features))
+    return keras.Model(features, make_head(model)(features))
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def test_pooling_is_float32_under_a_mixed_policy() -> None:
         features = keras.Input((32, 32, 1))
         for pool in ("avg", "max", "avgmax"):
             model = ModelConfig(pool=pool)
-            network = keras.Model(features, build_head(model, features))
+            network = keras.Model(features, make_head(model)(features))
             pooled = keras.Model(features, network.get_layer("dropout").input)
             values = np.asarray(pooled(np.full((1, 32, 32, 1), 100, np.float16)))
             assert (values.dtype, network.output.dtype) == (np.float32, "float32")

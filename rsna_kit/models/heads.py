@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from rsna_kit.config import ModelConfig
@@ -10,8 +12,8 @@ from rsna_kit.runtime.lazy import require
 _CHANNELS = 128  # of a residual block
 
 
-def build_head(model: ModelConfig, features: Any) -> Any:
-    """The logit of a feature map.
+def make_head(model: ModelConfig) -> Callable[[Any], Any]:
+    """The head's layers, made at once: made before the trunk, a seed gives the same head behind any trunk.
 
     The heads `conv` and `residual` look at neighbourhoods of the map: a lesion covers a few cells of it at 1/16, and
     the maximum finds the worst of them where an average over the picture would drown it. From the pooling on all is
@@ -19,30 +21,41 @@ def build_head(model: ModelConfig, features: Any) -> Any:
 
     Args:
         model: its head, pool and dropout are used.
-        features: Keras tensor float (B, h, w, c).
 
     Returns:
-        Keras tensor float32 (B, 1), from the layer `logit`.
+        From a feature map, Keras tensor float (B, h, w, c), to the logit, float32 (B, 1), of the layer `logit`.
     """
     layers = require("keras", "train").layers
-    tensor = features
+    dropout = layers.Dropout(model.dropout, dtype="float32", name="dropout")
+    logit = layers.Dense(1, dtype="float32", name="logit")
+    added: list[Callable[[Any], Any]] = []
     if model.head == "conv":
-        tensor = layers.BatchNormalization(name="head_norm")(tensor)
-        tensor = layers.Conv2D(128, 3, padding="same", activation="relu", name="head_conv1")(tensor)
-        tensor = layers.SpatialDropout2D(model.dropout, name="head_drop")(tensor)
-        tensor = layers.Conv2D(64, 3, padding="same", activation="relu", name="head_conv2")(tensor)
+        added += [
+            layers.BatchNormalization(name="head_norm"),
+            layers.Conv2D(128, 3, padding="same", activation="relu", name="head_conv1"),
+            layers.SpatialDropout2D(model.dropout, name="head_drop"),
+            layers.Conv2D(64, 3, padding="same", activation="relu", name="head_conv2"),
+        ]
     elif model.head == "residual":
-        tensor = _residual(_residual(tensor, "head_block1"), "head_block2")
-        tensor = layers.ReLU(name="head_relu")(layers.BatchNormalization(name="head_norm")(tensor))
-    if model.pool == "avgmax":
-        largest = layers.GlobalMaxPooling2D(dtype="float32", name="head_max")(tensor)
-        mean = layers.GlobalAveragePooling2D(dtype="float32", name="head_mean")(tensor)
-        tensor = layers.Concatenate(dtype="float32", name="head_join")([largest, mean])
-    else:
-        pools = {"avg": layers.GlobalAveragePooling2D, "max": layers.GlobalMaxPooling2D}
-        tensor = pools[model.pool](dtype="float32", name="pool")(tensor)
-    tensor = layers.Dropout(model.dropout, dtype="float32", name="dropout")(tensor)
-    return layers.Dense(1, dtype="float32", name="logit")(tensor)
+        added += [partial(_residual, name="head_block1"), partial(_residual, name="head_block2")]
+        added += [layers.BatchNormalization(name="head_norm"), layers.ReLU(name="head_relu")]
+    pools = {
+        "avg": [layers.GlobalAveragePooling2D(dtype="float32", name="pool")],
+        "max": [layers.GlobalMaxPooling2D(dtype="float32", name="pool")],
+        "avgmax": [
+            layers.GlobalMaxPooling2D(dtype="float32", name="head_max"),
+            layers.GlobalAveragePooling2D(dtype="float32", name="head_mean"),
+        ],
+    }[model.pool]
+
+    def head(features: Any) -> Any:
+        for layer in added:
+            features = layer(features)
+        pooled = [pool(features) for pool in pools]
+        joined = layers.Concatenate(dtype="float32", name="head_join")(pooled) if len(pooled) > 1 else pooled[0]
+        return logit(dropout(joined))
+
+    return head
 
 
 def _residual(tensor: Any, name: str) -> Any:

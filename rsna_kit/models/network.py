@@ -9,7 +9,7 @@ from typing import Any
 from rsna_kit.config import Config, ImageConfig, ModelConfig
 from rsna_kit.models.backbones import build_backbone
 from rsna_kit.models.cvae import build_cvae
-from rsna_kit.models.heads import build_head
+from rsna_kit.models.heads import make_head
 from rsna_kit.models.views import with_attention
 from rsna_kit.runtime.lazy import require
 
@@ -49,11 +49,12 @@ def build_classifier(model: ModelConfig, image: ImageConfig) -> Any:
         logit of cancer, from the layer `logit`; float32 under a mixed policy too. The layer `features` ends the trunk.
     """
     keras = require("keras", "train")
+    head = make_head(model)
     picture = keras.Input((image.height, image.width, 1), dtype="uint8", name="picture")
     features = keras.layers.Identity(name="features")(build_backbone(model.backbone, picture, model.tap))
     for layer in keras.Model(picture, features).layers:
         layer.trainable = model.trunk == "train"
-    network = keras.Model(picture, build_head(model, features), name=model.backbone)
+    network = keras.Model(picture, head(features), name=model.backbone)
     for layer in network.layers:
         if isinstance(layer, keras.layers.BatchNormalization):
             layer.momentum = BATCH_NORM_MOMENTUM
