@@ -358,9 +358,8 @@ def test_the_smoke_preset_gives_the_figures_of_the_first_submission(
     config = with_overrides(preset("smoke"), [*SMALL, "train.epochs=3"])
     trainer = Trainer(prepared, config, Events(stream=io.StringIO()))
     result = trainer.train_fold(table, 0, tmp_path, Clock())
-    assert [row["loss"] for row in result.history] == pytest.approx([0.452601, 0.212725, 0.14852], abs=2e-3)
-    validation = [row["val_loss"] for row in result.history]
-    assert validation[-1] < 0.5 * validation[0]
+    assert [row["loss"] for row in result.history] == pytest.approx([0.375322, 0.16854, 0.144309], abs=2e-3)
+    assert [row["val_loss"] for row in result.history] == pytest.approx([0.074938, 0.024826, 0.021039], abs=2e-3)
     # Trained on kept maps, scored as a whole: the network with the weights that were kept gives the same.
     pictures = np.stack([read_picture(prepared, image_id) for image_id in result.scores["image_id"]])[..., None]
     logits = trainer.model.predict_on_batch(pictures)[:, 0]
