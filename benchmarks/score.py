@@ -20,6 +20,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -125,7 +126,7 @@ def in_turn(rounds: int, events: Events) -> dict[str, list[float]]:
     with events.progress(rounds, "in turn", "rounds") as progress:
         for _ in range(rounds):
             for name, (work, resamples) in CONTENDERS.items():
-                seconds[name].append(cost(lambda work=work, n=resamples: work(data, n))[0] / resamples)
+                seconds[name].append(cost(partial(work, data, resamples))[0] / resamples)
             progress.advance()
     return seconds
 
