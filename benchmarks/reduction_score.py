@@ -5,8 +5,10 @@
     python benchmarks/reduction_score.py films PICTURES LABELS.csv --out build/score-films                10 minutes
     python benchmarks/reduction_score.py films PICTURES LABELS.csv --enlarge 1 --out build/score-native    2 minutes
 
-Networks are trained on reduced images, as by default. The test set is then scored `reduced`, `exact`, and `coarser`
-(one halving more, which the kit takes when time runs out), and differences to exact get an interval by resampling
+Networks are trained on reduced images, as by default. The test set is then scored `reduced`, `exact`, `coarser`
+(one halving more, which the kit takes when time runs out), `equalised` (halved pictures sharpened until they have the
+fine contrast of exact ones) and `mixed` (of each breast one image reduced, one exact: the worst that unequal sharpness
+does), and differences to exact get an interval by resampling
 patients. `coarser` tells whether a loss would be seen (films have no further halving). Nothing is chosen by the scores.
 
 phantom: half the rows and columns of the competition's three .90 machines at 512x256, as 1024x512 is to whole ones.
@@ -57,8 +59,10 @@ SHRINK, RESAMPLES = 2, 2000
 MEASURED = ("roc_auc", "pr_auc", "pf1", "pf1_binary")
 FILM_SIDE, FILM_BITS = 256, 12  # pixels; stored
 FILM_SHARE, FILM_NOISE = 0.375, 2.0  # rows of the image among the film's, as 1536 of 4096; levels of 255
-THUMBNAIL = render._THUMBNAIL
-WAYS = ("reduced", "exact", "coarser")
+THUMBNAIL, RESIZED = render._THUMBNAIL, render._resized
+SCORED = ("reduced", "exact", "coarser", "equalised")
+WAYS = (*SCORED, "mixed")
+SHARPEN = 0.1  # of `equalised`: how much of a halved picture's finest detail is added to it
 
 
 def write_phantom(folder: Path, events: Events) -> None:
@@ -163,11 +167,16 @@ def score(folder: Path, config: Config, events: Events) -> tuple[pd.DataFrame, f
     hidden, bundles = competition / "hidden", [folder / "model" / "bundles"]
     settings = (config.infer, events, clock, config.decode)
     images = pd.read_csv(hidden / "test.csv", dtype={"image_id": str, "patient_id": str})
-    for way in WAYS:
-        with patch.object(stream, "read_image", coarser if way == "coarser" else render.read_image):
+    for way in SCORED:
+        with (
+            patch.object(stream, "read_image", coarser if way == "coarser" else render.read_image),
+            patch.object(render, "_resized", equalised if way == "equalised" else RESIZED),
+        ):
             done = infer(hidden, folder / way, bundles, *settings, exact=way == "exact")
         scores = pd.read_csv(folder / way / "image_scores.csv", dtype={"image_id": str})
         images[way] = images["image_id"].map(scores.set_index("image_id")["score"])
+    other = images.groupby("prediction_id").cumcount() % 2 == 1
+    images["mixed"] = images["exact"].where(other, images["reduced"])
     names = images["patient_id"] + "/" + images["image_id"] + ".dcm"
     paths = [hidden / "test_images" / name for name in names]
     with events.progress(len(paths), "reductions") as progress, ThreadPoolExecutor(cpu_count()) as pool:
@@ -177,6 +186,14 @@ def score(folder: Path, config: Config, events: Events) -> tuple[pd.DataFrame, f
             progress.advance()
     truth = pd.read_csv(hidden / "truth.csv").set_index("prediction_id")["cancer"]
     return images.assign(reduction=found, cancer=images["prediction_id"].map(truth)), float(done["threshold"])
+
+
+def equalised(crop: np.ndarray, size: tuple[int, int], halved: bool = False) -> np.ndarray:
+    """The crop at `size`; where a wavelet halved it, its finest detail is raised to what an exact picture shows."""
+    small = RESIZED(crop, size, halved)
+    if not halved:
+        return small
+    return cv2.addWeighted(small, 1 + SHARPEN, cv2.GaussianBlur(small, (0, 0), 1.0), -SHARPEN, 0)
 
 
 def coarser(path: Path, image_id: str, image: ImageConfig, trust: Any, further: int) -> render.Rendered:
@@ -239,10 +256,11 @@ def lines(result: dict[str, Any]) -> Iterator[str]:
         )
     for name, part in result["parts"].items():
         yield f"\n{name}: {part['breasts']} breasts, {part['cancers']} with cancer, {part['patients']} patients"
-        yield f"  {'':12}{'reduced':>8}{'exact':>8}{'reduced - exact':>18}{'':14}{'coarser - exact':>20}"
+        heads = "".join(f"{way} - exact".rjust(27) for way in WAYS if way != "exact")
+        yield f"  {'':12}{'reduced':>8}{'exact':>8}{heads}"
         for metric, values in part["metrics"].items():
             line = f"  {metric:<12}{values['reduced']['value']:8.4f}{values['exact']['value']:8.4f}"
-            for way in ("reduced", "coarser"):
+            for way in (way for way in WAYS if way != "exact"):
                 found = values[f"{way} - exact"]
                 line += f"   {found['value']:+.4f} [{found['low']:+.4f}, {found['high']:+.4f}]"
             yield line + ("  LOSS" if values["reduced - exact"]["high"] < 0 else "")
@@ -259,7 +277,7 @@ def result_rows(result: dict[str, Any], what: str, data: str, minutes: float, co
         }
         for name, part in result["parts"].items()
         for metric in ("roc_auc", "pr_auc", "pf1")
-        for way in ("reduced", "exact", "reduced - exact", "coarser - exact")
+        for way in ("reduced", "exact", "reduced - exact", "coarser - exact", "equalised - exact", "mixed - exact")
     ]  # fmt: skip
     return pd.DataFrame(rows)
 
