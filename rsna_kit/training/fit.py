@@ -33,7 +33,7 @@ from rsna_kit.models.bundle import save_weights
 from rsna_kit.models.network import dtype_policy
 from rsna_kit.models.starts import load_start
 from rsna_kit.runtime.clock import Clock
-from rsna_kit.runtime.errors import BundleError, RsnaKitError
+from rsna_kit.runtime.errors import BundleError, RsnaKitError, UsageError
 from rsna_kit.runtime.events import Events, Progress
 from rsna_kit.runtime.files import write_json
 from rsna_kit.runtime.lazy import require
@@ -48,6 +48,7 @@ CHECKPOINT_S = 600.0  # a run that is killed loses at most this
 MONITOR = "roc_auc"  # decides which epoch is kept; where there is no such number, the validation loss
 _SAVED = ("losses", "history", "best", "best_epoch", "validation_s")  # of the fields of `Fold`, as they are
 Evaluate = Callable[[pd.DataFrame], Mapping[str, float]]
+TrainStep = Callable[[Any, np.ndarray, np.ndarray, np.ndarray], float]
 
 
 @dataclass
@@ -103,6 +104,7 @@ class Trainer:
         evaluate: image scores (as `Fold.scores`) to validation metrics, all better when higher.
         clock: the time there is for what comes before the folds.
         weights: folders in which starting weights are looked for.
+        step: does the step of a batch in the place of Keras' own.
 
     `model` is the network, `start` the provenance of its starting weights, empty for random ones; `prepared` and
     `config` are what was given.
@@ -116,11 +118,17 @@ class Trainer:
         evaluate: Evaluate = lambda scores: {},
         clock: Clock | None = None,
         weights: Sequence[Path] = (),
+        step: TrainStep | None = None,
     ) -> None:
         self.prepared, self.config, self._events, self._evaluate = prepared, config, events, evaluate
         self._pictures: Examples = Pictures(prepared, config.data.augment)
         self._mixer = build_mixer(config.data, config.train.seed, config.model.kind)
         self._replicas = Replicas(config, events)
+        if step and self._replicas.count > 1:
+            raise UsageError(
+                "train.devices=all: a training step of one's own runs on one device. Leave train.devices at one"
+            )
+        self._step = step or self._replicas.train_step
         with self._replicas.scope(), dtype_policy(config.train.precision):
             require("keras", "train").utils.set_random_seed(config.train.seed)
             self._learner = build_learner(config, prepared.image)
@@ -235,7 +243,7 @@ class Trainer:
             self._learner.progress(done / (steps * train.epochs))
             if self._mixer:
                 images, targets, weights = self._mixer(images, targets, weights, done)
-            loss = self._replicas.train_step(self._trained, images, targets, weights)
+            loss = self._step(self._trained, images, targets, weights)
             if not math.isfinite(loss):
                 raise self._error(state, loss, rate)
             state.losses.append(loss)
