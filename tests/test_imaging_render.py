@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from dicom_files import EXPLICIT, J2K, SV1, make_dicom
@@ -14,8 +15,8 @@ from rsna_kit.config import ImageConfig
 from rsna_kit.dicom.decode import decode
 from rsna_kit.dicom.frame import EncodedFrame, LookupTable, read_frame
 from rsna_kit.imaging.breast import Box
-from rsna_kit.imaging.render import Rendered, decode_picture, encode_picture, read_image, render
-from rsna_kit.imaging.window import tone_table
+from rsna_kit.imaging.render import Rendered, encode_picture, read_image, render
+from rsna_kit.imaging.window import tones
 from rsna_kit.runtime.errors import DecodeError, HeaderError, RenderError
 
 FRAME = EncodedFrame(
@@ -94,7 +95,7 @@ def test_air_is_zero_beside_the_breast_whatever_makes_the_tones(air: int, facts:
     pixels = np.where(breast, 1802, air + np.random.default_rng(0).integers(-2, 3, breast.shape)).clip(0)
     pixels = pixels.astype(np.uint16)
     rendered = shown(pixels, ImageConfig(height=400, width=300, margin=0.1), **facts)
-    tissue = round(255 * float(tone_table(pixels, framed(pixels, **facts), ImageConfig())[1802]))
+    tissue = round(255 * float(tones(pixels, framed(pixels, **facts), ImageConfig()).table[1802]))
     assert rendered.image[200, 50] == tissue
     seen = np.bincount(rendered.image.ravel(), minlength=256)
     assert seen[0] > 0.3 * rendered.image.size
@@ -194,7 +195,7 @@ def test_each_voi_choice_gives_its_own_tones() -> None:
     pixels[20:60, 15:30] = 2000
     assert shown(pixels).image.max() == 125
     assert shown(pixels, dataclasses.replace(EXACT, voi="minmax")).image.max() == 255
-    narrow = shown(pixels, dataclasses.replace(EXACT, window_index=1), windows=((1, 2), (2000.0, 2000.0)))
+    narrow = shown(pixels, EXACT, windows=((2000.0, 2000.0), (1, 2)))
     assert narrow.image.max() == 128
 
 
@@ -243,20 +244,15 @@ def test_a_file_fails_at_the_stage_that_is_to_blame(tmp_path: Path) -> None:
 
 
 def test_pictures_round_trip_through_png_and_nearly_through_jpeg() -> None:
+    def decoded(encoded: bytes) -> np.ndarray:
+        return cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_GRAYSCALE)
+
     image = np.random.default_rng(0).integers(0, 256, (50, 40)).astype(np.uint8)
-    assert np.array_equal(decode_picture(encode_picture(image, "png")), image)
+    assert np.array_equal(decoded(encode_picture(image, "png")), image)
     smooth = np.tile(np.arange(40, dtype=np.uint8), (50, 1))
-    assert np.abs(decode_picture(encode_picture(smooth, "jpeg")).astype(int) - smooth).max() <= 2
-
-
-@pytest.mark.parametrize(("call", "said"), [
-    (lambda: encode_picture(np.zeros((2, 2), np.uint8), "gif"), "got 'gif', expected png or jpeg"),
-    (lambda: decode_picture(b""), "0 bytes are no PNG or JPEG"),
-    (lambda: decode_picture(b"not a picture"), "13 bytes are no PNG or JPEG"),
-])  # fmt: skip
-def test_what_is_no_picture_is_refused(call: object, said: str) -> None:
-    with pytest.raises(ValueError, match=said):
-        call()  # type: ignore[operator]
+    assert np.abs(decoded(encode_picture(smooth, "jpeg")).astype(int) - smooth).max() <= 2
+    with pytest.raises(ValueError, match="got 'gif', expected png or jpeg"):
+        encode_picture(image, "gif")
 
 
 def test_the_real_ge_mammogram_in_three_syntaxes_is_one_image(tmp_path: Path) -> None:

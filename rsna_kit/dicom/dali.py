@@ -18,8 +18,7 @@ from typing import Any
 import numpy as np
 
 from rsna_kit.dicom.codestream import StreamFacts, bare_codestream
-from rsna_kit.dicom.decode import check_stream
-from rsna_kit.dicom.frame import JPEG2000_UIDS, JPEG_LOSSLESS_UIDS, EncodedFrame
+from rsna_kit.dicom.frame import JPEG2000_UIDS, JPEG_LOSSLESS_UIDS, EncodedFrame, check_stream
 from rsna_kit.dicom.stored import stored_pixels
 from rsna_kit.runtime.errors import DecodeError, MissingDependencyError
 from rsna_kit.runtime.lazy import require
@@ -157,18 +156,26 @@ class DaliDecoder:
 
         # Nothing runs ahead: a second batch in flight would double the memory and untie answers from frames.
         pipeline = Pipeline(
-            batch_size=self.batch_size, num_threads=self.threads, device_id=self.device,
-            prefetch_queue_depth=1, exec_async=False, exec_pipelined=False,
-        )  # fmt: skip
+            batch_size=self.batch_size,
+            num_threads=self.threads,
+            device_id=self.device,
+            prefetch_queue_depth=1,
+            exec_async=False,
+            exec_pipelined=False,
+        )
         with pipeline:
             encoded = fn.external_source(name="frames", dtype=types.DALIDataType.UINT8, ndim=1)
             # `fn.decoders.image` has no `dtype` in DALI 2.1 and gives 8 bits. ANY_DATA: the only output type
             # of nvJPEG's lossless decoder. Orientation in EXIF is no part of DICOM: the stored rows stay as they are.
             # Threads that are tied to a core would compete with the ladder's for it.
             pixels = fn.experimental.decoders.image(
-                encoded, device="cpu" if self.device is None else "mixed", output_type=types.DALIImageType.ANY_DATA,
-                dtype=types.DALIDataType.UINT16, adjust_orientation=False, affine=False,
-            )  # fmt: skip
+                encoded,
+                device="cpu" if self.device is None else "mixed",
+                output_type=types.DALIImageType.ANY_DATA,
+                dtype=types.DALIDataType.UINT16,
+                adjust_orientation=False,
+                affine=False,
+            )
             pipeline.set_outputs(pixels)
         pipeline.build()
         return pipeline

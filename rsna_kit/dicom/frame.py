@@ -170,7 +170,7 @@ def _look(file: _Looks, frame: EncodedFrame, elements: Elements) -> Head:
     for count in _STREAM_LOOKS:
         beginning = read_fragments(elements, frame.where, count)
         try:
-            facts = stream_facts(frame, beginning, whole=False)
+            facts = check_stream(frame, beginning)
             return Head(frame, facts, beginning[4:8] == b"jP  ", file.size, None)
         except DecodeError as error:
             problem = str(error)
@@ -179,13 +179,12 @@ def _look(file: _Looks, frame: EncodedFrame, elements: Elements) -> Head:
     return Head(frame, None, False, file.size, problem)
 
 
-def stream_facts(frame: EncodedFrame, codestream: bytes, whole: bool = True) -> StreamFacts | None:
+def check_stream(frame: EncodedFrame, beginning: bytes | None = None) -> StreamFacts | None:
     """Refuse a codestream that says something else than the header, before memory is spent on it.
 
     Args:
         frame: what the header says.
-        codestream: of the frame, or its beginning.
-        whole: it is all of it.
+        beginning: of the codestream, where the frame has none yet; its end cannot be checked then.
 
     Returns:
         What the codestream says about itself, None for syntaxes without a JPEG or JPEG 2000 codestream.
@@ -193,7 +192,8 @@ def stream_facts(frame: EncodedFrame, codestream: bytes, whole: bool = True) -> 
     Raises:
         DecodeError: another format, a contradiction, or cut short.
     """
-    uid = frame.transfer_syntax
+    uid, whole = frame.transfer_syntax, beginning is None
+    codestream = frame.codestream if beginning is None else beginning
     jpeg2000 = uid in (*JPEG2000_UIDS, *HTJ2K_UIDS)
     try:
         if not jpeg2000 and uid not in JPEG_UIDS:
