@@ -116,3 +116,13 @@ def stand_in(monkeypatch: pytest.MonkeyPatch, **answers: Callable[[EncodedFrame]
         absent = "not installed" if answer is None else ""
         decoder = dataclasses.replace(DECODERS[name], apart=False, absence=lambda uid, said=absent: said)
         monkeypatch.setitem(DECODERS, name, dataclasses.replace(decoder, decode=answer or decoder.decode))
+
+
+def framed(pixels: np.ndarray, **facts: Any) -> EncodedFrame:
+    """What `read_frame` gives for unsigned pixels of 12 bits with one window, and a header of these facts."""
+    plain: dict[str, Any] = {"modality_lut": None, "slope": 1.0, "intercept": 0.0, "padding": None, "voi_luts": ()}
+    plain |= {"signed": False, "photometric": "MONOCHROME2", "windows": ((2048.0, 4096.0),), "voi_function": "LINEAR"}
+    plain |= {"image_id": "77", "path": None, "transfer_syntax": EXPLICIT, "codestream": b"", "bits_stored": 12}
+    return EncodedFrame(
+        rows=pixels.shape[0], columns=pixels.shape[1], bits_allocated=_depth(pixels), **{**plain, **facts}
+    )

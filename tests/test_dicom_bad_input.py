@@ -261,7 +261,10 @@ MAKES: dict[str, dict[str, object]] = {
     "layers": {"quality_mode": "rates", "quality_layers": [60, 20, 1]},
     "precincts": {"precinct_size": (64, 64)},
     "precincts and layers, RPCL": {
-        "precinct_size": (64, 64), "progression": "RPCL", "quality_mode": "rates", "quality_layers": [60, 20, 1],
+        "precinct_size": (64, 64),
+        "progression": "RPCL",
+        "quality_mode": "rates",
+        "quality_layers": [60, 20, 1],
     },
     "small blocks": {"codeblock_size": (4, 4)},
     "lengths of packets": {"plt": True},
@@ -271,7 +274,7 @@ MAKES: dict[str, dict[str, object]] = {
     "an offset of whole blocks": {"offset": (64, 32), "tile_size": (512, 512)},
     "a tile offset": {"offset": (32, 32), "tile_offset": (16, 16), "tile_size": (512, 512)},
     "bare": {"no_jp2": True},
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("make", MAKES)

@@ -14,6 +14,7 @@ import imagecodecs
 import numpy as np
 import pytest
 from dicom_files import BASELINE, EXPLICIT, J2K, J2K_LOSSY, JPEG_LS, LOSSLESS, RLE, SV1
+from dicom_files import framed as frame_of
 from realdata import find_realdata, realdata
 
 from rsna_kit.dicom import dali as dali_module
@@ -55,12 +56,7 @@ def lossless_jpeg(pixels: np.ndarray, bits: int, predictor: int = 1) -> bytes:
 
 
 def framed(pixels: np.ndarray, codestream: bytes, bits_stored: int, syntax: str = J2K) -> EncodedFrame:
-    return EncodedFrame(
-        image_id="77", path=None, transfer_syntax=syntax, codestream=codestream, rows=pixels.shape[0],
-        columns=pixels.shape[1], bits_allocated=8 * pixels.dtype.itemsize, bits_stored=bits_stored, signed=False,
-        photometric="MONOCHROME2", windows=(), voi_function="LINEAR", voi_luts=(), modality_lut=None, slope=1.0,
-        intercept=0.0, padding=None,
-    )  # fmt: skip
+    return frame_of(pixels, codestream=codestream, bits_stored=bits_stored, transfer_syntax=syntax)
 
 
 def j2k_frame(pixels: np.ndarray, bits: int, boxed: bool = False) -> EncodedFrame:
@@ -158,9 +154,12 @@ def test_an_interrupted_run_leaves_nothing_behind(cpu: DaliDecoder, monkeypatch:
 def test_what_the_ladder_refuses_before_decoding_is_refused_alike(cpu: DaliDecoder) -> None:
     good = j2k_frame(noise(30, 20, 12), 12)
     frames = [
-        dataclasses.replace(good, rows=31), dataclasses.replace(good, codestream=good.codestream[:200]),
-        dataclasses.replace(good, codestream=b""), dataclasses.replace(good, codestream=b"\0" * 50), good,
-    ]  # fmt: skip
+        dataclasses.replace(good, rows=31),
+        dataclasses.replace(good, codestream=good.codestream[:200]),
+        dataclasses.replace(good, codestream=b""),
+        dataclasses.replace(good, codestream=b"\0" * 50),
+        good,
+    ]
     *refused, last = cpu.decode(frames)
     for frame, answer in zip(frames, refused, strict=False):
         with pytest.raises(DecodeError) as ladder:

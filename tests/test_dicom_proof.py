@@ -169,9 +169,11 @@ def test_where_no_two_agree_nothing_is_proven_and_nothing_switched_off(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stand_in(
-        monkeypatch, imagecodecs=lambda frame: truth(frame) ^ 1, dicomsdl=lambda frame: np.full((64, 48), 7, np.uint16),
+        monkeypatch,
+        imagecodecs=lambda frame: truth(frame) ^ 1,
+        dicomsdl=lambda frame: np.full((64, 48), 7, np.uint16),
         pydicom=truth,
-    )  # fmt: skip
+    )
     proof = prove(examples(tmp_path, SV1, count=2), {"gpu": truth})
     assert (proof.verdicts[0].off, proof.verdicts[0].proven) == ({}, [])
     assert proof.verdicts[0].passed_over == [

@@ -29,11 +29,21 @@ def mixed(tmp_path: Path) -> list[tuple[str, Path]]:
     """Seven files of two groups, three that are bad, and one that is missing."""
     lossless = make_dicom(literal(), SV1)
     film = make_dicom(literal() >> 2, J2K, BitsStored=10, PhotometricInterpretation="MONOCHROME1", **WINDOWS)
-    files = write(tmp_path, {
-        "9": lossless, "text": b"patient_id,image_id", "3": film, "8": lossless, "1": film, "cut": lossless[:-20],
-        "7": make_dicom(literal(), SV1, **WINDOWS), "6": lossless, "2": film,
-        "wrong": make_dicom(literal(), SV1, Rows=6),
-    })  # fmt: skip
+    files = write(
+        tmp_path,
+        {
+            "9": lossless,
+            "text": b"patient_id,image_id",
+            "3": film,
+            "8": lossless,
+            "1": film,
+            "cut": lossless[:-20],
+            "7": make_dicom(literal(), SV1, **WINDOWS),
+            "6": lossless,
+            "2": film,
+            "wrong": make_dicom(literal(), SV1, Rows=6),
+        },
+    )
     return [*files, ("gone", tmp_path / "gone.dcm")]
 
 
@@ -41,16 +51,20 @@ def test_files_and_failures_keep_the_order_given(mixed: list[tuple[str, Path]]) 
     found = survey(mixed)
     assert [file.image_id for file in found.files] == ["9", "3", "8", "1", "7", "6", "2"]
     assert [(bad.image_id, bad.stage) for bad in found.failures] == [
-        ("text", "header"), ("cut", "header"), ("wrong", "decode"), ("gone", "header"),
-    ]  # fmt: skip
+        ("text", "header"),
+        ("cut", "header"),
+        ("wrong", "decode"),
+        ("gone", "header"),
+    ]
     assert [file.size for file in found.files] == [path.stat().st_size for _, path in mixed if path.stem.isdigit()]
 
 
 def test_examples_are_good_files_spread_over_their_group(mixed: list[tuple[str, Path]]) -> None:
     found = survey(mixed)
     assert {group: [name for name, _ in files] for group, files in found.examples(2).items()} == {
-        TWELVE: ["8", "6"], FILM: ["3", "2"],
-    }  # fmt: skip
+        TWELVE: ["8", "6"],
+        FILM: ["3", "2"],
+    }
     assert [name for name, _ in found.examples(9)[TWELVE]] == ["9", "8", "7", "6"]
     assert found.examples(1)[FILM] == [("1", mixed[4][1])]
 

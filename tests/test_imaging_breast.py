@@ -38,8 +38,12 @@ def find_breast(gray: np.ndarray) -> Box | None:
 
 def close(found: Box | None, expected: Box = TRUE_BOX, slack: int = 8) -> bool:
     assert found is not None
-    sides = [found.top - expected.top, found.left - expected.left, found.bottom - expected.bottom,
-             found.right - expected.right]  # fmt: skip
+    sides = [
+        found.top - expected.top,
+        found.left - expected.left,
+        found.bottom - expected.bottom,
+        found.right - expected.right,
+    ]
     return max(map(abs, sides)) <= slack and found.flip == expected.flip
 
 
@@ -97,8 +101,11 @@ def views() -> dict[str, np.ndarray]:
     """Breasts in a thumbnail of 416 x 320: two views from above, one oblique with the pectoral muscle."""
     y, x = np.mgrid[:416, :320]
     oblique = (np.hypot((y - 230) / 150, x / 190) < 1) | (x / 170 + y / 330 < 1)
-    return {"large": np.hypot((y - 208) / 150, x / 200) < 1, "small": np.hypot((y - 240) / 90, x / 70) < 1,
-            "oblique": oblique}  # fmt: skip
+    return {
+        "large": np.hypot((y - 208) / 150, x / 200) < 1,
+        "small": np.hypot((y - 240) / 90, x / 70) < 1,
+        "oblique": oblique,
+    }
 
 
 @pytest.mark.parametrize("wall", ["left", "right"])
@@ -225,13 +232,15 @@ def films() -> list[dict]:
         areas = stats[:, cv2.CC_STAT_AREA]
         odd = [k for k in np.flatnonzero(areas > 40) if k not in (0, 1 + int(np.argmax(areas[1:])))]
         bright = [where for k in odd if gray[where := labels == k].mean() > 180]
-        found.append({
-            "image_id": row["image_id"],
-            "wall": box is not None and box.flip == (row["chest_wall_side"] == "right"),
-            "pieces": len(bright),
-            "pixels": sum(int(where.sum()) for where in bright),
-            "kept": sum(int((weight[where] > 0).sum()) for where in bright),
-        })  # fmt: skip
+        found.append(
+            {
+                "image_id": row["image_id"],
+                "wall": box is not None and box.flip == (row["chest_wall_side"] == "right"),
+                "pieces": len(bright),
+                "pixels": sum(int(where.sum()) for where in bright),
+                "kept": sum(int((weight[where] > 0).sum()) for where in bright),
+            }
+        )
     return found
 
 

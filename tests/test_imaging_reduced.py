@@ -55,10 +55,19 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, object]]:
 
 
 # The box is about 1208 rows high and 550 columns wide.
-@pytest.mark.parametrize(("size", "reduce"), [
-    ((2000, 1200), 0), ((1000, 600), 0), ((610, 600), 0), ((590, 600), 1),
-    ((590, 150), 1), ((590, 130), 2), ((290, 600), 2), ((64, 32), 2),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("size", "reduce"),
+    [
+        ((2000, 1200), 0),
+        ((1000, 600), 0),
+        ((610, 600), 0),
+        ((590, 600), 1),
+        ((590, 150), 1),
+        ((590, 130), 2),
+        ((290, 600), 2),
+        ((64, 32), 2),
+    ],
+)
 def test_every_row_of_the_image_has_a_row_to_come_from(
     tmp_path: Path, asked: list[tuple[int, object]], size: tuple[int, int], reduce: int
 ) -> None:

@@ -8,22 +8,17 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from dicom_files import EXPLICIT, J2K, SV1, make_dicom
+from dicom_files import EXPLICIT, J2K, SV1, framed, make_dicom
 from realdata import realdata
 
 from rsna_kit.config import ImageConfig
 from rsna_kit.dicom.decode import decode
-from rsna_kit.dicom.frame import EncodedFrame, LookupTable, read_frame
+from rsna_kit.dicom.frame import LookupTable, read_frame
 from rsna_kit.imaging.breast import Box
 from rsna_kit.imaging.render import Rendered, encode_picture, read_image, render
 from rsna_kit.imaging.window import tones
 from rsna_kit.runtime.errors import DecodeError, HeaderError, RenderError
 
-FRAME = EncodedFrame(
-    image_id="77", path=None, transfer_syntax=EXPLICIT, codestream=b"", rows=80, columns=60, bits_allocated=16,
-    bits_stored=12, signed=False, photometric="MONOCHROME2", windows=((2048.0, 4096.0),), voi_function="LINEAR",
-    voi_luts=(), modality_lut=None, slope=1.0, intercept=0.0, padding=None,
-)  # fmt: skip
 EXACT = ImageConfig(height=80, width=60, margin=0.0)
 
 
@@ -32,10 +27,6 @@ def block(value: int = 2048, air: int = 0) -> np.ndarray:
     pixels = np.full((80, 60), air, dtype=np.uint16)
     pixels[20:60, :30] = value
     return pixels
-
-
-def framed(pixels: np.ndarray, **facts: object) -> EncodedFrame:
-    return dataclasses.replace(FRAME, rows=pixels.shape[0], columns=pixels.shape[1], **facts)
 
 
 def shown(pixels: np.ndarray, image: ImageConfig = EXACT, **facts: object) -> Rendered:
@@ -82,12 +73,21 @@ def test_monochrome1_air_becomes_zero_and_tones_are_inverted_once() -> None:
     assert (image[:, 40:] == 0).all()  # 1 - sigmoid(3044) alone would leave 3
 
 
-@pytest.mark.parametrize(("air", "facts"), [
-    (3044, {"photometric": "MONOCHROME1", "windows": ((1802.31, 1091.97),), "voi_function": "SIGMOID"}),  # 2.7 of 255
-    (700, {"windows": ((1802.0, 1091.0),), "voi_function": "SIGMOID"}),  # 4.4
-    (200, {}),  # fog: 12.5
-    (0, {"windows": (), "voi_luts": (LookupTable(0, 12, np.linspace(50, 4095, 4096).round().astype(np.uint16)),)}),  # 3
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("air", "facts"),
+    [
+        (
+            3044,
+            {"photometric": "MONOCHROME1", "windows": ((1802.31, 1091.97),), "voi_function": "SIGMOID"},
+        ),  # 2.7 of 255
+        (700, {"windows": ((1802.0, 1091.0),), "voi_function": "SIGMOID"}),  # 4.4
+        (200, {}),  # fog: 12.5
+        (
+            0,
+            {"windows": (), "voi_luts": (LookupTable(0, 12, np.linspace(50, 4095, 4096).round().astype(np.uint16)),)},
+        ),  # 3
+    ],
+)
 def test_air_is_zero_beside_the_breast_whatever_makes_the_tones(air: int, facts: dict) -> None:
     """And what is four times as bright, or brighter, is what it was."""
     y, x = np.mgrid[:400, :300]
@@ -221,7 +221,7 @@ def test_specks_in_the_air_are_no_breast() -> None:
 @pytest.mark.parametrize("pixels", [block().astype(np.int32), block()[None]])
 def test_pixels_of_another_kind_are_refused(pixels: np.ndarray) -> None:
     with pytest.raises(RenderError, match=r"expected uint16 \(80, 60\)"):
-        render(pixels, FRAME, EXACT)
+        render(pixels, framed(block()), EXACT)
 
 
 @pytest.mark.parametrize("syntax", [EXPLICIT, SV1, J2K])

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 
 import numpy as np
 import pytest
+from dicom_files import framed as frame_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from realdata import realdata
@@ -25,16 +25,11 @@ from rsna_kit.imaging.window import (
     value_range,
 )
 
-FRAME = EncodedFrame(
-    image_id="77", path=None, transfer_syntax="1.2.840.10008.1.2.1", codestream=b"", rows=1, columns=5,
-    bits_allocated=16, bits_stored=12, signed=False, photometric="MONOCHROME2", windows=((2048.0, 4096.0),),
-    voi_function="LINEAR", voi_luts=(), modality_lut=None, slope=1.0, intercept=0.0, padding=None,
-)  # fmt: skip
 FIVE = np.array([[0, 1, 2048, 4094, 4095]], dtype=np.uint16)
 
 
 def framed(**facts: object) -> EncodedFrame:
-    return dataclasses.replace(FRAME, **facts)
+    return frame_of(FIVE, **facts)
 
 
 def table(first: int, bits: int, *entries: int) -> LookupTable:

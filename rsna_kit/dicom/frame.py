@@ -1,6 +1,6 @@
 """A DICOM file → `EncodedFrame`: what the header says and the bytes of its one frame, nothing decoded.
 
-Door 2. `read_frame` reads all of a file, `read_head` only what tells how it is coded. The transfer syntax is
+`read_frame` reads all of a file, `read_head` only what tells how it is coded. The transfer syntax is
 the literal UID, because libraries have renamed their constants (pydicom 3 moved `JPEGLossless` from …4.70 to …4.57).
 Not covered: several frames, colour, float pixels.
 """
@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rsna_kit.dicom.codestream import StreamError, StreamFacts, check_packets, kind_of, read_facts
+from rsna_kit.dicom.codestream import StreamError, StreamFacts, kind_of, read_facts
 from rsna_kit.dicom.elements import (
     EXPLICIT_BIG_ENDIAN,
     NATIVE_UIDS,
@@ -40,7 +40,7 @@ _STREAM_LOOKS = (2**12, 2**16, 2**20, 2**24)
 
 @dataclass(frozen=True)
 class EncodedFrame:
-    """One monochrome frame as it lies in its file (door 2)."""
+    """One monochrome frame as it lies in its file."""
 
     image_id: str
     path: Path | None
@@ -216,8 +216,6 @@ def check_stream(frame: EncodedFrame, beginning: bytes | None = None) -> StreamF
         # A Huffman code has at least one bit, so fewer bits than pixels means that most of the frame is missing.
         if whole and facts.predictor is not None and 8 * len(codestream) < frame.rows * frame.columns:
             raise StreamError(f"has {len(codestream)} bytes for {frame.rows * frame.columns} pixels: cut short")
-        if whole and jpeg2000:
-            check_packets(codestream)
     except StreamError as error:
         raise DecodeError(f"{frame.where}: the codestream of {uid} {error}. {error.advice}") from error
     return facts
