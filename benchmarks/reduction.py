@@ -14,7 +14,7 @@ import argparse
 import multiprocessing
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -48,8 +48,6 @@ BITS = {2776: 12, 4096: 12, 5355: 16}  # of the competition's .90 machine with s
 LEAST_ROWS = 1000  # of a real picture
 MODALITIES = ("MG", "DX", "CR", "RG")
 WAYS = ("reduced", "linear", "area")
-CROP, ZOOM, GAIN = 96, 3, 8  # of the drawing: pixels, enlargement, times the difference
-DRAWN = ((2776, (1024, 512)), (4096, (1536, 768)), (5355, (1536, 768)), (5355, (1024, 512)))
 
 
 class Recorder(Pyramid):
@@ -185,9 +183,16 @@ def real_files(folder: Path, events: Events) -> list[Path]:
             continue
         windows = tuple(((c - frame.intercept) / frame.slope, width / frame.slope) for c, width in frame.windows)
         facts = DicomFacts(
-            patient_id="real", image_id=path.stem, laterality="L", transfer_syntax=JPEG2000, windows=windows,
-            bits_stored=frame.bits_stored, photometric=frame.photometric, voi_function=frame.voi_function, padding=None,
-        )  # fmt: skip
+            patient_id="real",
+            image_id=path.stem,
+            laterality="L",
+            transfer_syntax=JPEG2000,
+            windows=windows,
+            bits_stored=frame.bits_stored,
+            photometric=frame.photometric,
+            voi_function=frame.voi_function,
+            padding=None,
+        )
         found[matrix] = folder / "real" / f"{path.stem}.dcm"
         write_dicom(found[matrix], pixels, facts)
     return list(found.values())
@@ -215,9 +220,12 @@ def measure(group: str, file: File, twin: File | None, target: tuple[int, int]) 
     """One file at one target: reduction, distances of every way from exact, contrast kept when there is a twin."""
     exact, pictures, halvings = file.images(target)
     row: dict[str, Any] = {
-        "group": group, "file": file.frame.image_id, "target": "{}x{}".format(*target), "reduction": halvings,
+        "group": group,
+        "file": file.frame.image_id,
+        "target": "{}x{}".format(*target),
+        "reduction": halvings,
         "identical": bool(np.array_equal(pictures["reduced"], exact)),
-    }  # fmt: skip
+    }
     row |= {way: distance(pictures[way], exact) for way in WAYS}
     if twin is not None:
         exact_without, without, _ = twin.images(target)
@@ -245,57 +253,13 @@ def table(rows: list[dict[str, Any]]) -> Iterator[str]:
         yield f"{line}{np.mean([row['area']['mad'] for row in part]):6.2f}"
 
 
-def draw(cases: Iterable[Case], folder: Path, path: Path) -> None:
-    """Crops of a cluster and of tissue: exact, reduced, and eight times the differences."""
-    strips = []
-    for rows, target in DRAWN:
-        case = next(case for case in cases if case.detector.rows == rows)
-        exact, pictures, halvings = File(case.path(folder)).images(target)
-        without = File(replace(case, cluster=False).path(folder)).images(target)[0]
-        spot = cv2.GaussianBlur(np.abs(exact.astype(np.float32) - without), (0, 0), 8)
-        name = f"{rows} rows to {target[0]}x{target[1]}, r = {halvings}"
-        places = (("cluster", spot), ("tissue", _tissue(exact, spot)))
-        strips.append(np.hstack([_strip(exact, pictures, place, f"{name}: {what}") for what, place in places]))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    cv2.imwrite(str(path), np.vstack(strips))
-
-
-def _tissue(exact: np.ndarray, spot: np.ndarray) -> np.ndarray:
-    """Local contrast of the breast, away from its edge and from the cluster."""
-    values = exact.astype(np.float32)
-    spread = cv2.blur(values * values, (CROP, CROP)) - cv2.blur(values, (CROP, CROP)) ** 2
-    inside = cv2.erode((exact > 0).astype(np.uint8), np.ones((CROP, CROP), np.uint8))
-    return np.where((inside > 0) & (spot < 0.02 * spot.max()), spread, 0)
-
-
-def _strip(exact: np.ndarray, pictures: dict[str, np.ndarray], place: np.ndarray, name: str) -> np.ndarray:
-    """Four crops around the maximum of `place`, side by side under their names."""
-    spot = np.array(np.unravel_index(int(place.argmax()), place.shape))
-    top, left = np.clip(spot - CROP // 2, 0, np.array(exact.shape) - CROP)
-    part = np.s_[top : top + CROP, left : left + CROP]
-    crop = exact[part].astype(np.float64)
-    low, high = crop.min(), max(crop.max(), crop.min() + 1)
-    tiles = []
-    for title, values in (
-        ("exact", (crop - low) / (high - low) * 255),
-        ("reduced", (pictures["reduced"][part] - low) / (high - low) * 255),
-        (f"(reduced - exact) x {GAIN}", 128 + GAIN * (pictures["reduced"][part] - crop)),
-        (f"(INTER_LINEAR - exact) x {GAIN}", 128 + GAIN * (pictures["linear"][part] - crop)),
-    ):
-        tile = np.clip(np.rint(values), 0, 255).astype(np.uint8)
-        tile = cv2.resize(tile, None, fx=ZOOM, fy=ZOOM, interpolation=cv2.INTER_NEAREST)
-        tile = cv2.copyMakeBorder(tile, 40, 4, 4, 4, cv2.BORDER_CONSTANT, value=255)
-        for line, text in enumerate((name, title)):
-            cv2.putText(tile, text, (6, 15 + 18 * line), cv2.FONT_HERSHEY_SIMPLEX, 0.42, 0, 1, cv2.LINE_AA)
-        tiles.append(tile)
-    return np.hstack(tiles)
-
-
 def main() -> int:
-    """Make the files, measure, print, draw."""
+    """Make the files, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--files", type=Path, default=Path("build/reduction-files"), help="made once, used again")
-    parser.add_argument("--out", type=Path, default=Path("build/reduction.json"), help="JSON; a PNG is drawn beside it")
+    parser.add_argument(
+        "--out", type=Path, default=Path("build/reduction.json"), help="every row of the table, as JSON"
+    )
     options = parser.parse_args()
     events = Events()
     cases, real = phantom_cases(options.files, events), real_files(options.files, events)
@@ -312,7 +276,6 @@ def main() -> int:
                 progress.advance()
     print(*table(sorted(rows, key=lambda row: row["target"].zfill(9))), sep="\n")
     write_json(options.out, {"targets": TARGETS, "women": WOMEN, "rows": rows})
-    draw(cases, options.files, options.out.with_suffix(".png"))
     return 0
 
 

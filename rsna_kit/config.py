@@ -29,7 +29,6 @@ class ImageConfig:
     height: int = 1536  # rows of the image; a T4 trains ConvNeXt-Tiny at this size
     width: int = 768
     voi: str = "window"  # "window": VOI window by its function; "lut": VOI LUT Sequence if there is one; "minmax"
-    window_index: int = 0  # which of several windows; the 2023 solutions all took the first
     margin: float = 0.01  # added around the breast box, as a share of its longer side
     decode: str = "reduced"  # "reduced": JPEG 2000 at the resolution the image needs; "exact": every pixel, averaged
 
@@ -40,13 +39,12 @@ class ImageConfig:
 class DecodeConfig:
     """Who decodes. Nothing here changes the bytes of an image."""
 
-    workers: int = 0  # threads, processes or cluster tasks at once; 0 means one per core (of the whole cluster)
-    backend: str = "threads"  # "threads", "processes" (joblib's loky) or "dask" (past one machine)
+    workers: int = 0  # threads or cluster tasks at once; 0 means one per core (of the whole cluster)
+    backend: str = "threads"  # "threads", or "dask": past one machine
     scheduler: str = ""  # address of a Dask scheduler; empty: a cluster on this machine
     gpus: str = "none"  # "all": every GPU decodes beside the threads (DALI; not yet measured on one), or "none"
-    proof_files: int = 2  # files of each kind that two decoders must agree on first; 0 believes them unproven
 
-    choices = {"backend": ("threads", "processes", "dask"), "gpus": ("none", "all")}  # noqa: RUF012
+    choices = {"backend": ("threads", "dask"), "gpus": ("none", "all")}  # noqa: RUF012
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ hold what the competition's files hold and no more: no Modality, no SOP Class, n
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import struct
 from collections.abc import Callable
@@ -13,9 +14,13 @@ from typing import Any
 
 import imagecodecs
 import numpy as np
+import pytest
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate
 from pydicom.uid import UID
+
+from rsna_kit.dicom.decoders import DECODERS
+from rsna_kit.dicom.frame import EncodedFrame
 
 IMPLICIT, EXPLICIT, BIG_ENDIAN = "1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2"
 DEFLATED = "1.2.840.10008.1.2.1.99"
@@ -103,3 +108,21 @@ def _rle(pixels: np.ndarray) -> bytes:
         segments.append(runs + b"\x80" * (len(runs) % 2))
     offsets = [64 + sum(map(len, segments[:k])) for k in range(len(segments))]
     return struct.pack("<16I", len(segments), *offsets, *[0] * (15 - len(segments))) + b"".join(segments)
+
+
+def stand_in(monkeypatch: pytest.MonkeyPatch, **answers: Callable[[EncodedFrame], Any] | None) -> None:
+    """Let decoders, by name, answer with a function of this process; None for one that is not installed."""
+    for name, answer in answers.items():
+        absent = "not installed" if answer is None else ""
+        decoder = dataclasses.replace(DECODERS[name], apart=False, absence=lambda uid, said=absent: said)
+        monkeypatch.setitem(DECODERS, name, dataclasses.replace(decoder, decode=answer or decoder.decode))
+
+
+def framed(pixels: np.ndarray, **facts: Any) -> EncodedFrame:
+    """What `read_frame` gives for unsigned pixels of 12 bits with one window, and a header of these facts."""
+    plain: dict[str, Any] = {"modality_lut": None, "slope": 1.0, "intercept": 0.0, "padding": None, "voi_luts": ()}
+    plain |= {"signed": False, "photometric": "MONOCHROME2", "windows": ((2048.0, 4096.0),), "voi_function": "LINEAR"}
+    plain |= {"image_id": "77", "path": None, "transfer_syntax": EXPLICIT, "codestream": b"", "bits_stored": 12}
+    return EncodedFrame(
+        rows=pixels.shape[0], columns=pixels.shape[1], bits_allocated=_depth(pixels), **{**plain, **facts}
+    )

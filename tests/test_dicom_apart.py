@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import multiprocessing
+import importlib
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -13,22 +12,21 @@ import textwrap
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
 from dicom_files import SV1, literal, make_dicom
 from waiting import wait_until
 
-from rsna_kit.dicom import apart, backend_dicomsdl
+from rsna_kit.dicom import apart
 from rsna_kit.dicom.apart import decode_apart
+from rsna_kit.dicom.decoders import decode_dicomsdl
 from rsna_kit.dicom.frame import EncodedFrame, read_frame
 from rsna_kit.runtime.hardware import cpu_count
 
 BACKENDS = {
     "pid": "return np.array([[os.getpid()]])",
     "segfault": "ctypes.string_at(0)",
-    "second_time": "CALLS.append(1)\n    if len(CALLS) > 1: ctypes.string_at(0)\n    return np.array([[os.getpid()]])",
     "hang_second_time": "CALLS.append(1)\n    if len(CALLS) > 1: ctypes.CDLL(None).pause()\n    "
     "return np.array([[os.getpid()]])",
     "nap": "time.sleep(0.2)\n    return np.array([[os.getpid()]])",
@@ -38,9 +36,9 @@ BACKENDS = {
     "return np.array([[7]])",
     "echo": "return np.frombuffer(frame.codestream, np.uint8).reshape(1, -1)",
     "big_endian": "return np.array([[1, 2], [3, 258]], '>u2').T",
-    "limits": "import resource\n    return np.array([resource.getrlimit(resource.RLIMIT_AS)])",
     "quiet_exit": "raise SystemExit",
 }
+Decode = Callable[[EncodedFrame], np.ndarray]
 IMPORTS = "import ctypes, os, time\nimport numpy as np\nCALLS = []"
 
 
@@ -51,7 +49,7 @@ def frame(tmp_path: Path) -> EncodedFrame:
 
 
 @pytest.fixture
-def backend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], ModuleType]]:
+def backend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Decode]]:
     """Backends made for the test, importable here and therefore in the children."""
     folder = tmp_path / "backends"
     folder.mkdir()
@@ -59,7 +57,7 @@ def backend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callabl
         (folder / f"apart_{name}.py").write_text(f"{IMPORTS}\n\ndef decode(frame):\n    {body}\n")
     monkeypatch.syspath_prepend(folder)
     apart._end_all()  # a child that another test left behind has imported that test's modules
-    yield lambda name: ModuleType(f"apart_{name}")
+    yield lambda name: importlib.import_module(f"apart_{name}").decode
     apart._end_all()
 
 
@@ -71,11 +69,11 @@ def alive(pid: int) -> bool:
         return False
 
 
-def test_a_child_serves_many_frames(frame: EncodedFrame, backend: Callable[[str], ModuleType]) -> None:
+def test_a_child_serves_many_frames(frame: EncodedFrame, backend: Callable[[str], Decode]) -> None:
     first = decode_apart(backend("pid"), frame)
     assert first.tolist() == [[next(iter(apart._children)).process.pid]]
     assert first[0, 0] != os.getpid()
-    assert np.array_equal(decode_apart(backend_dicomsdl, frame), literal())
+    assert np.array_equal(decode_apart(decode_dicomsdl, frame), literal())
     assert decode_apart(backend("pid"), frame).tolist() == first.tolist()
 
 
@@ -84,7 +82,6 @@ def test_a_child_serves_many_frames(frame: EncodedFrame, backend: Callable[[str]
     [
         ("segfault", r"^crashed \(SIGSEGV\)$", False),
         ("segfault", r"^crashed \(SIGSEGV\)$", True),
-        ("hang", r"^gave nothing within 2 s$", False),
         ("hang", r"^gave nothing within 2 s$", True),
         ("greedy", "allocate", False),
         ("quiet_exit", r"^ended with exit code 0: $", True),
@@ -92,7 +89,7 @@ def test_a_child_serves_many_frames(frame: EncodedFrame, backend: Callable[[str]
 )
 def test_a_child_that_failed_is_replaced(
     frame: EncodedFrame,
-    backend: Callable[[str], ModuleType],
+    backend: Callable[[str], Decode],
     monkeypatch: pytest.MonkeyPatch,
     name: str,
     said: str,
@@ -109,17 +106,8 @@ def test_a_child_that_failed_is_replaced(
     assert not alive(before)
 
 
-def test_what_one_frame_did_to_a_child_does_not_cost_the_next_one(
-    frame: EncodedFrame, backend: Callable[[str], ModuleType]
-) -> None:
-    """A decoder with a damaged heap dies of a later, healthy frame: a fresh child is asked before that is believed."""
-    pids = [decode_apart(backend("second_time"), frame)[0, 0] for _ in range(3)]
-    assert len(set(pids)) == 3
-    assert [alive(pid) for pid in pids] == [False, False, True]
-
-
 def test_a_hang_of_a_used_child_does_not_cost_the_next_frame(
-    frame: EncodedFrame, backend: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch
+    frame: EncodedFrame, backend: Callable[[str], Decode], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A damaged heap may hang as well as crash."""
     monkeypatch.setattr(apart, "_PATIENCE_S", 4)
@@ -127,25 +115,14 @@ def test_a_hang_of_a_used_child_does_not_cost_the_next_frame(
     assert [alive(pid) for pid in pids] == [False, True]
 
 
-def test_a_child_that_was_killed_while_idle_is_replaced(
-    frame: EncodedFrame, backend: Callable[[str], ModuleType]
-) -> None:
+def test_a_child_that_was_killed_while_idle_is_replaced(frame: EncodedFrame, backend: Callable[[str], Decode]) -> None:
     first = decode_apart(backend("pid"), frame)[0, 0]
     os.kill(first, signal.SIGKILL)
     assert wait_until(lambda: not alive(first))
     assert decode_apart(backend("pid"), frame)[0, 0] != first
 
 
-def test_what_a_library_prints_reaches_nobody(
-    frame: EncodedFrame, backend: Callable[[str], ModuleType], capfd: pytest.CaptureFixture[str]
-) -> None:
-    assert [decode_apart(backend("chatty"), frame).tolist() for _ in range(3)] == [[[7]]] * 3
-    assert capfd.readouterr() == ("", "")
-
-
-def test_bytes_types_and_shapes_come_back_as_they_are(
-    frame: EncodedFrame, backend: Callable[[str], ModuleType]
-) -> None:
+def test_bytes_types_and_shapes_come_back_as_they_are(frame: EncodedFrame, backend: Callable[[str], Decode]) -> None:
     stream = np.random.default_rng(0).bytes(9_000_001)  # more than any buffer of a socket
     echoed = decode_apart(backend("echo"), dataclasses.replace(frame, codestream=stream))
     assert echoed.shape == (1, 9_000_001)
@@ -156,16 +133,8 @@ def test_bytes_types_and_shapes_come_back_as_they_are(
     assert decode_apart(backend("echo"), dataclasses.replace(frame, codestream=b"")).shape == (1, 0)
 
 
-def test_a_child_has_at_most_eight_gib_and_never_more_than_its_parent(
-    frame: EncodedFrame, backend: Callable[[str], ModuleType]
-) -> None:
-    hard = resource.getrlimit(resource.RLIMIT_AS)[1]
-    expected = 8 * 2**30 if hard == resource.RLIM_INFINITY else min(8 * 2**30, hard)
-    assert decode_apart(backend("limits"), frame).tolist() == [[expected, expected]]
-
-
 def test_many_threads_share_as_many_children_as_there_are_cores(
-    frame: EncodedFrame, backend: Callable[[str], ModuleType]
+    frame: EncodedFrame, backend: Callable[[str], Decode]
 ) -> None:
     """More threads than children, good and bad requests mixed: every one gets its own answer, and all end."""
 
@@ -178,15 +147,15 @@ def test_many_threads_share_as_many_children_as_there_are_cores(
         return decode_apart(backend("echo"), dataclasses.replace(frame, codestream=stream)).tobytes() == stream
 
     with ThreadPoolExecutor(3 * cpu_count()) as pool:
-        answers = list(pool.map(ask, range(8 * cpu_count())))
+        answers = list(pool.map(ask, range(4 * cpu_count())))
         pids = set(pool.map(lambda _: int(decode_apart(backend("nap"), frame)[0, 0]), range(4 * cpu_count())))
-    assert answers == [None if number % 8 == 3 else True for number in range(8 * cpu_count())]
+    assert answers == [None if number % 8 == 3 else True for number in range(4 * cpu_count())]
     assert len(pids) <= cpu_count()
     assert len(apart._children) <= cpu_count()
 
 
 def test_an_interrupted_request_does_not_answer_the_next_one(
-    frame: EncodedFrame, backend: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch
+    frame: EncodedFrame, backend: Callable[[str], Decode], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
@@ -200,16 +169,15 @@ def test_an_interrupted_request_does_not_answer_the_next_one(
 
 
 PARENT = """
-import os, sys, time, signal, threading
+import importlib, os, sys, time, signal, threading
 from pathlib import Path
-from types import ModuleType
 from rsna_kit.dicom import apart
 from rsna_kit.dicom.frame import read_frame
 
 frame = read_frame(Path(sys.argv[1]))
 
 def ask(name="pid"):
-    return int(apart.decode_apart(ModuleType(f"apart_{name}"), frame)[0, 0])
+    return int(apart.decode_apart(importlib.import_module(f"apart_{name}").decode, frame)[0, 0])
 """
 
 
@@ -217,18 +185,19 @@ def parent(frame: EncodedFrame, script: str) -> subprocess.Popen[str]:
     """A Python that runs `script`; every warning is an error and every leak is told."""
     return subprocess.Popen(
         [sys.executable, "-X", "dev", "-W", "error", "-c", PARENT + textwrap.dedent(script), str(frame.path)],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.usefixtures("backend")
 @pytest.mark.parametrize(
     "end",
-    ["", "raise SystemExit(3)", "os._exit(3)", "os.kill(os.getpid(), signal.SIGKILL)",
-     "os.kill(os.getpid(), signal.SIGINT)"],
-    ids=["end", "exit", "_exit", "killed", "interrupt"],
-)  # fmt: skip
+    ["", "os._exit(3)", "os.kill(os.getpid(), signal.SIGKILL)", "os.kill(os.getpid(), signal.SIGINT)"],
+    ids=["end", "_exit", "killed", "interrupt"],
+)
 def test_children_end_with_their_parent(frame: EncodedFrame, end: str) -> None:
     out, err = parent(frame, f"print(ask(), flush=True)\n{end}").communicate(timeout=60)
     assert wait_until(lambda: not alive(int(out)))
@@ -290,20 +259,3 @@ def test_a_forked_process_has_children_of_its_own(frame: EncodedFrame) -> None:
     assert (first, own) == (again, own_again)
     assert first != own
     assert not alive(own)
-
-
-def work(path: str) -> list[int]:
-    frame = read_frame(Path(path))
-    return [int(decode_apart(ModuleType("apart_pid"), frame)[0, 0]) for _ in range(2)]
-
-
-@pytest.mark.usefixtures("backend")
-@pytest.mark.parametrize("method", ["spawn", "forkserver"])
-def test_worker_processes_have_children_of_their_own(frame: EncodedFrame, method: str) -> None:
-    with multiprocessing.get_context(method).Pool(2) as pool:
-        answers = pool.map(work, [str(frame.path)] * 4, chunksize=1)
-        assert all(first == second for first, second in answers)
-        assert all(alive(first) for first, _ in answers)
-        pool.close()
-        pool.join()
-    assert wait_until(lambda: not any(alive(first) for first, _ in answers))

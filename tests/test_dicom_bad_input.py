@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import struct
-import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,14 +21,11 @@ from test_dicom_pyramid import jpeg2000, textured
 from test_imaging_reduced import breast, off
 
 from rsna_kit.config import ImageConfig
-from rsna_kit.dicom import openjpeg
 from rsna_kit.dicom.codestream import read_facts
 from rsna_kit.dicom.decode import decode, decode_with
 from rsna_kit.dicom.frame import EncodedFrame, read_frame, read_head
 from rsna_kit.dicom.pyramid import Pyramid
-from rsna_kit.imaging import stream as streaming
 from rsna_kit.imaging.render import read_image, render
-from rsna_kit.imaging.stream import ImageStream
 from rsna_kit.runtime.errors import DecodeError, HeaderError
 
 SMALL = ImageConfig(height=64, width=32)
@@ -73,18 +69,6 @@ def judges(path: Path) -> list[np.ndarray]:
 
 
 @pytest.mark.parametrize("share", [0.01, 0.5, 0.99])
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_codestream_that_is_cut_says_so(tmp_path: Path, kind: str, share: float) -> None:
-    syntax, encoder = KINDS[kind]
-    stream = encoder(textured(40, 30))
-    frame = frame_of(tmp_path, textured(40, 30), syntax, stream[: int(share * len(stream))])
-    with pytest.raises(DecodeError, match=r"cut short|end inside the stream's head") as caught:
-        decode(frame)
-    assert "77.dcm" in str(caught.value)
-    assert "Copy the file again" in str(caught.value)
-
-
-@pytest.mark.parametrize("share", [0.01, 0.5, 0.99])
 def test_native_pixels_that_are_cut_say_how_many_are_left(tmp_path: Path, share: float) -> None:
     pixels = textured(40, 30)
     content = make_dicom(pixels, EXPLICIT)
@@ -114,7 +98,7 @@ def without_middle(stream: bytes, share: float, head: int) -> bytes:
     return stream[: head + int(share * (len(stream) - head - 2))] + stream[-2:]
 
 
-@pytest.mark.parametrize("share", [0.01, 0.5, 0.99])
+@pytest.mark.parametrize("share", [0.5])
 @pytest.mark.parametrize("kind", [".80", ".90 bare", ".90 in boxes", "without a length"])
 def test_a_stream_without_its_middle_is_refused_though_it_ends_well(tmp_path: Path, kind: str, share: float) -> None:
     """Tile-parts state their length; one that states none (Psot 0) lasts to the end, and its packets tell."""
@@ -133,8 +117,8 @@ def test_a_stream_without_its_middle_is_refused_though_it_ends_well(tmp_path: Pa
         Pyramid(frame).halved(1) if syntax == J2K else decode(frame)
 
 
-@pytest.mark.parametrize("share", [0.3, 0.5, 0.9])
-@pytest.mark.parametrize("precision", [12, 16])
+@pytest.mark.parametrize("share", [0.3, 0.9])
+@pytest.mark.parametrize("precision", [12])
 @pytest.mark.parametrize("predictor", [1, 6])
 def test_lossless_jpeg_without_its_middle_is_refused_though_it_ends_well(
     tmp_path: Path, predictor: int, precision: int, share: float
@@ -151,34 +135,13 @@ def test_lossless_jpeg_without_its_middle_is_refused_though_it_ends_well(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("size", [(39, 30), (41, 30), (40, 29), (40, 31), (30, 40)])
+@pytest.mark.parametrize("size", [(39, 30), (40, 31)])
 def test_another_size_than_the_header_says_is_refused(tmp_path: Path, kind: str, size: tuple[int, int]) -> None:
     syntax, encoder = KINDS[kind]
     pixels = textured(40, 30)
     frame = frame_of(tmp_path, pixels, syntax, encoder(pixels), Rows=size[0], Columns=size[1])
     with pytest.raises(DecodeError, match=f"holds 40 x 30 pixels, expected the header's {size[0]} x {size[1]}"):
         decode(frame)
-
-
-@pytest.mark.parametrize(("rows", "said"), [(39, "2400 bytes, expected 2340"), (41, "expected 2460 bytes")])
-def test_native_pixels_of_another_size_are_refused(tmp_path: Path, rows: int, said: str) -> None:
-    with pytest.raises(HeaderError, match=said):
-        frame_of(tmp_path, textured(40, 30), EXPLICIT, Rows=rows)
-
-
-@pytest.mark.parametrize("header", ["signed", "unsigned"])
-@pytest.mark.parametrize("stream", ["signed", "unsigned"])
-def test_the_header_decides_about_the_sign(tmp_path: Path, header: str, stream: str) -> None:
-    """The 12 bits are kept; the header says what they mean."""
-    values = textured(40, 30).astype(np.int16) - 2048
-    bits = (values & 0xFFF).astype(np.uint16)
-    coded = imagecodecs.jpeg2k_encode(
-        values if stream == "signed" else bits, reversible=True, codecformat="j2k", resolutions=2
-    )
-    pixels = decode(frame_of(tmp_path, values if header == "signed" else bits, J2K, coded))
-    assert np.array_equal(
-        pixels.view(np.int16) if header == "signed" else pixels, values if header == "signed" else bits
-    )
 
 
 @pytest.mark.parametrize("stored", [9, 11, 12, 13, 16])
@@ -197,21 +160,6 @@ def test_more_bits_stored_than_coded_are_fine_and_fewer_are_the_streams(tmp_path
     else:
         with pytest.raises(DecodeError, match=f"largest value of 4095, expected at most {2**stored - 1}"):
             decode(frame)
-
-
-@pytest.mark.parametrize("kind", [".70", ".90 bare"])
-def test_a_stream_deeper_than_what_is_allocated_is_refused(tmp_path: Path, kind: str) -> None:
-    syntax, encoder = KINDS[kind]
-    frame = frame_of(tmp_path, textured(40, 30).astype(np.uint8), syntax, encoder(textured(40, 30)))
-    with pytest.raises(DecodeError, match=r"components of 1[26] bits, expected 1 of at most the 8 bits allocated"):
-        decode(frame)
-
-
-@pytest.mark.parametrize("syntax", [LOSSLESS, SV1, JPEG_LS, J2K])
-def test_eight_bits_coded_where_sixteen_are_allocated(tmp_path: Path, syntax: str) -> None:
-    pixels = (textured(40, 30) >> 4).astype(np.uint8)
-    frame = frame_of(tmp_path, pixels.astype(np.uint16), syntax, encode(pixels, syntax), BitsStored=8)
-    assert np.array_equal(decode(frame), pixels)
 
 
 @pytest.mark.parametrize("syntax", [LOSSLESS, SV1, JPEG_LS, J2K])
@@ -279,16 +227,6 @@ def test_empty_and_odd_fragments_are_joined_like_others(tmp_path: Path, kind: st
     assert np.array_equal(decode(frame_in(tmp_path, in_fragments(pixels, syntax, pieces))), pixels)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_fragment_that_is_missing_is_seen(tmp_path: Path, kind: str) -> None:
-    syntax, encoder = KINDS[kind]
-    pixels = textured(60, 50)
-    stream = encoder(pixels)
-    third = len(stream) // 3
-    with pytest.raises(DecodeError):
-        decode(frame_in(tmp_path, in_fragments(pixels, syntax, [stream[:third], stream[2 * third :]])))
-
-
 @pytest.mark.parametrize("garbage", [b"\0", b"garbage", b"\xff\xd8\xff\xe0", bytes(100_000)])
 @pytest.mark.parametrize("syntax", [EXPLICIT, SV1, J2K])
 def test_garbage_behind_the_file_is_passed_over(tmp_path: Path, syntax: str, garbage: bytes) -> None:
@@ -323,7 +261,10 @@ MAKES: dict[str, dict[str, object]] = {
     "layers": {"quality_mode": "rates", "quality_layers": [60, 20, 1]},
     "precincts": {"precinct_size": (64, 64)},
     "precincts and layers, RPCL": {
-        "precinct_size": (64, 64), "progression": "RPCL", "quality_mode": "rates", "quality_layers": [60, 20, 1],
+        "precinct_size": (64, 64),
+        "progression": "RPCL",
+        "quality_mode": "rates",
+        "quality_layers": [60, 20, 1],
     },
     "small blocks": {"codeblock_size": (4, 4)},
     "lengths of packets": {"plt": True},
@@ -333,7 +274,7 @@ MAKES: dict[str, dict[str, object]] = {
     "an offset of whole blocks": {"offset": (64, 32), "tile_size": (512, 512)},
     "a tile offset": {"offset": (32, 32), "tile_offset": (16, 16), "tile_size": (512, 512)},
     "bare": {"no_jp2": True},
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("make", MAKES)
@@ -422,20 +363,6 @@ def test_a_hundred_bytes_that_promise_a_mammogram_are_refused(tmp_path: Path, st
         read_image_of(tmp_path, make_dicom(textured(2, 2), J2K, codestream=hollow(**stream), **facts))  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("length", [2**63, 2**64 - 1])
-def test_a_box_longer_than_any_file_is_refused(tmp_path: Path, length: int) -> None:
-    """An extended box length (T.800 I.4) has 64 bits."""
-    pixels = textured(40, 30)
-    stream = jpeg2000(pixels)
-    stream = stream[:12] + struct.pack(">I4sQ", 1, b"xml ", length) + stream[12:]
-    frame = frame_of(tmp_path, pixels, J2K, stream)
-    with pytest.raises(DecodeError, match="end inside the stream's head"):
-        decode(frame)
-    problem = read_head(tmp_path / "77.dcm").problem
-    assert problem is not None
-    assert "end inside the stream's head" in problem
-
-
 def read_image_of(tmp_path: Path, content: bytes) -> np.ndarray:
     path = tmp_path / "77.dcm"
     path.write_bytes(content)
@@ -456,17 +383,6 @@ def test_every_predictor_and_precision_of_lossless_jpeg(tmp_path: Path, predicto
     assert np.array_equal(decode(frame), pixels)
     facts = read_facts(frame.codestream, jpeg2000=False)
     assert (facts.precision, facts.predictor, facts.restart_interval) == (precision, predictor, 0)
-
-
-@pytest.mark.parametrize("predictor", [1, 2, 3, 4, 5, 6, 7])
-def test_two_encoders_of_lossless_jpeg_agree(tmp_path: Path, predictor: int) -> None:
-    """Not the bytes, whose Huffman tables differ, but what decoders make of them."""
-    pixels = textured(40, 30)
-    theirs = imagecodecs.jpeg8_encode(pixels, lossless=True, predictor=predictor, bitspersample=12)
-    for stream in (theirs, encode_lossless(pixels, 12, predictor)):
-        frame = frame_of(tmp_path, pixels, LOSSLESS, stream)
-        assert np.array_equal(decode(frame), pixels)
-        assert all(np.array_equal(said, pixels) for said in judges(tmp_path / "77.dcm"))
 
 
 @pytest.mark.parametrize(
@@ -526,26 +442,22 @@ def test_an_inverted_file_with_its_air_as_padding_shows_the_same_breast(tmp_path
     assert (shown[1].image[:, -5:] == 0).all()
 
 
-def test_a_reduced_decode_that_hangs_costs_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It runs in this process, where nothing can end it: its thread is left behind, the other files are read."""
-    paths = []
-    for number in range(3):
-        paths.append((str(number), tmp_path / f"{number}.dcm"))
-        pixels = breast(400, 300) + np.uint16(number)
-        paths[-1][1].write_bytes(make_dicom(pixels, J2K, codestream=jpeg2000(pixels)))
-    openjpeg.is_available()
-    free, real, hangs = threading.Event(), openjpeg.decode_reduced, read_frame(paths[1][1]).codestream
+@pytest.mark.parametrize("syntax", [LOSSLESS, SV1, JPEG_LS, J2K])
+def test_eight_bits_coded_where_sixteen_are_allocated(tmp_path: Path, syntax: str) -> None:
+    pixels = (textured(40, 30) >> 4).astype(np.uint8)
+    frame = frame_of(tmp_path, pixels.astype(np.uint16), syntax, encode(pixels, syntax), BitsStored=8)
+    assert np.array_equal(decode(frame), pixels)
 
-    def decode_or_hang(stream: bytes, *rest: object) -> np.ndarray:
-        if stream == hangs:
-            free.wait()
-        return real(stream, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(openjpeg, "decode_reduced", decode_or_hang)
-    monkeypatch.setattr(streaming, "_LOOK_EVERY_S", 0.05)
-    with ImageStream(paths, SMALL, workers=1, patience_s=0.5) as stream:
-        outcomes = list(stream)
-    free.set()
-    assert [outcome.rendered is None for outcome in outcomes] == [False, True, False]
-    assert outcomes[1].failure()["stage"] == "decode"
-    assert "a decoder hangs" in outcomes[1].failure()["reason"]
+@pytest.mark.parametrize("length", [2**63, 2**64 - 1])
+def test_a_box_longer_than_any_file_is_refused(tmp_path: Path, length: int) -> None:
+    """An extended box length (T.800 I.4) has 64 bits."""
+    pixels = textured(40, 30)
+    stream = jpeg2000(pixels)
+    stream = stream[:12] + struct.pack(">I4sQ", 1, b"xml ", length) + stream[12:]
+    frame = frame_of(tmp_path, pixels, J2K, stream)
+    with pytest.raises(DecodeError, match="end inside the stream's head"):
+        decode(frame)
+    problem = read_head(tmp_path / "77.dcm").problem
+    assert problem is not None
+    assert "end inside the stream's head" in problem

@@ -6,17 +6,14 @@ import dataclasses
 import hashlib
 import json
 import struct
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 import imagecodecs
 import numpy as np
 import pytest
 from dicom_files import (
     BASELINE,
-    BIG_ENDIAN,
-    DEFLATED,
     EXPLICIT,
     IMPLICIT,
     J2K,
@@ -30,20 +27,13 @@ from dicom_files import (
     encode,
     literal,
     make_dicom,
+    stand_in,
 )
+from pydicom.pixels import get_decoder
 from realdata import find_realdata, realdata
 
-from rsna_kit.dicom import backend_dicomsdl, backend_imagecodecs, backend_native, backend_pydicom
-from rsna_kit.dicom import decode as decode_module
-from rsna_kit.dicom.apart import decode_apart
-from rsna_kit.dicom.decode import (
-    LADDER,
-    backends,
-    decode,
-    decode_with,
-    holds_a_picture,
-    is_constant,
-)
+from rsna_kit.dicom.decode import backends, decode, decode_with, is_constant
+from rsna_kit.dicom.decoders import DECODERS
 from rsna_kit.dicom.frame import EncodedFrame, read_frame
 from rsna_kit.dicom.stored import stored_pixels
 from rsna_kit.runtime.errors import DecodeError, ImageError
@@ -110,145 +100,81 @@ def test_bits_above_the_stored_ones_of_native_pixels_are_no_pixels(tmp_path: Pat
     assert decode(frame_of(tmp_path, content)).tolist() == literal().tolist()
 
 
-@pytest.mark.parametrize("module", [backend_imagecodecs, backend_dicomsdl, backend_pydicom], ids=lambda m: m.__name__)
+@pytest.mark.parametrize("name", ["imagecodecs", "dicomsdl", "pydicom"])
 @pytest.mark.parametrize("syntax", COMPRESSED)
-def test_every_backend_alone_gives_the_same_pixels(tmp_path: Path, module: object, syntax: str) -> None:
-    assert module.is_available()
+def test_every_decoder_alone_gives_the_same_pixels(tmp_path: Path, name: str, syntax: str) -> None:
     frame = frame_of(tmp_path, make_dicom(literal(), syntax))
-    assert module.decode(frame).tolist() == literal().tolist()
+    assert dict(backends(syntax))[name]
+    assert decode_with(name, frame).tolist() == literal().tolist()
 
 
-def test_the_ladder_is_named_in_order() -> None:
+def test_the_decoders_are_named_in_their_order() -> None:
     assert backends(SV1) == [("imagecodecs", True), ("dicomsdl", True), ("pydicom", True)]
     assert backends(IMPLICIT) == [("native", True)]
     assert backends("1.2.3") == []
 
 
-def test_backends_share_three_names() -> None:
-    for module in LADDER:
-        assert module.UIDS
-        assert callable(module.is_available)
-        assert callable(module.decode)
-    assert set(backend_native.UIDS) == {IMPLICIT, EXPLICIT, BIG_ENDIAN, DEFLATED}
+def blank(frame: EncodedFrame) -> np.ndarray:
+    return np.zeros((frame.rows, frame.columns), np.uint16)
 
 
-@pytest.mark.parametrize("broken", ["raises", "wrong shape", "too large", "absent"])
-def test_a_failing_rung_hands_over_to_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str) -> None:
+@pytest.mark.parametrize(
+    "broken",
+    [lambda frame: 1 // 0, lambda frame: literal().T, lambda frame: literal() + np.uint16(1), blank, None],
+    ids=["raises", "wrong shape", "too large", "zeros", "absent"],
+)
+def test_a_failing_decoder_hands_over_to_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: Callable | None
+) -> None:
+    stand_in(monkeypatch, imagecodecs=broken)
+    assert decode(frame_of(tmp_path, make_dicom(literal(), SV1))).tolist() == literal().tolist()
+
+
+def test_when_all_decoders_fail_one_error_names_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     frame = frame_of(tmp_path, make_dicom(literal(), SV1))
-    answers = {
-        "raises": lambda frame: 1 // 0,
-        "wrong shape": lambda frame: literal().T,
-        "too large": lambda frame: literal() + np.uint16(1),
-        "absent": backend_imagecodecs.decode,
-    }
-    monkeypatch.setattr(backend_imagecodecs, "decode", answers[broken])
-    monkeypatch.setattr(backend_imagecodecs, "is_available", lambda: broken != "absent")
-    assert decode(frame).tolist() == literal().tolist()
-
-
-def test_when_all_rungs_fail_one_error_names_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    frame = frame_of(tmp_path, make_dicom(literal(), SV1))
-    monkeypatch.setattr(backend_imagecodecs, "is_available", lambda: False)
-    answers = {backend_dicomsdl: literal() + np.uint16(800), backend_pydicom: literal().astype(np.float32)}
-    monkeypatch.setattr(decode_module, "decode_apart", lambda module, frame: answers[module])
-    with pytest.raises(DecodeError, match="no decoder could read") as caught:
+    above = {"dicomsdl": lambda frame: literal() + np.uint16(800), "pydicom": lambda frame: literal().astype("f4")}
+    stand_in(monkeypatch, imagecodecs=None, **above)
+    with pytest.raises(DecodeError, match=r"77\.dcm.*no decoder could read") as caught:
         decode(frame)
     said = str(caught.value)
     assert "imagecodecs: not installed" in said
     assert "dicomsdl: gave a largest value of 4895, expected at most 4095 (12 bits stored)" in said
     assert "pydicom: gave float32, expected integers" in said
-    assert "77.dcm" in said
+    stand_in(monkeypatch, imagecodecs=blank, dicomsdl=None, pydicom=None)
+    with pytest.raises(DecodeError, match="imagecodecs: gave 0 everywhere"):
+        decode(frame)
+
+
+def test_a_constant_picture_is_what_two_decoders_say_it_is(tmp_path: Path) -> None:
+    content = make_dicom(np.full((64, 48), 77, np.uint16), SV1)
+    assert (decode(frame_of(tmp_path, content)) == 77).all()
+
+
+@pytest.mark.parametrize("wrapped", [False, True], ids=["file", "codestream"])
+@pytest.mark.parametrize("syntax", [EXPLICIT, SV1, JPEG_LS, J2K, RLE])
+def test_truncation_anywhere_is_an_image_error(tmp_path: Path, syntax: str, wrapped: bool) -> None:
+    """Never another exception, never pixels from half a file; nor where the file is whole and its lengths agree."""
+    if wrapped and syntax == EXPLICIT:
+        pytest.skip("native pixels are no codestream")
+    pixels = noise(16, 12)
+    stream, path = None if syntax == EXPLICIT else encode(pixels, syntax), tmp_path / "77.dcm"
+    whole = stream if wrapped else make_dicom(pixels, syntax, WindowCenter=["5", "6"], WindowWidth=["4", "4"])
+    delimiter = 1 if wrapped else 0 if syntax == EXPLICIT else 8  # its loss is tolerated
+    for length in range(2, len(whole) - delimiter, 90 if wrapped and syntax == RLE else 7):  # RLE costs a process each
+        cut = make_dicom(pixels, syntax, codestream=whole[:length]) if wrapped else whole[:length]
+        path.write_bytes(cut)
+        with pytest.raises(ImageError):
+            decode(read_frame(path))
 
 
 def noise(rows: int, columns: int) -> np.ndarray:
     return np.random.default_rng(rows).integers(0, 4096, (rows, columns)).astype(np.uint16)
 
 
-def zeros(frame: EncodedFrame) -> np.ndarray:
-    return np.zeros((frame.rows, frame.columns), np.uint16)
-
-
-@pytest.mark.parametrize("syntax", [SV1, J2K, JPEG_LS])
-def test_zeros_from_a_stream_that_holds_more_are_no_image(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, syntax: str
-) -> None:
-    monkeypatch.setattr(backend_imagecodecs, "decode", zeros)
-    frame = frame_of(tmp_path, make_dicom(noise(64, 48), syntax))
-    assert np.array_equal(decode(frame), noise(64, 48))
-    assert is_constant(decode_with("imagecodecs", frame))
-
-
-def test_when_only_zeros_come_the_error_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(module: ModuleType, frame: EncodedFrame) -> np.ndarray:
-        raise RuntimeError("no memory")
-
-    monkeypatch.setattr(backend_imagecodecs, "decode", zeros)
-    monkeypatch.setattr(decode_module, "decode_apart", refuse)
-    with pytest.raises(DecodeError, match="imagecodecs: gave 0 everywhere, which takes far fewer bytes"):
-        decode(frame_of(tmp_path, make_dicom(noise(64, 48), SV1)))
-
-
-def test_a_constant_picture_is_what_two_decoders_say_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """3 KB of a comment make its stream look like more."""
-    blank = np.full((64, 48), 77, np.uint16)
-    stream = encode(blank, SV1)
-    comment = np.random.default_rng(0).bytes(3000)
-    stream = stream[:2] + b"\xff\xfe" + struct.pack(">H", 3002) + comment + stream[2:]
-    frame = frame_of(tmp_path, make_dicom(blank, SV1, codestream=stream))
-    assert holds_a_picture(frame)
-    asked = []
-    monkeypatch.setattr(decode_module, "decode_apart", lambda module, frame: asked.append(module) or blank)
-    assert np.array_equal(decode(frame), blank)
-    assert asked == [backend_dicomsdl]
-
-
-@pytest.mark.parametrize("shape", [(1, 1), (5, 7), (64, 48), (500, 400), (1400, 1100)], ids=str)
-@pytest.mark.parametrize("syntax", [*COMPRESSED, RLE])
-def test_constant_pictures_of_any_size_are_decoded_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, syntax: str, shape: tuple[int, int]
-) -> None:
-    asked = []
-
-    def counting(module: ModuleType, frame: EncodedFrame) -> np.ndarray:
-        asked.append(module)
-        return np.full(shape, 1234, np.uint16)
-
-    monkeypatch.setattr(decode_module, "decode_apart", counting)
-    blank = np.full(shape, 1234, np.uint16)
-    frame = frame_of(tmp_path, make_dicom(blank, syntax))
-    assert np.array_equal(decode(frame), blank)
-    assert asked == ([backend_pydicom] if syntax == RLE else [])
-    assert not holds_a_picture(frame)
-
-
-@pytest.mark.parametrize("syntax", COMPRESSED)
-def test_one_bit_of_noise_in_a_tenth_of_the_picture_is_a_picture(tmp_path: Path, syntax: str) -> None:
-    faint = np.zeros((500, 400), np.uint16)
-    faint[:50] = noise(50, 400) & 1
-    assert holds_a_picture(frame_of(tmp_path, make_dicom(faint, syntax)))
-
-
 def test_native_pixels_are_what_they_are(tmp_path: Path) -> None:
     """Noise above the stored bits is an overlay; the picture below it is blank."""
     frame = frame_of(tmp_path, make_dicom(noise(64, 48) << 12, EXPLICIT))
     assert is_constant(decode(frame))
-
-
-def test_one_different_pixel_anywhere_is_not_constant() -> None:
-    for at in [(0, 0), (0, 1), (32, 32), (63, 47)]:
-        pixels = np.full((64, 48), 5, np.uint16)
-        assert is_constant(pixels)
-        pixels[at] = 6
-        assert not is_constant(pixels)
-
-
-def test_unsigned_pixels_are_not_copied(tmp_path: Path) -> None:
-    frame = frame_of(tmp_path, make_dicom(literal(), SV1))
-    pixels = literal()
-    assert np.shares_memory(stored_pixels(pixels, frame), pixels)
-    signed = frame_of(tmp_path, make_dicom(literal().astype(np.int16) - 2048, J2K))
-    values = literal().astype(np.int16) - 2048
-    assert np.shares_memory(stored_pixels(values, signed), values)
 
 
 @pytest.mark.parametrize("value", [-2049, 4096])
@@ -258,28 +184,6 @@ def test_signed_values_outside_the_stored_bits_are_refused(tmp_path: Path, value
     values[2, 3] = value
     with pytest.raises(ValueError, match="gave values outside 12 signed bits"):
         stored_pixels(values, frame)
-
-
-@pytest.mark.parametrize("syntax", COMPRESSED)
-def test_decoders_run_apart_give_the_same_pixels(tmp_path: Path, syntax: str) -> None:
-    frame = frame_of(tmp_path, make_dicom(literal(), syntax))
-    assert decode_apart(backend_dicomsdl, frame).tolist() == literal().tolist()
-
-
-def test_a_decoder_that_crashes_costs_its_answer_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """gdcm aborts and dicomsdl corrupts its heap on damaged streams; scripts/fuzz-decode finds such files."""
-    frame = frame_of(tmp_path, make_dicom(literal(), SV1))
-    (tmp_path / "dying.py").write_text("import os\n\ndef decode(frame):\n    os.abort()\n")
-    (tmp_path / "failing.py").write_text("def decode(frame):\n    raise KeyError('no table')\n")
-    (tmp_path / "leaving.py").write_text("import os\n\ndef decode(frame):\n    os._exit(3)\n")
-    (tmp_path / "sleeping.py").write_text("import time\n\ndef decode(frame):\n    time.sleep(60)\n")
-    monkeypatch.syspath_prepend(tmp_path)
-    for name, said in [("dying", r"crashed \(SIGABRT\)"), ("failing", "no table"), ("leaving", "exit code 3"),
-                       ("sleeping", "nothing within 3 s")]:  # fmt: skip
-        if name == "sleeping":  # the others may take long to start on a busy machine
-            monkeypatch.setattr("rsna_kit.dicom.apart._PATIENCE_S", 3)
-        with pytest.raises(RuntimeError, match=said):
-            decode_apart(ModuleType(name), frame)
 
 
 def test_damage_that_crashes_decoders_is_one_typed_error(tmp_path: Path) -> None:
@@ -359,43 +263,6 @@ def test_a_header_that_promises_more_than_its_bytes_can_hold_is_refused_at_once(
         decode(frame_of(tmp_path, content))
 
 
-@pytest.mark.parametrize("syntax", [EXPLICIT, SV1, JPEG_LS, J2K, RLE])
-def test_truncation_at_any_byte_is_an_image_error(tmp_path: Path, syntax: str) -> None:
-    """Never another exception, never pixels from half a file."""
-    path = tmp_path / "77.dcm"
-    noise = np.random.default_rng(0).integers(0, 4096, (16, 12)).astype(np.uint16)
-    whole = make_dicom(noise, syntax, WindowCenter=["5", "6"], WindowWidth=["4", "4"])
-    delimiter = 0 if syntax == EXPLICIT else 8  # its loss is tolerated
-    for length in range(len(whole) - delimiter):
-        path.write_bytes(whole[:length])
-        with pytest.raises(ImageError):
-            decode(read_frame(path))
-
-
-@pytest.mark.parametrize("syntax", [SV1, JPEG_LS, J2K, RLE])
-def test_a_codestream_cut_before_it_was_wrapped_is_an_image_error(tmp_path: Path, syntax: str) -> None:
-    """The file is whole and its lengths agree: only the codestream itself can tell."""
-    noise = np.random.default_rng(0).integers(0, 4096, (16, 12)).astype(np.uint16)
-    stream = encode(noise, syntax)
-    for length in range(2, len(stream) - 1, 90 if syntax == RLE else 1):  # RLE costs a process each
-        frame = frame_of(tmp_path, make_dicom(noise, syntax, codestream=stream[:length]))
-        with pytest.raises(ImageError):
-            decode(frame)
-
-
-def test_threads_get_the_same_pixels(tmp_path: Path) -> None:
-    rng = np.random.default_rng(1)
-    frames, truth = [], []
-    for number in range(24):
-        truth.append(rng.integers(0, 4096, (64, 48)).astype(np.uint16))
-        path = tmp_path / f"{number}.dcm"
-        path.write_bytes(make_dicom(truth[-1], COMPRESSED[number % 6]))
-        frames.append(path)
-    with ThreadPoolExecutor(4) as pool:
-        for pixels, expected in zip(pool.map(lambda path: decode(read_frame(path)), frames), truth, strict=True):
-            assert np.array_equal(pixels, expected)
-
-
 def manifest() -> list[dict]:
     folder = find_realdata("dicom")
     return json.loads((folder / "manifest.json").read_text()) if folder else []
@@ -408,19 +275,6 @@ def test_real_files_decode_to_the_pixels_of_three_other_decoders(facts: dict) ->
     values = pixels.view(np.int16) if frame.signed else pixels
     assert [int(values.min()), int(values.max())] == [facts["min"], facts["max"]]
     assert hashlib.sha256(values.astype(facts["dtype"]).tobytes()).hexdigest() == facts["pixel_sha256"]
-
-
-def test_the_real_data_are_all_there() -> None:
-    """20 of the 21 files have an expected hash; none may drop out of the parametrised test unseen."""
-    realdata("dicom")
-    assert sum("pixel_sha256" in facts for facts in manifest()) == 20
-
-
-@pytest.mark.parametrize("module", [backend_imagecodecs, backend_dicomsdl, backend_pydicom], ids=lambda m: m.__name__)
-def test_real_mammograms_are_the_same_from_every_backend(module: object) -> None:
-    for name in ("mg_OutOfBoundsOverlay_jpll", "nema_RG3_J2KR_mono1_10bit", "nema_RG3_JLSL_mono1_10bit"):
-        frame = read_frame(realdata("dicom") / f"{name}.dcm")
-        assert np.array_equal(module.decode(frame), decode(frame))
 
 
 def test_a_real_lossy_file_that_overshoots_its_bits_stored_is_clipped() -> None:
@@ -447,9 +301,33 @@ def test_edge_toshiba_keeps_the_bits_of_a_signed_stream_under_an_unsigned_header
     assert (int(pixels.view(np.int16).min()), int(pixels.view(np.int16).max())) == (-2048, 1717)
 
 
-def test_edge_damaged_lossless_decodes_alike_everywhere_and_is_not_detected() -> None:
-    """The damage lies in the entropy-coded data, where JPEG has no checksum."""
-    frame = read_frame(realdata("dicom") / "EDGE_ct_JPEGLossless_p14_57_bad.dcm")
-    assert frame.padding == -2000
-    for module in (backend_imagecodecs, backend_dicomsdl, backend_pydicom):
-        assert np.array_equal(module.decode(frame).view(np.uint16), decode(frame))
+def test_pydicom_is_a_decoder_where_one_of_its_plugins_is_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With Pillow alone: what a notebook has before any wheel is installed."""
+    absence, uids = DECODERS["pydicom"].absence, DECODERS["pydicom"].syntaxes
+    for decoder in map(get_decoder, uids):
+        for name in {"gdcm", "pylibjpeg", "pyjpegls"} & set(decoder._available):
+            monkeypatch.delitem(decoder._available, name)
+            monkeypatch.setitem(decoder._unavailable, name, (name,))
+    stand_in(monkeypatch, imagecodecs=None, dicomsdl=None)
+    absence.cache_clear()
+    there = {uid[18:] for uid in uids if dict(backends(uid))["pydicom"]}
+    with pytest.raises(DecodeError, match=r"dicomsdl: not installed\n  pydicom: .*gdcm is not installed \(requires"):
+        decode(frame_of(tmp_path, make_dicom(literal(), SV1)))
+    absence.cache_clear()
+    assert there == {"4.50", "4.51", "4.90", "4.91", "5"}
+
+
+@pytest.mark.parametrize("syntax", [SV1, J2K])
+def test_two_decoders_above_the_range_that_differ_are_no_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, syntax: str
+) -> None:
+    """Then the third is asked; where two agree above it, the third would only mask the bits."""
+    marked, other, third = literal(), literal(), literal() ^ np.uint16(1)
+    marked[2, 3], other[2, 3] = 65535, 65534
+    frame = frame_of(tmp_path, make_dicom(literal(), syntax))
+    stand_in(monkeypatch, imagecodecs=lambda _: marked, dicomsdl=lambda _: other, pydicom=lambda _: third)
+    assert np.array_equal(decode(frame), third)
+    stand_in(monkeypatch, dicomsdl=lambda _: marked, pydicom=lambda _: pytest.fail("asked"))
+    assert decode(frame)[2, 3] == 4095

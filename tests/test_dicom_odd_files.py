@@ -137,7 +137,7 @@ READABLE: dict[str, Callable[[], bytes]] = {
         f"padding above the stored bits of {syntax}": lambda s=syntax: make_dicom(padded(), s, PixelPaddingValue=65535)
         for syntax in PLAIN
     },
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", READABLE)
@@ -263,11 +263,12 @@ REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
     "a private syntax": (lambda: plain_under("1.2.840.113619.5.2"), "private transfer syntax '1.2.840.113619.5.2'"),
     "JPEG under RLE": (lambda: of(RLE, encode(smooth(), SV1)), "1.2.5 is JPEG. Write JPEG's UID"),
     "items under an uncompressed syntax": (
-        lambda: of(SV1).replace(SV1.encode() , EXPLICIT.encode() + b"\0" * 3),
+        lambda: of(SV1).replace(SV1.encode(), EXPLICIT.encode() + b"\0" * 3),
         "has JPEG under the uncompressed syntax 1.2.840.10008.1.2.1, expected 5280",
     ),
     "a JPEG under an uncompressed syntax": (
-        lambda: of(EXPLICIT, encode(smooth(), SV1)[:5000]), "has JPEG under the uncompressed syntax"
+        lambda: of(EXPLICIT, encode(smooth(), SV1)[:5000]),
+        "has JPEG under the uncompressed syntax",
     ),
     "plain pixels under .70": (
         lambda: plain_under(SV1),
@@ -276,11 +277,12 @@ REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
     "an unknown syntax": (lambda: plain_under("1.2.840.10008.1.2.4.100"), "no decoder knows transfer syntax"),
     "colour": (lambda: of(SV1, SamplesPerPixel=3), "SamplesPerPixel"),
     "groups of two frames": (
-        lambda: of(EXPLICIT, PerFrameFunctionalGroupsSequence=[Dataset(), Dataset()]), "functional groups of 2 frames"
+        lambda: of(EXPLICIT, PerFrameFunctionalGroupsSequence=[Dataset(), Dataset()]),
+        "functional groups of 2 frames",
     ),
     "another size": (lambda: of(SV1, Rows=61), "holds 60 x 44 pixels, expected the header's 61 x 44. Exclude"),
     "no deflated data": (lambda: of(DEFLATED)[:-3000] + bytes(100), "damaged or cut short|has .* cut short"),
-}  # fmt: skip
+}
 
 
 def plain_under(uid: str) -> bytes:

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from rsna_kit.config import ImageConfig
+from rsna_kit.dicom.decode import Group
 from rsna_kit.dicom.survey import Failure, Kind, Survey, Surveyed
-from rsna_kit.dicom.trust import Group
-from rsna_kit.imaging import timing
-from rsna_kit.imaging.timing import Size, SizeTime, choose, measure
+from rsna_kit.imaging import pace
+from rsna_kit.imaging.pace import Size, SizeTime, choose, measure
 from rsna_kit.runtime.errors import DecodeError
 
 IMAGE = ImageConfig(height=8, width=4)
@@ -62,8 +62,8 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, list[float]]],
             if spent < 0:
                 raise DecodeError(f"{image_id}: bad") if spent > -10 else MemoryError("much")
 
-        monkeypatch.setattr(timing, "read_image", fake)
-        monkeypatch.setattr(timing, "_cpu_seconds", lambda: now[0])
+        monkeypatch.setattr(pace, "read_image", fake)
+        monkeypatch.setattr(pace, "_cpu_seconds", lambda: now[0])
         return read
 
     return install
@@ -100,18 +100,13 @@ def test_files_that_fail_are_reported_and_not_timed(clock: Callable[..., list[st
     ]
 
 
-def test_no_files_take_no_time() -> None:
-    result = measure(Survey([], []), choose(Survey([], [])), IMAGE)
-    assert (result.sizes, result.images, result.cpu_s) == ([], 0, 0)
-
-
 def test_the_time_of_processes_is_counted_while_they_live_and_afterwards() -> None:
     """Risky decoders run in processes that stay; this one works for 0.2 s of CPU time, and waits."""
     work = "import time\nwhile time.process_time() < 0.2: pass\nprint(flush=True)\ninput()"
-    before = timing._cpu_seconds()
+    before = pace._cpu_seconds()
     with subprocess.Popen([sys.executable, "-c", work], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
         assert child.stdout is not None
         child.stdout.readline()
-        assert timing._cpu_seconds() - before > 0.17  # the kernel counts in steps of 10 ms
+        assert pace._cpu_seconds() - before > 0.17  # the kernel counts in steps of 10 ms
         child.communicate(b"\n")
-    assert timing._cpu_seconds() - before > 0.17
+    assert pace._cpu_seconds() - before > 0.17

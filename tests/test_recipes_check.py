@@ -14,7 +14,7 @@ from dicom_files import EXPLICIT, J2K, LOSSLESS, RLE, SV1, make_dicom
 
 from rsna_kit.config import ImageConfig
 from rsna_kit.dicom import decode
-from rsna_kit.imaging import timing
+from rsna_kit.imaging import pace
 from rsna_kit.presets import preset
 from rsna_kit.recipes import check as recipe
 from rsna_kit.recipes.check import check, find_dicoms
@@ -139,7 +139,7 @@ def test_people_read_the_same_in_a_hundred_columns(mixed: Path) -> None:
 def test_time_is_projected_from_the_files_that_were_read(mixed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A clock that advances by half a second whenever it is asked: every file takes half a second."""
     now = [0.0]
-    monkeypatch.setattr(timing, "_cpu_seconds", lambda: now.__setitem__(0, now[0] + 0.5) or now[0])
+    monkeypatch.setattr(pace, "_cpu_seconds", lambda: now.__setitem__(0, now[0] + 0.5) or now[0])
     monkeypatch.setattr(recipe, "cpu_count", lambda: 4)
     shutil.rmtree(mixed / "bad")
     result, text = checked(mixed)

@@ -39,7 +39,7 @@ def competition(phantom: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 def run(competition: Path, out: Path, bundle: Path, events: Events, **options: object) -> dict[str, object]:
-    decode = DecodeConfig(workers=1, proof_files=0)
+    decode = DecodeConfig(workers=1)
     return explain(competition, out, [bundle], SETTINGS, events, decode=decode, **options)  # type: ignore[arg-type]
 
 

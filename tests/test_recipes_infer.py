@@ -20,7 +20,7 @@ from rsna_kit.competition.paths import find_competition
 from rsna_kit.competition.submission import check_submission
 from rsna_kit.competition.tables import read_sample, read_test
 from rsna_kit.config import PRIOR, Config, DecodeConfig, ImageConfig
-from rsna_kit.dicom.trust import Trust
+from rsna_kit.dicom.decode import Trust
 from rsna_kit.imaging.render import Rendered, read_image
 from rsna_kit.models.bundle import load_model, open_bundle, set_threshold
 from rsna_kit.recipes import infer as infer_module
@@ -407,7 +407,7 @@ def test_a_run_that_is_short_of_time_asks_for_coarser_images(
 
     monkeypatch.setattr("rsna_kit.imaging.stream.read_image", note)
     said = io.StringIO()
-    settings, decode = replace(tiny.infer, batch_size=2), DecodeConfig(workers=1, proof_files=0)
+    settings, decode = replace(tiny.infer, batch_size=2), DecodeConfig(workers=1)
     result = infer(hidden, tmp_path / "out", [bundle], settings, Events(stream=said), Clock(), decode=decode)
     assert result["coarser"] == 2
     assert result["given_up"] == []

@@ -122,11 +122,10 @@ def test_a_killed_run_resumes_to_the_same_bytes(phantom: Path, tmp_path: Path, t
 
 
 def test_the_same_run_gives_the_same_bytes(phantom: Path, tmp_path: Path, tiny: Config, quiet: Events) -> None:
-    """One thread or two, joblib's processes, a Dask cluster of two workers; decoders proven or not."""
+    """One thread or two, or a Dask cluster of two workers."""
     for name, settings in (
         ("one", DecodeConfig(workers=1)),
-        ("two", DecodeConfig(workers=2, proof_files=0)),
-        ("processes", DecodeConfig(workers=2, backend="processes")),
+        ("two", DecodeConfig(workers=2)),
         ("dask", DecodeConfig(workers=2, backend="dask")),
     ):
         prepare(phantom, tmp_path / name, replace(tiny, decode=settings), quiet)

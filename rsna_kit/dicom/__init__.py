@@ -1,1 +1,1 @@
-"""Bytes to stored pixels: the encoded frame and the ladder of decoders."""
+"""Bytes to stored pixels: the encoded frame and its decoders."""

@@ -7,16 +7,15 @@ failed in any way, a hang included, is ended, because what made it fail may have
 served other frames before, a fresh one is asked again, with the same patience: no frame's outcome depends on the frames
 before it.
 
-Child: `python -m rsna_kit.dicom.apart`, a socket as standard input. A message is a JSON object, then bytes. Request:
-what to decode with, the frame's facts and its codestream. Answer: the array's type, shape and bytes, or
-`{"failed": reason}`. A child ends when the socket closes, which a parent's death does, too; while it decodes, an alarm
-of the kernel ends it. What libraries print goes to a file that is read only to explain a death.
+Child: `python -m rsna_kit.dicom.apart`, a socket as standard input. Request: the parent's import path, then function
+and frame. Answer: JSON with the array's type and shape, or `{"failed": reason}`, then its bytes; nothing that a child
+says is unpickled. A child ends when the socket closes, which a parent's death does, too; while it decodes, an alarm of
+the kernel ends it. What libraries print goes to a file that is read only to explain a death.
 """
 
 from __future__ import annotations
 
 import atexit
-import importlib
 import json
 import os
 import queue
@@ -26,9 +25,8 @@ import struct
 import subprocess
 import sys
 import tempfile
-import threading
+from collections.abc import Callable
 from multiprocessing.connection import Connection
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -38,30 +36,27 @@ from rsna_kit.runtime.hardware import cpu_count
 
 _PATIENCE_S = 30  # the slowest real file takes 2 s; a hang must not hold a decoding thread for the whole run
 _MEMORY = 8 * 2**30
-_FACTS = ("transfer_syntax", "rows", "columns", "bits_allocated", "bits_stored", "signed", "photometric")
 
 
-def decode_apart(module: ModuleType, frame: EncodedFrame) -> np.ndarray:
-    """`module.decode(frame)` in a child process. Any number of threads may call it.
+def decode_apart(decode: Callable[[EncodedFrame], np.ndarray], frame: EncodedFrame) -> np.ndarray:
+    """`decode(frame)` in a child process. Any number of threads may call it.
+
+    Args:
+        decode: a function of a module, which the child imports.
 
     Raises:
         RuntimeError: the decoder failed, crashed or took too long; the message says which. A hang takes twice the
             patience at most: a used child's and a fresh one's.
     """
-    # The library may be importable only because the parent changed sys.path (an attached Kaggle dataset).
-    request = {
-        "module": module.__name__, "path": _import_path(), "patience": _PATIENCE_S,
-        "facts": {name: getattr(frame, name) for name in _FACTS},
-    }  # fmt: skip
     child = _slots.get()
     try:
         if child is not None:
             try:
-                return child.ask(request, frame.codestream)
+                return child.ask(decode, frame)
             except RuntimeError:
                 child.end()
-        child = _start()
-        return child.ask(request, frame.codestream)
+        child = _Child()
+        return child.ask(decode, frame)
     except BaseException:  # an interrupt, too: the answer to this request must not meet the next one
         if child is not None:
             child.end()
@@ -82,23 +77,29 @@ class _Child:
         self.line = Connection(ours.detach())
         try:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", __name__], stdin=theirs.fileno(), stdout=self.log, stderr=self.log,
+                [sys.executable, "-m", __name__],
+                stdin=theirs.fileno(),
+                stdout=self.log,
+                stderr=self.log,
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(_import_path())},
-            )  # fmt: skip
+            )
+            _children.add(self)
         except BaseException:
             self.hang_up()
             raise
         finally:
             theirs.close()
 
-    def ask(self, request: dict[str, Any], codestream: bytes) -> np.ndarray:
+    def ask(self, decode: Callable[[EncodedFrame], np.ndarray], frame: EncodedFrame) -> np.ndarray:
         """The array that comes back.
 
         Raises:
             RuntimeError: as `decode_apart`. The child is of no further use.
         """
         try:
-            _send(self.line, request, codestream)
+            # A library may be importable only because the parent changed sys.path (an attached Kaggle dataset).
+            self.line.send((_PATIENCE_S, _import_path()))
+            self.line.send((decode, frame))
             if not self.line.poll(_PATIENCE_S):
                 raise RuntimeError(f"gave nothing within {_PATIENCE_S} s")
             answer, body = _receive(self.line)
@@ -126,22 +127,18 @@ class _Child:
 
     def end(self) -> None:
         """Kill it and wait until it is gone."""
-        with _lock:
-            _children.discard(self)
+        _children.discard(self)
         self.process.kill()
         self.process.wait()
         self.hang_up()
 
 
-def _start() -> _Child:
-    with _lock:
-        child = _Child()
-        _children.add(child)
-    return child
-
-
 def _import_path() -> list[str]:
     return [path for path in sys.path if isinstance(path, str) and path]
+
+
+def _receive(line: Connection) -> tuple[dict[str, Any], bytes]:
+    return json.loads(line.recv_bytes()), line.recv_bytes()
 
 
 def _empty_slots() -> queue.LifoQueue[_Child | None]:
@@ -154,7 +151,6 @@ def _empty_slots() -> queue.LifoQueue[_Child | None]:
 
 _slots = _empty_slots()
 _children: set[_Child] = set()  # all of them, idle and busy
-_lock = threading.Lock()  # held while a child starts, so that no fork comes between it and its place in the set
 
 
 @atexit.register
@@ -171,19 +167,9 @@ def _forget() -> None:
         child.hang_up()
     _children.clear()
     _slots = _empty_slots()
-    _lock.release()
 
 
-os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_forget)
-
-
-def _send(line: Connection, head: dict[str, Any], body: bytes | memoryview) -> None:
-    line.send_bytes(json.dumps(head).encode())
-    line.send_bytes(body)
-
-
-def _receive(line: Connection) -> tuple[dict[str, Any], bytes]:
-    return json.loads(line.recv_bytes()), line.recv_bytes()
+os.register_at_fork(after_in_child=_forget)
 
 
 def main() -> int:
@@ -199,28 +185,25 @@ def main() -> int:
     with Connection(os.dup(0)) as line:
         try:
             while True:
-                request, codestream = _receive(line)
+                patience_s, sys.path[:] = line.recv()
                 # The parent's own clock comes first. This one is for a parent that was killed meanwhile.
-                signal.setitimer(signal.ITIMER_REAL, request["patience"] + 5)
-                answer, body = _answer(request, codestream)
+                signal.setitimer(signal.ITIMER_REAL, patience_s + 5)
+                body: memoryview | bytes = b""
+                try:
+                    decode, frame = line.recv()
+                    array = np.ascontiguousarray(decode(frame))
+                    answer: dict[str, Any] = {"dtype": array.dtype.str, "shape": array.shape}
+                    body = array.reshape(-1).view(np.uint8).data
+                except (EOFError, ConnectionError):
+                    raise
+                except Exception as error:  # whatever it is, the parent says it in one line
+                    answer = {"failed": str(error) or type(error).__name__}
                 signal.setitimer(signal.ITIMER_REAL, 0)
-                _send(line, answer, body)
-                del request, codestream, answer, body  # not kept while it waits
+                line.send_bytes(json.dumps(answer).encode())
+                line.send_bytes(body)
+                decode = frame = array = body = None  # type: ignore[assignment] # not kept while it waits
         except (EOFError, ConnectionError):
             return 0
-
-
-def _answer(request: dict[str, Any], codestream: bytes) -> tuple[dict[str, Any], memoryview | bytes]:
-    frame = EncodedFrame(
-        image_id="", path=None, codestream=codestream, windows=(), voi_function="LINEAR", voi_luts=(),
-        modality_lut=None, slope=1.0, intercept=0.0, padding=None, **request["facts"],
-    )  # fmt: skip
-    sys.path[:] = request["path"]
-    try:
-        array = np.ascontiguousarray(importlib.import_module(request["module"]).decode(frame))
-        return {"dtype": array.dtype.str, "shape": array.shape}, array.reshape(-1).view(np.uint8).data
-    except Exception as error:  # whatever it is, the parent says it in one line
-        return {"failed": str(error) or type(error).__name__}, b""
 
 
 if __name__ == "__main__":

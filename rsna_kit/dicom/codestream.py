@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import struct
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 _JP2_SIGNATURE = b"\x00\x00\x00\x0cjP  "
 _SOC_SIZ = b"\xff\x4f\xff\x51"
@@ -56,6 +55,7 @@ class StreamFacts:
     predictor: int | None = None  # lossless JPEG: 1 to 7 (T.81 H.1.2.1)
     restart_interval: int = 0  # JPEG: MCUs between restart markers, 0 for none
     jpeg_ls: bool = False
+    least: int = field(default=0, compare=False)  # bytes that JPEG 2000 must have for its tiles and packets
 
 
 def read_facts(codestream: bytes, jpeg2000: bool, whole: bool = True) -> StreamFacts:
@@ -77,6 +77,8 @@ def read_facts(codestream: bytes, jpeg2000: bool, whole: bool = True) -> StreamF
         end = len(codestream[:end].rstrip(_PADDING))
     if whole and _EOI not in codestream[max(end - _TAIL, 0) : end]:
         raise StreamError(f"the {len(codestream)} bytes do not end with an end marker (FF D9): cut short")
+    if whole and facts.least > end:  # a decoder allocates all packets before it reads one
+        raise StreamError(f"has {end} bytes, expected at least {facts.least} for its packets: cut short or damaged")
     return facts
 
 
@@ -112,7 +114,11 @@ def bare_codestream(stream: bytes) -> bytes:
 
 
 def _jpeg2000(stream: bytes, whole: bool) -> tuple[StreamFacts, int]:
-    """The SIZ marker of JPEG 2000, which T.800 A.5 puts right behind SOC, and where the codestream ends."""
+    """The main header of JPEG 2000, which begins with SIZ right behind SOC (T.800 A.5), and where the codestream ends.
+
+    A packet takes a byte at least (B.9, B.10.3); how many there are follows from layers and precincts (B.6, B.7). Of
+    several tiles only the 14 bytes that each one's first tile-part takes are counted.
+    """
     start, end = _codestream_box(stream, whole) if stream.startswith(_JP2_SIGNATURE) else (0, len(stream))
     if stream[start : start + 4] != _SOC_SIZ:
         raise _mislabelled(stream[start:], 4, "JPEG 2000 (ff 4f ff 51)")
@@ -121,71 +127,36 @@ def _jpeg2000(stream: bytes, whole: bool) -> tuple[StreamFacts, int]:
     if not (x1 > x0 and y1 > y0 and width and height and tile_x0 <= x0 and tile_y0 <= y0):
         raise StreamError(f"has a grid of {x0},{y0} to {x1},{y1} in tiles of {width} x {height}: damaged")
     tiles = -(-(x1 - tile_x0) // width) * -(-(y1 - tile_y0) // height)
-    plain = (x0, y0, step_x, step_y) == (0, 0, 1, 1)
-    wavelet = _coding_style(stream, start + 4 + length, tiles, plain)
-    return StreamFacts(y1 - y0, x1 - x0, components, (depth & 0x7F) + 1, bool(depth & 0x80), wavelet), end
+    wavelet, plain, least = None, (x0, y0, step_x, step_y) == (0, 0, 1, 1), 14 * tiles
+    position = start + 4 + length
+    while stream[position] == 0xFF and stream[position + 1] != 0x90:  # SOT ends the main header
+        marker, length = struct.unpack_from(">HH", stream, position)
+        if marker == 0xFF52:  # COD; without one the complaint is left to the decoder
+            style, order, layers, _, levels, *_, transform = struct.unpack_from(">BBHBBBBBB", stream, position + 4)
+            if order < len(_PROGRESSIONS) and levels <= 32:
+                wavelet = Wavelet(levels, transform == 1, layers, _PROGRESSIONS[order], tiles, plain)
+            sizes = stream[position + 14 : position + 2 + length] if style & 1 else b"\xff" * (levels + 1)
+            for left, side in zip(range(levels, -1, -1), sizes if tiles == 1 else b"", strict=False):
+                across, down = (
+                    _up(_up(far, left), power) - (_up(near, left) >> power)
+                    for near, far, power in ((x0, x1, side & 15), (y0, y1, side >> 4))
+                )
+                least += layers * max(across, 0) * max(down, 0)
+        elif marker == 0xFF53:  # COC: another coding style for a component
+            plain = False
+        position += 2 + max(length, 2)
+    if wavelet is not None:
+        wavelet = dataclasses.replace(wavelet, plain=plain)
+    signed, precision = bool(depth & 0x80), (depth & 0x7F) + 1
+    return StreamFacts(y1 - y0, x1 - x0, components, precision, signed, wavelet, least=start + least), end
 
 
 _PROGRESSIONS = ("LRCP", "RLCP", "RPCL", "PCRL", "CPRL")
 
 
-def _coding_style(stream: bytes, position: int, tiles: int, plain: bool) -> Wavelet | None:
-    """The COD marker of the main header; None when there is none, which leaves the complaint to the decoder."""
-    found = None
-    for marker, at, _ in _segments(stream, position):
-        if marker == 0xFF52:
-            order, layers, _, levels, *_, transform = struct.unpack_from(">BHBBBBBB", stream, at + 5)
-            if order < len(_PROGRESSIONS) and levels <= 32:
-                found = Wavelet(levels, transform == 1, layers, _PROGRESSIONS[order], tiles, plain)
-        elif marker == 0xFF53:  # COC: another coding style for a component
-            plain = False
-    return found if found is None or plain else dataclasses.replace(found, plain=False)
-
-
-def _segments(stream: bytes, position: int) -> Iterator[tuple[int, int, int]]:
-    """Marker, place and length of each segment of the main header behind SIZ."""
-    while stream[position] == 0xFF and stream[position + 1] != 0x90:  # SOT ends the main header
-        marker, length = struct.unpack_from(">HH", stream, position)
-        yield marker, position, length
-        position += 2 + max(length, 2)
-
-
 def _up(length: int, halvings: int) -> int:
     """A length divided by 2**halvings, rounded up."""
     return -(-length >> halvings)
-
-
-def check_packets(stream: bytes) -> None:
-    """Refuse JPEG 2000 with fewer bytes than it must have packets: a decoder allocates all of them before it reads one.
-
-    A packet takes a byte at least (T.800 B.9, B.10.3); how many there are follows from layers and precincts (B.6, B.7).
-    Of several tiles only the 14 bytes that each one's first tile-part takes are counted.
-
-    Args:
-        stream: a whole frame whose facts have been read.
-
-    Raises:
-        StreamError: too few bytes.
-    """
-    start, stop = _codestream_box(stream, True) if stream.startswith(_JP2_SIGNATURE) else (0, len(stream))
-    length, _, x1, y1, x0, y0, width, height, tile_x0, tile_y0 = struct.unpack_from(">HH8I", stream, start + 4)
-    least = 14 * -(-(x1 - tile_x0) // width) * -(-(y1 - tile_y0) // height)
-    for marker, at, size in _segments(stream, start + 4 + length) if least == 14 else ():
-        if marker == 0xFF52:
-            style, layers, levels = stream[at + 4], *struct.unpack_from(">HxB", stream, at + 6)
-            sizes = stream[at + 14 : at + 2 + size] if style & 1 else b"\xff" * (levels + 1)
-            precincts = 0
-            for left, side in zip(range(levels, -1, -1), sizes, strict=False):
-                across, down = (
-                    _up(_up(end, left), power) - (_up(begin, left) >> power)
-                    for begin, end, power in ((x0, x1, side & 15), (y0, y1, side >> 4))
-                )
-                precincts += max(across, 0) * max(down, 0)
-            least += layers * precincts
-    if least > stop - start:
-        raise StreamError(
-            f"has {stop - start} bytes, expected at least {least} for its tiles and packets: cut short or damaged"
-        )
 
 
 def _codestream_box(stream: bytes, whole: bool) -> tuple[int, int]:

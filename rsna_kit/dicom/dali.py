@@ -1,8 +1,8 @@
-"""Encoded frames → stored pixels (door 3) through NVIDIA DALI: batches, on a GPU or, by the same code, on the CPU.
+"""Encoded frames → stored pixels through NVIDIA DALI: batches, on a GPU or, by the same code, on the CPU.
 
-An accelerator beside the ladder, never instead of it: what DALI does not take, refuses or gets visibly wrong is a
+An accelerator beside `decode`, never instead of it: what DALI does not take, refuses or gets visibly wrong is a
 `DecodeError`, and the caller asks `rsna_kit.dicom.decode.decode`, which has the last word. What comes out as an array
-has the ladder's shape, type and range. DALI's "mixed" decoder runs nvJPEG2000 and nvJPEG, its CPU decoder OpenJPEG.
+has the same shape, type and range. DALI's "mixed" decoder runs nvJPEG2000 and nvJPEG, its CPU decoder OpenJPEG.
 
 It is a pipeline and not DALI's dynamic mode: that one is experimental, and of a failed batch it says no more than that
 an error happened asynchronously. Not covered: 8-bit streams, colour, signed streams, JPEG-LS, predictors 2 to 7.
@@ -18,8 +18,7 @@ from typing import Any
 import numpy as np
 
 from rsna_kit.dicom.codestream import StreamFacts, bare_codestream
-from rsna_kit.dicom.decode import check_stream
-from rsna_kit.dicom.frame import JPEG2000_UIDS, JPEG_LOSSLESS_UIDS, EncodedFrame
+from rsna_kit.dicom.frame import JPEG2000_UIDS, JPEG_LOSSLESS_UIDS, EncodedFrame, check_stream
 from rsna_kit.dicom.stored import stored_pixels
 from rsna_kit.runtime.errors import DecodeError, MissingDependencyError
 from rsna_kit.runtime.lazy import require
@@ -100,7 +99,7 @@ class DaliDecoder:
         """One answer per frame, in the given order; a bad frame costs its own answer only.
 
         Returns:
-            For each frame uint16 (rows, columns), stored pixels exactly as the ladder gives them, or the DecodeError
+            For each frame uint16 (rows, columns), stored pixels exactly as `decode` gives them, or the DecodeError
             that says why there are none.
         """
         answers: dict[int, np.ndarray | DecodeError] = {}
@@ -157,25 +156,33 @@ class DaliDecoder:
 
         # Nothing runs ahead: a second batch in flight would double the memory and untie answers from frames.
         pipeline = Pipeline(
-            batch_size=self.batch_size, num_threads=self.threads, device_id=self.device,
-            prefetch_queue_depth=1, exec_async=False, exec_pipelined=False,
-        )  # fmt: skip
+            batch_size=self.batch_size,
+            num_threads=self.threads,
+            device_id=self.device,
+            prefetch_queue_depth=1,
+            exec_async=False,
+            exec_pipelined=False,
+        )
         with pipeline:
             encoded = fn.external_source(name="frames", dtype=types.DALIDataType.UINT8, ndim=1)
             # `fn.decoders.image` has no `dtype` in DALI 2.1 and gives 8 bits. ANY_DATA: the only output type
             # of nvJPEG's lossless decoder. Orientation in EXIF is no part of DICOM: the stored rows stay as they are.
-            # Threads that are tied to a core would compete with the ladder's for it.
+            # Threads that are tied to a core would compete with the other decoders' for it.
             pixels = fn.experimental.decoders.image(
-                encoded, device="cpu" if self.device is None else "mixed", output_type=types.DALIImageType.ANY_DATA,
-                dtype=types.DALIDataType.UINT16, adjust_orientation=False, affine=False,
-            )  # fmt: skip
+                encoded,
+                device="cpu" if self.device is None else "mixed",
+                output_type=types.DALIImageType.ANY_DATA,
+                dtype=types.DALIDataType.UINT16,
+                adjust_orientation=False,
+                affine=False,
+            )
             pipeline.set_outputs(pixels)
         pipeline.build()
         return pipeline
 
 
 def _answer(array: np.ndarray, frame: EncodedFrame, facts: StreamFacts) -> np.ndarray | DecodeError:
-    """DALI's array as door 3 wants it, or why it cannot be that."""
+    """DALI's array as stored pixels, or why it cannot be that."""
     try:
         if array.shape[2:] == (1,):
             array = array[:, :, 0]
@@ -183,7 +190,7 @@ def _answer(array: np.ndarray, frame: EncodedFrame, facts: StreamFacts) -> np.nd
             expected = (frame.rows, frame.columns)
             raise ValueError(f"gave {array.dtype} of shape {array.shape}, expected uint16 of {expected}")
         # nvJPEG before 13.0.2 (no CUDA 12 release has the fix) gives zeros, and no error, for lossless streams of 9 to
-        # 15 bits and for some marker orders. Blank images exist; the ladder says which of the two it is.
+        # 15 bits and for some marker orders. Blank images exist; `decode` says which of the two it is.
         if array.min() == array.max():
             raise ValueError(f"gave a constant picture of {array.flat[0]}, which its GPU decoder does by mistake")
         return stored_pixels(unstretch(array, facts.precision), frame, facts)

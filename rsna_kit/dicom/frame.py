@@ -1,6 +1,6 @@
 """A DICOM file → `EncodedFrame`: what the header says and the bytes of its one frame, nothing decoded.
 
-Door 2. `read_frame` reads all of a file, `read_head` only what tells how it is coded. The transfer syntax is
+`read_frame` reads all of a file, `read_head` only what tells how it is coded. The transfer syntax is
 the literal UID, because libraries have renamed their constants (pydicom 3 moved `JPEGLossless` from …4.70 to …4.57).
 Not covered: several frames, colour, float pixels.
 """
@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rsna_kit.dicom.codestream import StreamError, StreamFacts, check_packets, kind_of, read_facts
+from rsna_kit.dicom.codestream import StreamError, StreamFacts, kind_of, read_facts
 from rsna_kit.dicom.elements import (
     EXPLICIT_BIG_ENDIAN,
     NATIVE_UIDS,
@@ -40,7 +40,7 @@ _STREAM_LOOKS = (2**12, 2**16, 2**20, 2**24)
 
 @dataclass(frozen=True)
 class EncodedFrame:
-    """One monochrome frame as it lies in its file (door 2)."""
+    """One monochrome frame as it lies in its file."""
 
     image_id: str
     path: Path | None
@@ -170,7 +170,7 @@ def _look(file: _Looks, frame: EncodedFrame, elements: Elements) -> Head:
     for count in _STREAM_LOOKS:
         beginning = read_fragments(elements, frame.where, count)
         try:
-            facts = stream_facts(frame, beginning, whole=False)
+            facts = check_stream(frame, beginning)
             return Head(frame, facts, beginning[4:8] == b"jP  ", file.size, None)
         except DecodeError as error:
             problem = str(error)
@@ -179,13 +179,12 @@ def _look(file: _Looks, frame: EncodedFrame, elements: Elements) -> Head:
     return Head(frame, None, False, file.size, problem)
 
 
-def stream_facts(frame: EncodedFrame, codestream: bytes, whole: bool = True) -> StreamFacts | None:
+def check_stream(frame: EncodedFrame, beginning: bytes | None = None) -> StreamFacts | None:
     """Refuse a codestream that says something else than the header, before memory is spent on it.
 
     Args:
         frame: what the header says.
-        codestream: of the frame, or its beginning.
-        whole: it is all of it.
+        beginning: of the codestream, where the frame has none yet; its end cannot be checked then.
 
     Returns:
         What the codestream says about itself, None for syntaxes without a JPEG or JPEG 2000 codestream.
@@ -193,7 +192,8 @@ def stream_facts(frame: EncodedFrame, codestream: bytes, whole: bool = True) -> 
     Raises:
         DecodeError: another format, a contradiction, or cut short.
     """
-    uid = frame.transfer_syntax
+    uid, whole = frame.transfer_syntax, beginning is None
+    codestream = frame.codestream if beginning is None else beginning
     jpeg2000 = uid in (*JPEG2000_UIDS, *HTJ2K_UIDS)
     try:
         if not jpeg2000 and uid not in JPEG_UIDS:
@@ -216,8 +216,6 @@ def stream_facts(frame: EncodedFrame, codestream: bytes, whole: bool = True) -> 
         # A Huffman code has at least one bit, so fewer bits than pixels means that most of the frame is missing.
         if whole and facts.predictor is not None and 8 * len(codestream) < frame.rows * frame.columns:
             raise StreamError(f"has {len(codestream)} bytes for {frame.rows * frame.columns} pixels: cut short")
-        if whole and jpeg2000:
-            check_packets(codestream)
     except StreamError as error:
         raise DecodeError(f"{frame.where}: the codestream of {uid} {error}. {error.advice}") from error
     return facts

@@ -23,13 +23,25 @@ MAX_PIXELS = 2**26
 
 # Keyword → tag of every element the kit looks at.
 TAGS = {
-    "SamplesPerPixel": 0x00280002, "PhotometricInterpretation": 0x00280004, "NumberOfFrames": 0x00280008,
-    "Rows": 0x00280010, "Columns": 0x00280011, "BitsAllocated": 0x00280100, "BitsStored": 0x00280101,
-    "HighBit": 0x00280102, "PixelRepresentation": 0x00280103, "PixelPaddingValue": 0x00280120,
-    "PixelPaddingRangeLimit": 0x00280121, "WindowCenter": 0x00281050, "WindowWidth": 0x00281051,
-    "RescaleIntercept": 0x00281052, "RescaleSlope": 0x00281053, "VOILUTFunction": 0x00281056,
-    "ModalityLUTSequence": 0x00283000, "VOILUTSequence": 0x00283010,
-}  # fmt: skip
+    "SamplesPerPixel": 0x00280002,
+    "PhotometricInterpretation": 0x00280004,
+    "NumberOfFrames": 0x00280008,
+    "Rows": 0x00280010,
+    "Columns": 0x00280011,
+    "BitsAllocated": 0x00280100,
+    "BitsStored": 0x00280101,
+    "HighBit": 0x00280102,
+    "PixelRepresentation": 0x00280103,
+    "PixelPaddingValue": 0x00280120,
+    "PixelPaddingRangeLimit": 0x00280121,
+    "WindowCenter": 0x00281050,
+    "WindowWidth": 0x00281051,
+    "RescaleIntercept": 0x00281052,
+    "RescaleSlope": 0x00281053,
+    "VOILUTFunction": 0x00281056,
+    "ModalityLUTSequence": 0x00283000,
+    "VOILUTSequence": 0x00283010,
+}
 _LUT_DESCRIPTOR, _LUT_DATA = 0x00283002, 0x00283006
 _PIXEL_DATA, _FLOAT_PIXELS = 0x7FE00010, (0x7FE00008, 0x7FE00009)
 # Functional groups of enhanced images (PS3.3 C.7.6.16) → the elements that an ordinary header keeps at its top.

@@ -25,8 +25,6 @@ from typing import Any
 
 import numpy as np
 
-from rsna_kit.dicom.wavelet import low_band
-
 _JP2_SIGNATURE = b"\x00\x00\x00\x0cjP  "
 _CODEC_J2K, _CODEC_JP2 = 0, 2  # OPJ_CODEC_FORMAT
 _PARAMETERS = 2**14  # more than sizeof(opj_dparameters_t), 8,256 bytes in 2.5
@@ -152,11 +150,11 @@ def _passes(library: ctypes.CDLL) -> bool:
     """Whether the library gives the known picture at full size, halved, and a part of it."""
     y, x = np.mgrid[:14, :12]
     known = (37 * x + 91 * y).astype(np.uint16)
-    half = low_band(known, 1, 16)
+    even = known[::2, ::2]  # the low subband of a ramp, but for its last row and column
     return (
         np.array_equal(_decode(library, _KNOWN, 0, None), known)
-        and np.array_equal(_decode(library, _KNOWN, 1, None), half)
-        and np.array_equal(_decode(library, _KNOWN, 1, (4, 2, 14, 8)), half[2:7, 1:4])
+        and np.array_equal(_decode(library, _KNOWN, 1, None)[:-1, :-1], even[:-1, :-1])
+        and np.array_equal(_decode(library, _KNOWN, 1, (4, 2, 12, 8)), even[2:6, 1:4])
     )
 
 

@@ -1,11 +1,11 @@
 """Example files of every group → which decoders may be believed for it: proof before trust.
 
 A decoder that is wrong without an error costs a whole run, and nobody notices: it is found here, in the first minute,
-by decoding a few files of each group twice. What two decoders of the ladder agree on is the reference; they are
+by decoding a few files of each group twice. What two of `DECODERS` agree on is the reference; they are
 separate builds, some of one library family, so a fault of the family itself is not seen. Whichever gives something
-else is switched off for that group. An extra decoder, outside the ladder (a GPU, a binding that reduces), is believed
-only where it gave the reference, bit for bit: not in a group that has no reference or was never seen. Where one rung
-alone gives an answer, an extra decoder that gives the same is the second witness.
+else is switched off for that group. An extra decoder, outside that table (a GPU, a binding that reduces), is believed
+only where it gave the reference, bit for bit: not in a group that has no reference or was never seen. Where one
+alone gives an answer, an extra decoder that gives the same confirms it.
 
 No evidence are files that cannot be read, that only one decoder can read, and blank ones: a decoder that gives zeros
 is right about those. Then the next example is taken. One damaged file proves nothing against an extra decoder either:
@@ -21,14 +21,12 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from rsna_kit.dicom.decode import backends, check_stream, decode_with, is_constant
-from rsna_kit.dicom.frame import EncodedFrame, read_frame
+from rsna_kit.dicom.decode import Group, Trust, backends, decode_with, group_of, is_constant
+from rsna_kit.dicom.frame import EncodedFrame, check_stream, read_frame
 from rsna_kit.dicom.stored import alike, distance, rounding
-from rsna_kit.dicom.trust import Group, Trust, group_of
 from rsna_kit.runtime.errors import DecodeError, ImageError, one_line
 from rsna_kit.runtime.hardware import cpu_count
 from rsna_kit.runtime.threads import in_daemons
@@ -46,12 +44,11 @@ class Verdict:
 
     Attributes:
         group: of the examples.
-        decoders: the installed rungs of the ladder, in its order.
+        decoders: those of `DECODERS` that are installed, in its order.
         files: examples with a reference.
-        agreed: the rungs that gave it, in the ladder's order; one alone where extra decoders are its witnesses.
+        agreed: those that gave it, in that order; one alone where extra decoders confirm it.
         proven: extra decoders that gave the reference for all of them, or all but one.
-        slips: extra decoder that is proven all the same → what it got wrong in that one.
-        off: decoder, of the ladder or extra, that is switched off → why.
+        off: decoder, extra or not, that is switched off → why.
         passed_over: why other examples are no evidence, in the order in which they were met.
     """
 
@@ -60,7 +57,6 @@ class Verdict:
     files: int = 0
     agreed: list[str] = field(default_factory=list)
     proven: list[str] = field(default_factory=list)
-    slips: dict[str, str] = field(default_factory=dict)
     off: dict[str, str] = field(default_factory=dict)
     passed_over: list[str] = field(default_factory=list)
 
@@ -68,15 +64,14 @@ class Verdict:
     def line(self) -> str:
         """All of it for people, in one line."""
         if self.files:
-            witnesses = self.agreed if len(self.agreed) > 1 else [*self.agreed, *self.proven]
-            said = [f"{self.files} file{'s' * (self.files > 1)}, {_listed(witnesses)} agree"]
+            named = self.agreed if len(self.agreed) > 1 else [*self.agreed, *self.proven]
+            said = [f"{self.files} file{'s' * (self.files > 1)}, {_listed(named)} agree"]
         elif len(self.decoders) < 2:
             said = [f"not proven, {_listed(self.decoders) or 'no decoder'} alone decodes it"]
         else:
             said = ["not proven, no example on which two decoders agree"]
         if self.proven:
             said.append(f"proven: {_listed(self.proven)}")
-        said += [f"{name} is wrong once ({what})" for name, what in self.slips.items()]
         said += [f"switched off: {name} ({why})" for name, why in self.off.items()]
         if self.passed_over:
             more = f", and {len(self.passed_over) - 1} more" if len(self.passed_over) > 1 else ""
@@ -104,26 +99,6 @@ class Proof:
             proven=frozenset((verdict.group, name) for verdict in self.verdicts for name in verdict.proven),
         )
 
-    @property
-    def lines(self) -> list[str]:
-        """One line a group."""
-        return [verdict.line for verdict in self.verdicts]
-
-    def to_dict(self) -> dict[str, Any]:
-        """The same, ready for JSON."""
-        return {
-            "extra": list(self.extra),
-            "unfinished": self.unfinished,
-            "groups": [
-                {
-                    "group": verdict.group._asdict(), "files": verdict.files, "decoders": list(verdict.decoders),
-                    "agreed": verdict.agreed, "proven": verdict.proven, "slips": verdict.slips, "off": verdict.off,
-                    "passed_over": verdict.passed_over,
-                }
-                for verdict in self.verdicts
-            ],
-        }  # fmt: skip
-
 
 def prove(
     examples: Mapping[Group, Sequence[tuple[str, Path]]],
@@ -137,7 +112,7 @@ def prove(
     Args:
         examples: group → image ids and files; more than `per_group` of them, so that blank and damaged ones can be
             passed over.
-        extra: name → decoder outside the ladder. Groups are proven side by side, but each of these is asked for one
+        extra: name → decoder outside `DECODERS`. Groups are proven side by side, but each of these is asked for one
             frame at a time.
         per_group: how many files count as evidence for a group; up to two more where an extra decoder was wrong once.
         workers: threads, 0 for one per core.
@@ -173,29 +148,27 @@ class _Judge:
                 break
             try:
                 frame = read_frame(path, image_id)
-                reference, rungs, trouble = _reference(frame, verdict)
+                reference, agreeing, trouble = _reference(frame, verdict)
             except ImageError as error:
                 verdict.passed_over.append(str(error))
                 continue
             faults = self._ask_extra(frame, reference, [name for name in self.extra if len(wrong[name]) < 2])
             if alone and not faults:
-                break  # nothing beside the one rung decodes such frames
-            if len(rungs) > 1 or "" in faults.values():
+                break  # nothing beside the one decodes such frames
+            if len(agreeing) > 1 or "" in faults.values():
                 verdict.files += 1
-                agreed.update(rungs)
+                agreed.update(agreeing)
             else:
-                trouble += [f"{_listed([*rungs, *faults])} differ"] if faults else []
+                trouble += [f"{_listed([*agreeing, *faults])} differ"] if faults else []
                 verdict.passed_over.append(f"{frame.where}: no two decoders agree ({'; '.join(trouble)})")
                 if not alone:
-                    continue  # the other rungs cannot read it: the file is suspect, nobody is judged by it
+                    continue  # the other decoders cannot read it: the file is suspect, nobody is judged by it
             for name, fault in faults.items():
                 right[name] += not fault
                 wrong[name] += [fault] if fault else []
         for name, faults_of in wrong.items():
             if right[name] > len(faults_of) < 2:
                 verdict.proven.append(name)
-                if faults_of:
-                    verdict.slips[name] = faults_of[0]
             elif faults_of:
                 verdict.off[name] = faults_of[0]
         verdict.agreed = [name for name in verdict.decoders if name in agreed and name not in verdict.off]
@@ -223,10 +196,10 @@ class _Judge:
 
 
 def _reference(frame: EncodedFrame, verdict: Verdict) -> tuple[np.ndarray, list[str], list[str]]:
-    """Ask one rung after the other, until two agree; the others that were asked are judged by these.
+    """Ask one decoder after the other, until two agree; the others that were asked are judged by these.
 
     Returns:
-        The reference and the rungs that gave it, or the only answer there is and its rung; last, what the others said.
+        The reference and who gave it, or the only answer there is and who gave that; last, what the others said.
 
     Raises:
         DecodeError: why the file is no evidence.
@@ -240,18 +213,18 @@ def _reference(frame: EncodedFrame, verdict: Verdict) -> tuple[np.ndarray, list[
             continue
         try:
             answer = decode_with(name, frame)
-        except Exception as error:  # whatever a native library raises; the ladder asks the next one, too
+        except Exception as error:  # whatever a native library raises; `decode` asks the next one, too
             trouble.append(f"{name}: {one_line(error)}")
             continue
         same = [other for other, its in answers.items() if alike(its, answer, rounding(facts), frame.signed)]
         answers[name] = answer
         if not same:
             continue
-        reference, rungs = answers[same[0]], [*same, name]
+        reference, agreeing = answers[same[0]], [*same, name]
         if is_constant(reference):
-            raise DecodeError(f"{frame.where}: {_listed(rungs)} find it blank")
-        verdict.off |= {n: _difference(answers[n], reference, frame) for n in answers.keys() - set(rungs)}
-        return reference, rungs, trouble
+            raise DecodeError(f"{frame.where}: {_listed(agreeing)} find it blank")
+        verdict.off |= {n: _difference(answers[n], reference, frame) for n in answers.keys() - set(agreeing)}
+        return reference, agreeing, trouble
     if len(answers) == 1 and not is_constant(answer := next(iter(answers.values()))):
         return answer, [*answers], trouble
     if answers:

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rsna_kit.dicom.codestream import Wavelet
+from rsna_kit.dicom.decode import Group, group_of
 from rsna_kit.dicom.frame import Head, read_head
-from rsna_kit.dicom.trust import Group, group_of
 from rsna_kit.runtime.errors import DecodeError, ImageError, one_line
 from rsna_kit.runtime.threads import in_daemons
 
@@ -140,7 +140,13 @@ def _survey_one(file: tuple[str, Path]) -> Surveyed | Failure:
 def _kind(head: Head) -> Kind:
     frame, facts = head.frame, head.facts
     return Kind(
-        group_of(frame, facts), frame.rows, frame.columns, frame.voi_function, len(frame.windows),
-        facts.wavelet if facts else None, head.jp2, facts.predictor if facts else None,
+        group_of(frame, facts),
+        frame.rows,
+        frame.columns,
+        frame.voi_function,
+        len(frame.windows),
+        facts.wavelet if facts else None,
+        head.jp2,
+        facts.predictor if facts else None,
         facts.restart_interval if facts else 0,
-    )  # fmt: skip
+    )

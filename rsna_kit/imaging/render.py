@@ -14,7 +14,7 @@ Order, and why:
    thin outer breast black, and a useless window must not lose the breast.
 5. **Decode** what the image will show: the box, at the largest halving that still has a row for every row of the
    image (`image.decode="reduced"`, lossless JPEG 2000 only; "exact" decodes and averages every pixel). The halved
-   picture is moved by the half pixel that it lies off (`wavelet.aligned`).
+   picture is moved by the half pixel that it lies off (`pyramid.aligned`).
 6. **Resize** the stored values in uint16, aspect kept, by area (linear where the image must grow). Averaging before
    the window is what the detector would have done with larger pixels, and the rounding (one stored level) is far
    below one level of the 8-bit image.
@@ -39,9 +39,9 @@ import cv2
 import numpy as np
 
 from rsna_kit.config import ImageConfig
+from rsna_kit.dicom.decode import TRUST_ALL, Trust
 from rsna_kit.dicom.frame import EncodedFrame, read_frame
 from rsna_kit.dicom.pyramid import Pyramid
-from rsna_kit.dicom.trust import TRUST_ALL, Trust
 from rsna_kit.imaging.breast import Box, box_of, keep_weight, segment
 from rsna_kit.imaging.window import Tones, modality_values, tones
 from rsna_kit.runtime.errors import RenderError
@@ -55,7 +55,7 @@ _DARK = 0.02  # tones this close to the darkest are as dark: a wavelet's oversho
 
 @dataclass(frozen=True)
 class Rendered:
-    """Door 5: `image` uint8 (height, width) and the `box` it shows, in full-resolution coordinates."""
+    """`image` uint8 (height, width) and the `box` it shows, in full-resolution coordinates."""
 
     image: np.ndarray
     box: Box
@@ -306,15 +306,3 @@ def encode_picture(image: np.ndarray, fmt: str) -> bytes:
     if not done:
         raise ValueError(f"picture {image.dtype} {image.shape} could not be encoded as {fmt}")
     return encoded.tobytes()
-
-
-def decode_picture(encoded: bytes) -> np.ndarray:
-    """The inverse: uint8 (h, w).
-
-    Raises:
-        ValueError: not a picture.
-    """
-    image = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_GRAYSCALE) if encoded else None
-    if image is None:
-        raise ValueError(f"{len(encoded)} bytes are no PNG or JPEG picture")
-    return image

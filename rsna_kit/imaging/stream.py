@@ -15,18 +15,18 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
 import numpy as np
 
 from rsna_kit.config import ImageConfig
-from rsna_kit.dicom.decode import check_stream
-from rsna_kit.dicom.frame import read_frame
+from rsna_kit.dicom.decode import TRUST_ALL, Trust
+from rsna_kit.dicom.decoders import Device
+from rsna_kit.dicom.frame import EncodedFrame, check_stream, read_frame
 from rsna_kit.dicom.pyramid import Pyramid
-from rsna_kit.dicom.trust import TRUST_ALL, Trust
-from rsna_kit.imaging.outcome import Device, Outcome, Task
-from rsna_kit.imaging.render import read_image, render_pyramid
+from rsna_kit.imaging.render import Rendered, read_image, render_pyramid
 from rsna_kit.runtime.clock import Clock
 from rsna_kit.runtime.errors import DecodeError, ImageError, one_line
 from rsna_kit.runtime.hardware import cpu_count
@@ -36,6 +36,33 @@ _THREAD = "decode"  # name of the CPU threads; devices have their own
 _MOST_FAILURES = 32
 _CLOSE_S = 15.0  # the slowest file takes 2 s
 _LOOK_EVERY_S = 1.0  # how often a waiting consumer looks for stuck threads
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one file: exactly one of `rendered` and `error` is set; `worker` says who decoded it."""
+
+    image_id: str
+    rendered: Rendered | None = None
+    error: ImageError | None = None
+    worker: str = "cpu"
+
+    def failure(self) -> dict[str, str]:
+        """The row for failures.csv: image_id, stage, reason."""
+        assert self.error is not None
+        return {"image_id": self.image_id, "stage": self.error.stage, "reason": str(self.error)}
+
+
+@dataclass
+class _Task:
+    """One file on its way. `frame` and `pixels` are set when a device has read or decoded it."""
+
+    number: int
+    image_id: str
+    path: Path
+    frame: EncodedFrame | None = None
+    pixels: np.ndarray | None = None
+    worker: str = "cpu"
 
 
 class ImageStream(Iterator[Outcome]):
@@ -62,10 +89,16 @@ class ImageStream(Iterator[Outcome]):
     """
 
     def __init__(
-        self, files: Iterable[tuple[str, Path]], image: ImageConfig, workers: int = 0, trust: Trust = TRUST_ALL,
-        devices: Sequence[Device] = (), ahead: int | None = None, patience_s: float = PATIENCE_S,
+        self,
+        files: Iterable[tuple[str, Path]],
+        image: ImageConfig,
+        workers: int = 0,
+        trust: Trust = TRUST_ALL,
+        devices: Sequence[Device] = (),
+        ahead: int | None = None,
+        patience_s: float = PATIENCE_S,
         clock: Clock | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.coarser, self.waited_s = 0, 0.0
         self.counts: Counter[str] = Counter()
         self.notes: list[str] = []
@@ -75,13 +108,13 @@ class ImageStream(Iterator[Outcome]):
         workers = workers or cpu_count()
         self._ahead = ahead or 4 * workers + sum(2 * device.batch_size for device in devices)
         self._changed = threading.Condition()
-        self._handed: deque[Task] = deque()  # what devices read or decoded, for the threads to finish
+        self._handed: deque[_Task] = deque()  # what devices read or decoded, for the threads to finish
         self._results: dict[int, Outcome] = {}
         self._begun = self._next = 0
         self._ended = self._exhausted = False
         self._failure: Exception | None = None  # of the iterable of files
         self._feeding: set[threading.Thread] = set()  # devices' threads; one that is left behind is in it no more
-        self._running: dict[threading.Thread, tuple[list[Task], float]] = {}
+        self._running: dict[threading.Thread, tuple[list[_Task], float]] = {}
         cv2.setNumThreads(1)  # threads over images; OpenCV's own would compete with them
         self._threads: list[threading.Thread] = []
         with self._changed:  # no thread looks at `_feeding` before all devices are in it
@@ -154,7 +187,7 @@ class ImageStream(Iterator[Outcome]):
                 self._results[task.number] = Outcome(task.image_id, error=error)
             self._start(self._work, _THREAD)
 
-    def _leave(self, thread: threading.Thread, tasks: Sequence[Task], why: str) -> None:
+    def _leave(self, thread: threading.Thread, tasks: Sequence[_Task], why: str) -> None:
         """Go on without a device, once; the threads do its work. Called with the lock held."""
         if thread not in self._feeding:
             return
@@ -163,7 +196,7 @@ class ImageStream(Iterator[Outcome]):
         self._handed.extend(tasks)
         self._changed.notify_all()
 
-    def _draw(self) -> Task | None:
+    def _draw(self) -> _Task | None:
         """The next file of the queue, None when there is none or enough is begun. Called with the lock held."""
         if self._exhausted or self._begun - self._next >= self._ahead:
             return None
@@ -175,7 +208,7 @@ class ImageStream(Iterator[Outcome]):
             self._changed.notify_all()
             return None
         self._begun = number + 1
-        return Task(number, image_id, path)
+        return _Task(number, image_id, path)
 
     def _work(self) -> None:
         """One CPU thread: first what devices handed over, then the queue."""
@@ -201,7 +234,7 @@ class ImageStream(Iterator[Outcome]):
                     self._results[task.number] = outcome
                 self._changed.notify_all()
 
-    def _read(self, task: Task) -> Outcome:
+    def _read(self, task: _Task) -> Outcome:
         """Whatever is left to do for one file."""
         try:
             if task.frame is None:
@@ -219,7 +252,7 @@ class ImageStream(Iterator[Outcome]):
     def _feed(self, device: Device) -> None:
         """One device: batches of what it takes; everything goes to the threads afterwards."""
         thread = threading.current_thread()
-        held: list[Task] = []
+        held: list[_Task] = []
         failed = 0  # answers in a row: a GPU whose context is lost fails on everything
         try:
             while self._gather(device, held):
@@ -246,7 +279,7 @@ class ImageStream(Iterator[Outcome]):
                 self._running.pop(thread, None)
                 self._leave(thread, held, f"{type(error).__name__}: {one_line(error)}")
 
-    def _gather(self, device: Device, held: list[Task]) -> bool:
+    def _gather(self, device: Device, held: list[_Task]) -> bool:
         """Fill `held` with the next files that a device takes, handing the others to the threads; False at the end."""
         thread = threading.current_thread()
         while len(held) < device.batch_size:
@@ -275,7 +308,7 @@ class ImageStream(Iterator[Outcome]):
                 self._running[thread] = (list(held), time.monotonic())
         return bool(held)
 
-    def _belongs(self, task: Task, device: Device) -> bool:
+    def _belongs(self, task: _Task, device: Device) -> bool:
         """Read a task's file and say whether a device may decode it."""
         try:
             task.frame = read_frame(task.path, task.image_id)

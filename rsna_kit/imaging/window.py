@@ -1,28 +1,28 @@
 """Stored pixels → tones: Modality LUT, VOI, photometric interpretation, in that order.
 
 The order is the standard's (PS3.3 C.11.1 before C.11.2, photometric interpretation last): a window is given in
-modality values, and MONOCHROME1 says how the windowed values are shown. Units: `pixels` are door 3's uint16 bit
-patterns, `values` float64 modality values, VOI output float64 in [0, 2**bits_stored - 1], tones float32 in
+modality values, and MONOCHROME1 says how the windowed values are shown. Units: `pixels` are the uint16 bit
+patterns of `decode`, `values` float64 modality values, VOI output float64 in [0, 2**bits_stored - 1], tones float32 in
 [0, 1] where air is dark whatever the photometric interpretation.
 
 All of it depends on the stored value alone, so it is computed once for the 65,536 possible bit patterns
-(`tone_table`) and looked up: the same numbers as the direct formulas, without an exp() per pixel. Not covered:
+(`tones`) and looked up: the same numbers as the direct formulas, without an exp() per pixel. Not covered:
 Presentation LUT Shape, overlays.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 
 from rsna_kit.config import ImageConfig
 from rsna_kit.dicom.frame import EncodedFrame, LookupTable
 
-_Item = TypeVar("_Item")
-
 _PATTERNS = np.arange(65536, dtype=np.uint16)
 _PATTERNS.setflags(write=False)
+
+_CHOSEN = 0  # of several windows or LUTs: the 2023 solutions all took the first
 
 # A window that leaves less than this share of the pixels between black and white shows nothing. Breasts cover
 # at least 4 % of a mammogram; the real file this guards against (CenterWidth 2725/5310 over pixels from 32744
@@ -45,14 +45,13 @@ def modality_values(pixels: np.ndarray, frame: EncodedFrame) -> np.ndarray:
     return stored.astype(np.float64) * frame.slope + frame.intercept
 
 
-def apply_voi(values: np.ndarray, frame: EncodedFrame, voi: str = "window", window_index: int = 0) -> np.ndarray:
+def apply_voi(values: np.ndarray, frame: EncodedFrame, voi: str = "window") -> np.ndarray:
     """The VOI transform of PS3.3 C.11.2.
 
     Args:
         values: modality values.
         voi: "window" prefers the window, "lut" the VOI LUT Sequence; each falls back to the other, then to
             "minmax", the range of `values`.
-        window_index: which of several windows or LUTs; the first one when there are not so many.
 
     Returns:
         float64 of the same shape in [0, 2**bits_stored - 1]; the output of a LUT is scaled to that range.
@@ -62,9 +61,9 @@ def apply_voi(values: np.ndarray, frame: EncodedFrame, voi: str = "window", wind
     if kind == "minmax":
         return _stretch(values, float(values.min()), float(values.max()), top)
     if kind == "lut":
-        table = _pick(frame.voi_luts, window_index)
+        table = frame.voi_luts[_CHOSEN]
         return _look_up(values, table) * (top / ((1 << table.bits) - 1))
-    centre, width = _pick(frame.windows, window_index)
+    centre, width = frame.windows[_CHOSEN]
     if frame.voi_function == "SIGMOID":
         return sigmoid(values, centre, width, top)
     if frame.voi_function == "LINEAR_EXACT":
@@ -119,11 +118,6 @@ class Tones(NamedTuple):
     from_range: bool
 
 
-def tone_table(pixels: np.ndarray, frame: EncodedFrame, image: ImageConfig) -> np.ndarray:
-    """The table of `tones`."""
-    return tones(pixels, frame, image).table
-
-
 def tones(pixels: np.ndarray, frame: EncodedFrame, image: ImageConfig) -> Tones:
     """How stored values are shown.
 
@@ -134,25 +128,14 @@ def tones(pixels: np.ndarray, frame: EncodedFrame, image: ImageConfig) -> Tones:
         pixels: uint16 (rows, columns).
     """
     values = modality_values(_PATTERNS, frame)
-    table = _window_table(values, pixels, frame, image)
-    from_range = table is None
-    if table is None:
+    table = None
+    if _kind(frame, image.voi) != "minmax":
+        table = apply_voi(values, frame, image.voi) / ((1 << frame.bits_stored) - 1)
+    from_range = table is None or not _is_useful(table, pixels, frame)
+    if table is None or from_range:
         low, high = value_range(pixels, frame, values)
         table = _stretch(values, low, high, 1.0)
     return Tones((1.0 - table if frame.photometric == "MONOCHROME1" else table).astype(np.float32), from_range)
-
-
-def _window_table(values: np.ndarray, pixels: np.ndarray, frame: EncodedFrame, image: ImageConfig) -> np.ndarray | None:
-    """The tones that the window or LUT gives, None when there is none or it shows nothing of the picture."""
-    if _kind(frame, image.voi) == "minmax":
-        return None
-    table = apply_voi(values, frame, image.voi, image.window_index) / ((1 << frame.bits_stored) - 1)
-    return table if _is_useful(table, pixels, frame) else None
-
-
-def to_unit(pixels: np.ndarray, frame: EncodedFrame, image: ImageConfig) -> np.ndarray:
-    """The whole picture as tones: float32 (rows, columns) in [0, 1], air dark."""
-    return np.take(tone_table(pixels, frame, image), pixels)
 
 
 def value_range(pixels: np.ndarray, frame: EncodedFrame, values: np.ndarray) -> tuple[float, float]:
@@ -184,11 +167,6 @@ def _is_useful(table: np.ndarray, pixels: np.ndarray, frame: EncodedFrame) -> bo
     tones = table[sample]
     between = np.count_nonzero((tones > 0.5 / 255) & (tones < 254.5 / 255))
     return between >= _USEFUL_SHARE * tones.size
-
-
-def _pick(items: tuple[_Item, ...], index: int) -> _Item:
-    """One of several, the first when there are not so many."""
-    return items[index] if index < len(items) else items[0]
 
 
 def _look_up(values: np.ndarray, table: LookupTable) -> np.ndarray:

@@ -123,7 +123,7 @@ def find_dicoms(folder: Path) -> list[tuple[str, Path]]:
 def _check_files(
     label: str, files: list[tuple[str, Path]], facts: dict[str, int], image: ImageConfig, events: Events
 ) -> dict[str, Any]:
-    from rsna_kit.imaging.timing import choose, measure
+    from rsna_kit.imaging.pace import choose, measure
 
     with events.progress(len(files), f"{label} heads", "files") as progress:
         found = survey(files, advance=progress.advance)

@@ -28,8 +28,8 @@ from rsna_kit.scoring.ledger import ScoreLedger
 from rsna_kit.scoring.threshold import apply_threshold
 
 if TYPE_CHECKING:
-    from rsna_kit.imaging.outcome import Outcome
     from rsna_kit.imaging.pace import Pace
+    from rsna_kit.imaging.stream import Outcome
     from rsna_kit.models.ensemble import Ensemble
     from rsna_kit.models.members import Members
 
