@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -140,7 +140,7 @@ def _seed(path: Path, size: Size) -> np.ndarray:
     return image
 
 
-def _kit(decode: str) -> Callable[[Path, Size], np.ndarray]:
+def _kit(decode: Literal["reduced", "exact"]) -> Callable[[Path, Size], np.ndarray]:
     def read(path: Path, size: Size) -> np.ndarray:
         return read_image(path, path.stem, ImageConfig(height=size[0], width=size[1], decode=decode)).image
 

@@ -34,10 +34,9 @@ import numpy as np
 import pandas as pd
 from reduction import in_processes, read
 
-from rsna_kit.config import Config, ImageConfig, with_overrides
+from rsna_kit.config import Config, ImageConfig, preset, with_overrides
 from rsna_kit.dicom.frame import read_frame
 from rsna_kit.imaging import render, stream
-from rsna_kit.presets import preset
 from rsna_kit.recipes.infer import infer
 from rsna_kit.recipes.prepare import prepare
 from rsna_kit.recipes.train import train

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from rsna_kit import config
-from rsna_kit.presets import PRESETS, preset
+from rsna_kit.config import PRESETS, preset
 from rsna_kit.runtime.clock import Clock, parse_duration
 from rsna_kit.runtime.errors import UsageError, did_you_mean
 

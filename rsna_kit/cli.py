@@ -58,8 +58,7 @@ def _infer(options: argparse.Namespace) -> dict[str, Any]:
 def _blend(options: argparse.Namespace) -> dict[str, Any]:
     from rsna_kit.recipes.blend import blend
 
-    events, settings = Events(), read_config(options).infer
-    return blend(options.out, options.model, settings, events, metric=options.metric, weighting=options.weights)
+    return blend(options.out, options.model, read_config(options).infer, Events())
 
 
 def _score(options: argparse.Namespace) -> dict[str, Any]:
@@ -143,13 +142,6 @@ def _add_blend(verbs: Any) -> None:
     blend.add_argument("out", type=Path, help="folder for ensemble.json, copies of the bundles and oof.csv")
     model = "folder written by train; two or more, on the same patients and folds"
     blend.add_argument("--model", type=Path, action="append", required=True, help=model)
-    metric = "what weights are chosen for: roc_auc (default), pr_auc or pf1"
-    blend.add_argument("--metric", default="roc_auc", help=metric)
-    weights = (
-        "auto (default): chosen weights where they beat the plain mean on folds that did not choose them; "
-        "chosen; or mean"
-    )
-    blend.add_argument("--weights", default="auto", help=weights)
     add_config(blend, ["infer"], "infer.tta=flip")
 
 

@@ -1,146 +1,162 @@
-"""One frozen configuration in seven sections, typed overrides, fingerprints.
+"""One frozen configuration in seven sections, presets to start from, typed overrides, fingerprints.
 
-A preset (`rsna_kit.presets`) is a starting point, an override changes one key (`--set image.height=1024`).
-Unknown keys are errors. The `image` section alone decides what a model sees: its fingerprint is
-written into prepared folders and bundles, and a mismatch is refused.
+An override changes one key (`--set image.height=1024`). A key is a line here, with its type, its default and what it
+means: `Literal` lists what it may be, `Annotated` between what it may lie, and both are checked wherever a section is
+made. Names of backbones, losses, augmentations and poolings are checked by their registries. The `image` section alone
+decides what a model sees: its fingerprint is written into prepared folders and bundles, and a mismatch is refused.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
-from rsna_kit.runtime.errors import UsageError, did_you_mean
+from rsna_kit.runtime.errors import UsageError, did_you_mean, named
 
 # Raised whenever code in rsna_kit.imaging changes the bytes of an image for the same section.
 IMAGE_RECIPE_VERSION = 5
 PRIOR = 0.0211676964  # score of an image that cannot be read: positive share of images in the competition's train.csv
 
 
+class Limits(NamedTuple):
+    """Between what a number may lie, the ends included, and said in words."""
+
+    low: float
+    high: float
+    words: str
+
+
+TINY = 1e-12  # what "more than 0" means
+Count = Annotated[int, Limits(0, math.inf, "at least 0")]
+Whole = Annotated[int, Limits(1, math.inf, "at least 1")]
+Amount = Annotated[float, Limits(0, math.inf, "a finite number of at least 0")]
+Positive = Annotated[float, Limits(TINY, math.inf, "a finite number of more than 0")]
+Share = Annotated[float, Limits(0, 1, "a share between 0 and 1")]
+
+
+class Section:
+    """What all sections have: their values are checked when they are made."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that would only fail an hour later.
+
+        Raises:
+            UsageError: a value of another type or outside what its key allows.
+        """
+        hints: dict[str, Any] = _hints(type(self))  # type: ignore[arg-type]  # a class is hashable
+        for key, hint in hints.items():
+            value, name = getattr(self, key), f"{type(self).__name__.removesuffix('Config').lower()}.{key}"
+            allowed = get_args(hint)
+            if get_origin(hint) is Literal:
+                if value not in allowed:
+                    raise UsageError(f"{name}: got {value!r}, expected one of {', '.join(map(str, allowed))}")
+                continue
+            kind, limits = allowed if allowed else (hint, None)
+            if not isinstance(value, int | float if kind is float else kind) or isinstance(value, bool):
+                raise UsageError(f"{name}: got {value!r}, expected {kind.__name__}")
+            if limits and not (limits.low <= value <= limits.high and math.isfinite(value)):
+                raise UsageError(f"{name}: got {value}, expected {limits.words}")
+
+
+@functools.cache
+def _hints(section: Any) -> dict[str, Any]:
+    return get_type_hints(section, include_extras=True)
+
+
 @dataclass(frozen=True)
-class ImageConfig:
-    """Door 5: how stored pixels become the uint8 image a model sees."""
+class ImageConfig(Section):
+    """How stored pixels become the uint8 image a model sees."""
 
-    height: int = 1536  # rows of the image; a T4 trains ConvNeXt-Tiny at this size
-    width: int = 768
-    voi: str = "window"  # "window": VOI window by its function; "lut": VOI LUT Sequence if there is one; "minmax"
-    margin: float = 0.01  # added around the breast box, as a share of its longer side
-    decode: str = "reduced"  # "reduced": JPEG 2000 at the resolution the image needs; "exact": every pixel, averaged
-
-    choices = {"voi": ("window", "lut", "minmax"), "decode": ("reduced", "exact")}  # noqa: RUF012 - for _check, no field
+    height: Whole = 1536  # rows of the image; a T4 trains ConvNeXt-Tiny at this size
+    width: Whole = 768
+    voi: Literal["window", "lut", "minmax"] = "window"  # VOI window by its function; VOI LUT Sequence if there is one
+    margin: Amount = 0.01  # added around the breast box, as a share of its longer side
+    decode: Literal["reduced", "exact"] = "reduced"  # JPEG 2000 at the resolution needed; every pixel, averaged
 
 
 @dataclass(frozen=True)
-class DecodeConfig:
+class DecodeConfig(Section):
     """Who decodes. Nothing here changes the bytes of an image."""
 
-    workers: int = 0  # threads or cluster tasks at once; 0 means one per core (of the whole cluster)
-    backend: str = "threads"  # "threads", or "dask": past one machine
+    workers: Count = 0  # threads or cluster tasks at once; 0: one per core (of the whole cluster)
+    backend: Literal["threads", "dask"] = "threads"  # Dask goes past one machine
     scheduler: str = ""  # address of a Dask scheduler; empty: a cluster on this machine
-    gpus: str = "none"  # "all": every GPU decodes beside the threads (DALI; not yet measured on one), or "none"
-
-    choices = {"backend": ("threads", "dask"), "gpus": ("none", "all")}  # noqa: RUF012
+    gpus: Literal["none", "all"] = "none"  # "all": every GPU decodes beside the threads (DALI; not yet measured on one)
 
 
 @dataclass(frozen=True)
-class DataConfig:
-    """Door 6 and 7: shards and batches."""
+class DataConfig(Section):
+    """Shards and batches."""
 
-    save: str = "png"  # pictures kept beside the shards: "png", "jpeg" (for looking at) or "none"
-    augment: str = (
-        "light"  # "light", "winner" (Albumentations), "flip" (upside down, every other), "none": data/augment.py
-    )
-    mix: str = "none"  # "mixup", "cutmix", "both" (one of them for each batch) or "none": pictures of a batch mixed
-    positive_share: float = 0.25  # share of each training batch drawn from positives, at least one image
-    negatives: float = 1.0  # share of the healthy images that an epoch draws, anew each time; the seed's 1/3 is 0.33
-
-    choices = {  # noqa: RUF012
-        "save": ("png", "jpeg", "none"),
-        "mix": ("none", "mixup", "cutmix", "both"),
-    }
+    save: Literal["png", "jpeg", "none"] = "png"  # pictures kept beside the shards, for looking at
+    augment: str = "light"  # one of rsna_kit.data.augment.RECIPES
+    positive_share: Share = 0.25  # share of each training batch drawn from positives, at least one image
+    negatives: Annotated[float, Limits(TINY, 1, "more than 0, at most 1")] = 1.0  # of the healthy drawn for an epoch
 
 
 @dataclass(frozen=True)
-class ModelConfig:
+class ModelConfig(Section):
     """The network."""
 
-    kind: str = "image"  # "image": one logit a picture; "breast": trained on all views of a breast; "cvae": anomalies
+    kind: Literal["image", "breast", "cvae"] = "image"  # a logit a picture; from all views of a breast; anomalies
     backbone: str = "efficientnet_lite0"  # one of rsna_kit.models.backbones.BACKBONES
-    weights: str = "imagenet"  # "imagenet"; "start": the trunk of a bundle (--weights FOLDER brings either); "none"
-    tap: int = 32  # stride of the map that the head looks at: 32 (the last one) or 16
-    head: str = "linear"  # layers before the pooling: "linear": none; "conv": two convolutions; "residual": two blocks
-    pool: str = "avg"  # "avg", "max" or "avgmax" (both, joined)
-    view_pool: str = "attention"  # kind "breast": one of rsna_kit.models.views.POOLINGS
-    views: int = 4  # kind "breast": most views of one breast in a training example; inference takes any number
-    trunk: str = "train"  # "train": all layers learn; "frozen": only the head does, on features computed once
-    dropout: float = 0.2
-
-    choices = {  # noqa: RUF012
-        "kind": ("image", "breast", "cvae"),
-        "weights": ("imagenet", "start", "none"),
-        "tap": (32, 16),
-        "head": ("linear", "conv", "residual"),
-        "pool": ("avg", "max", "avgmax"),
-        "trunk": ("train", "frozen"),
-    }
+    weights: Literal["imagenet", "start", "none"] = "imagenet"  # "start": of a bundle (--weights FOLDER brings either)
+    tap: Literal[32, 16] = 32  # stride of the map that the head looks at
+    head: str = "linear"  # layers before the pooling: one of rsna_kit.models.heads.HEADS
+    pool: str = "avg"  # one of rsna_kit.models.heads.POOLS
+    view_pool: str = "attention"  # kind "breast": one of rsna_kit.models.heads.POOLINGS
+    views: Whole = 4  # kind "breast": most views of one breast in a training example; inference takes any number
+    trunk: Literal["train", "frozen"] = "train"  # "frozen": only the head learns, on features computed once
+    dropout: Annotated[float, Limits(0, 0.99, "a share of at most 0.99")] = 0.2
 
 
 @dataclass(frozen=True)
-class CvaeConfig:
+class CvaeConfig(Section):
     """The convolutional variational autoencoder of model.kind = "cvae"."""
 
-    latent: int = 64  # numbers that a picture is squeezed into
-    filters: int = 32  # channels at half the size; each further halving doubles them, up to 8 times as many
-    beta: float = 1.0  # weight of the KL term (Higgins et al., beta-VAE, 2017)
+    latent: Whole = 64  # numbers that a picture is squeezed into
+    filters: Whole = 32  # channels at half the size; each further halving doubles them, up to 8 times as many
+    beta: Amount = 1.0  # weight of the KL term (Higgins et al., beta-VAE, 2017)
 
 
 @dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(Section):
     """Folds and optimisation."""
 
-    folds: int = 4
-    hold_out: str = "patient"  # what a validation fold has and its training never saw: "patient", "machine" or "site"
-    epochs: int = 12
-    batch_size: int = 16
-    optimizer: str = "adamw"  # "adamw", "adam" or "sgd" (Nesterov momentum 0.9)
-    learning_rate: float = 3e-4  # peak of a warm-up + cosine schedule
-    weight_decay: float = 1e-2  # not for normalisation and biases
-    clip_norm: float = 0.0  # longest gradient over all variables; 0: not clipped
-    ema: float = 0.0  # momentum of the moving average of the weights that is validated and kept; 0: none
-    loss: str = "bce"  # "bce": binary cross-entropy; "focal": binary focal cross-entropy: training/losses.py
-    label_smoothing: float = 0.05  # of both classes
-    soft_positive: float = 1.0  # what a cancer's label is taken for; the winner's were 0.8 and 0.9
-    cancer_weight: float = 1.0  # weight of a cancer in the loss; the seed's was 5
+    folds: Annotated[int, Limits(2, math.inf, "at least 2")] = 4
+    hold_out: Literal["patient", "machine", "site"] = "patient"  # what a fold's training never saw
+    epochs: Whole = 12
+    batch_size: Whole = 16
+    optimizer: Literal["adamw", "adam", "sgd"] = "adamw"  # "sgd": Nesterov momentum 0.9
+    learning_rate: Positive = 3e-4  # peak of a warm-up + cosine schedule
+    weight_decay: Amount = 1e-2  # not for normalisation and biases
+    clip_norm: Amount = 0.0  # longest gradient over all variables; 0: not clipped
+    ema: Share = 0.0  # momentum of the moving average of the weights that is validated and kept; 0: none
+    loss: str = "bce"  # one of rsna_kit.training.losses.LOSSES
+    label_smoothing: Share = 0.05  # of both classes
+    soft_positive: Share = 1.0  # what a cancer's label is taken for; the winner's were 0.8 and 0.9
+    cancer_weight: Positive = 1.0  # weight of a cancer in the loss; the seed's was 5
     targets: str = ""  # further targets, e.g. "biopsy,invasive,BIRADS,density,difficult_negative_case"
-    precision: str = "float32"  # "mixed_float16" (T4), "mixed_bfloat16" (newer GPUs, TPU)
-    devices: str = "one"  # "all": every GPU of this machine takes its share of each batch (TensorFlow)
-    keep: str = "best"  # "best" epoch by validation AUC, or "last": then out-of-fold scores chose nothing
-    seed: int = 67
-
-    choices = {  # noqa: RUF012
-        "hold_out": ("patient", "machine", "site"),
-        "optimizer": ("adamw", "adam", "sgd"),
-        "precision": ("float32", "mixed_float16", "mixed_bfloat16"),
-        "devices": ("one", "all"),
-        "keep": ("best", "last"),
-    }
+    precision: Literal["float32", "mixed_float16", "mixed_bfloat16"] = "float32"  # T4: float16; newer GPUs: bfloat16
+    devices: Literal["one", "all"] = "one"  # "all": every GPU of this machine takes its share of each batch
+    keep: Literal["best", "last"] = "best"  # epoch by validation AUC; "last": out-of-fold scores chose nothing
+    seed: Count = 67
 
 
 @dataclass(frozen=True)
-class InferConfig:
+class InferConfig(Section):
     """Scoring a test set."""
 
-    batch_size: int = 16
-    tta: str = "none"  # "flip": the mean with the picture upside down
-    runtime: str = "keras"  # "openvino": faster on a CPU for most networks, from wheels of its own
-    max_failure_share: float = 0.01  # more failed images than this fail the run, after a valid submission is written
-
-    choices = {"tta": ("none", "flip"), "runtime": ("keras", "openvino")}  # noqa: RUF012
+    batch_size: Whole = 16
+    tta: Literal["none", "flip"] = "none"  # "flip": the mean with the picture upside down
+    runtime: Literal["keras", "openvino"] = "keras"  # OpenVINO: faster on most CPUs, from wheels of its own
+    max_failure_share: Share = 0.01  # more failed images than this fail the run, after a valid submission is written
 
 
 @dataclass(frozen=True)
@@ -155,45 +171,60 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
     infer: InferConfig = field(default_factory=InferConfig)
 
-    def __post_init__(self) -> None:
-        _check(self)
+
+# Configurations with a name: starting points for `--preset` and a kernel's PRESET.
+PRESETS: Mapping[str, Config] = {
+    # The command line's default: a size that a T4 trains, and the network whose ImageNet weights come with the kit.
+    "default": Config(),
+    # The kernels' default: pictures of which a Kaggle session's output holds 54,706.
+    "kaggle": Config(image=ImageConfig(height=1024, width=512), data=DataConfig(save="none")),
+    # The seed project's notebooks: EfficientNet-B4, cancers weighted by 5, a third of the healthy images an epoch.
+    "seed": Config(
+        image=ImageConfig(height=1456, width=728),
+        data=DataConfig(negatives=0.33),
+        model=ModelConfig(backbone="efficientnet_b4"),
+        train=TrainConfig(epochs=25, optimizer="adam", learning_rate=1e-3, label_smoothing=0.0, cancer_weight=5.0),
+    ),
+    # The 2023 winner (private pF1 0.55): ConvNeXt-Small, maximum pooling, soft positives, one cancer in eight pictures.
+    "winner": Config(
+        image=ImageConfig(height=2048, width=1024),
+        data=DataConfig(augment="winner", positive_share=0.125),
+        model=ModelConfig(backbone="convnext_small", pool="max", dropout=0.5),
+        train=TrainConfig(
+            epochs=24,
+            batch_size=8,
+            optimizer="sgd",
+            learning_rate=3e-3,
+            ema=0.9998,
+            label_smoothing=0.0,
+            soft_positive=0.9,
+            precision="mixed_float16",
+        ),
+    ),
+    # The anomaly detector, from the pictures of `default`: it may join an ensemble with a network trained on those.
+    "cvae": Config(
+        data=DataConfig(augment="flip"),
+        model=ModelConfig(kind="cvae", weights="none"),
+        train=TrainConfig(epochs=20, learning_rate=1e-3, keep="last"),
+    ),
+    # Minutes on two CPU cores: rehearsals, tests, the demo. The trunk keeps its ImageNet weights and a convolutional
+    # head learns on its maps, which four minutes suffice for (docs/log.md). Not for a leaderboard.
+    "smoke": Config(
+        image=ImageConfig(height=512, width=256),
+        data=DataConfig(augment="flip"),
+        model=ModelConfig(tap=16, head="conv", pool="avgmax", trunk="frozen"),
+        train=TrainConfig(folds=2, epochs=24, batch_size=32, learning_rate=1e-3),
+    ),
+}
 
 
-def _check(config: Config) -> None:
-    """Refuse values that would only fail an hour later."""
-    for section in dataclasses.fields(config):
-        values = getattr(config, section.name)
-        for key, allowed in getattr(values, "choices", {}).items():
-            value = getattr(values, key)
-            if value not in allowed:
-                raise UsageError(f"{section.name}.{key}: got {value!r}, expected one of {', '.join(map(str, allowed))}")
-        for item in dataclasses.fields(values):
-            value = getattr(values, item.name)
-            if isinstance(value, int | float) and (value < 0 or not math.isfinite(value)):
-                raise UsageError(f"{section.name}.{item.name}: got {value}, expected a finite number of at least 0")
-    positive = {
-        "image.height": config.image.height, "image.width": config.image.width, "train.epochs": config.train.epochs,
-        "train.batch_size": config.train.batch_size, "infer.batch_size": config.infer.batch_size,
-        "train.learning_rate": config.train.learning_rate,
-        "data.negatives": config.data.negatives, "model.views": config.model.views, "cvae.latent": config.cvae.latent,
-        "cvae.filters": config.cvae.filters, "train.cancer_weight": config.train.cancer_weight,
-    }  # fmt: skip
-    for name, value in positive.items():
-        if value <= 0:
-            raise UsageError(f"{name}: got {value}, expected more than 0")
-    if config.train.folds < 2:
-        raise UsageError(f"train.folds: got {config.train.folds}, expected at least 2")
-    shares = {
-        "infer.max_failure_share": config.infer.max_failure_share,
-        "data.positive_share": config.data.positive_share, "model.dropout": config.model.dropout,
-        "train.label_smoothing": config.train.label_smoothing, "data.negatives": config.data.negatives,
-        "train.ema": config.train.ema, "train.soft_positive": config.train.soft_positive,
-    }  # fmt: skip
-    if config.model.dropout == 1:
-        raise UsageError("model.dropout: got 1, expected less: nothing would be left")
-    for name, share in shares.items():
-        if share > 1:
-            raise UsageError(f"{name}: got {share}, expected a share between 0 and 1")
+def preset(name: str) -> Config:
+    """The named preset.
+
+    Raises:
+        UsageError: unknown name, with the nearest known one.
+    """
+    return named("preset", name, PRESETS)
 
 
 def with_overrides(config: Config, overrides: Iterable[str]) -> Config:
@@ -216,18 +247,14 @@ def with_overrides(config: Config, overrides: Iterable[str]) -> Config:
             raise UsageError(f"--set {override}: {what}, expected section.key=value.{did_you_mean(name, known)}")
         section, key = name.split(".")
         values = getattr(config, section)
-        value = _typed(name, text, getattr(values, key))
+        kind = type(getattr(values, key))
+        try:
+            value = kind(text)
+        except ValueError as error:
+            example = f"expected {kind.__name__} such as {getattr(values, key)!r}"
+            raise UsageError(f"--set {override}: got {text!r}, {example}") from error
         config = dataclasses.replace(config, **{section: dataclasses.replace(values, **{key: value})})
     return config
-
-
-def _typed(name: str, text: str, default: Any) -> Any:
-    """Read `text` as the type of `default`."""
-    kind = type(default)
-    try:
-        return kind(text)
-    except ValueError as error:
-        raise UsageError(f"--set {name}={text}: got {text!r}, expected {kind.__name__} such as {default!r}") from error
 
 
 def to_dict(config: Config) -> dict[str, Any]:

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from rsna_kit.config import Config, with_overrides
-from rsna_kit.presets import preset
+from rsna_kit.config import Config, preset, with_overrides
 from rsna_kit.runtime.events import Events
 
 if TYPE_CHECKING:
@@ -47,8 +46,8 @@ def phantom(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def bundle(tmp_path_factory: pytest.TempPathFactory, tiny: Config) -> Path:
     """An untrained network as a bundle with the threshold 0.5."""
     keras = pytest.importorskip("keras")
-    from rsna_kit.models.bundle import set_threshold, write_bundle
     from rsna_kit.models.network import build_classifier
+    from rsna_kit.training.export import set_threshold, write_bundle
 
     keras.utils.set_random_seed(1)
     out = tmp_path_factory.mktemp("bundles") / "fold0"

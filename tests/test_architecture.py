@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGES = {
     # Top to bottom: a room may import itself and the rooms before it. `rsna_lab` may import all of `rsna_kit`, too.
     "rsna_kit": [
-        "runtime", "config", "presets", "competition", "dicom", "imaging", "data", "models", "training", "scoring",
+        "runtime", "config", "competition", "dicom", "imaging", "data", "models", "training", "scoring",
         "session", "recipes", "arguments", "cli", "__main__",
     ],
     "rsna_lab": ["analysis", "report", "phantom", "recipes", "kaggle", "cli", "__main__"],
@@ -28,7 +28,7 @@ STRANGERS = {
 }  # fmt: skip
 HEAVY = {"tensorflow", "keras", "keras_cv", "albumentations", "nvidia", "jax", "torch", "sklearn", "matplotlib"}
 # What must work with nothing but numpy, pandas and scipy.
-BARE = ["runtime", "config", "presets", "competition", "scoring"]
+BARE = ["runtime", "config", "competition", "scoring"]
 MODULES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 SOURCES = [*MODULES, *sorted((ROOT / "kernels").rglob("*.py"))]
 

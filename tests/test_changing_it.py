@@ -90,7 +90,7 @@ def a_decoder():
     assert (decode(frame) == pixels).all()
 
 def a_preset():
-    from rsna_kit.presets import preset
+    from rsna_kit.config import preset
     assert preset("mine").model.backbone == "efficientnetv2_b0"
 
 for check in (a_backbone, a_loss, an_augmentation_recipe, a_pooling, a_metric, a_configuration_key,
@@ -147,7 +147,11 @@ def test_a_training_step_of_ones_own(changed: Path, phantom: Path, tiny: Config,
     shutil.copytree(changed / "rsna_kit", tmp_path / "input/rsna-kit/rsna_kit")
     (tmp_path / "working").mkdir()
     places = {"RSNA_KIT_INPUT": tmp_path / "input", "RSNA_KIT_WORKING": tmp_path / "working"}
-    settings = {"RSNA_KIT_PRESET": "smoke", "RSNA_KIT_SET": "model.weights=none model.trunk=train train.epochs=1", "RSNA_KIT_FOLDS": "0"}
+    settings = {
+        "RSNA_KIT_PRESET": "smoke",
+        "RSNA_KIT_SET": "model.weights=none model.trunk=train train.epochs=1",
+        "RSNA_KIT_FOLDS": "0",
+    }
     done = run(sys.executable, changed / "kernels/train/train.py", cwd=changed, **places, **settings)
     assert done.returncode == 0, done.stderr[-3000:]
     assert json.loads((tmp_path / "working/verdict.json").read_text())["ok"]

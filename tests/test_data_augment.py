@@ -12,9 +12,10 @@ from rsna_kit.runtime.errors import UsageError
 albumentations = pytest.importorskip("albumentations")
 
 Both = tuple[str, Augmentation]
+DRAWN = [name for name, recipe in RECIPES.items() if recipe is not None]
 
 
-@pytest.fixture(scope="module", params=RECIPES)
+@pytest.fixture(scope="module", params=DRAWN)
 def recipe(request: pytest.FixtureRequest) -> Both:
     return request.param, build_augmentation(request.param)
 
@@ -78,7 +79,7 @@ def test_the_chest_wall_stays_left(recipe: Both, breast: np.ndarray) -> None:
         assert image[:, :24].mean() > 1.2 * image[:, 24:].mean()
 
 
-@pytest.mark.parametrize("parts", RECIPES)
+@pytest.mark.parametrize("parts", DRAWN)
 def test_air_stays_black(parts: str, breast: np.ndarray) -> None:
     """Brightness, contrast, noise and CLAHE would lift it: geometry alone may put tissue where air was."""
     augment = build_augmentation(parts)
@@ -86,7 +87,7 @@ def test_air_stays_black(parts: str, breast: np.ndarray) -> None:
         assert not augment(np.zeros_like(breast), seed).any()
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", DRAWN)
 def test_grey_levels_change_nothing_but_the_breast(name: str, breast: np.ndarray) -> None:
     """A recipe without its geometry: air is where it was, and the breast is another."""
     augment = build_augmentation(name)
@@ -144,7 +145,9 @@ def test_the_crop_keeps_half_to_all_of_the_picture(shape: tuple[int, int]) -> No
 def test_the_crop_keeps_its_scale_and_lies_where_a_breast_lies() -> None:
     """Left edge, middle of the height, the rest air: found by its own numbers, no pixel is resampled."""
     picture = np.arange(1, 20 * 10 + 1, dtype=np.uint8).reshape(20, 10)
-    [crop, *_] = RECIPES["winner"].geometry(albumentations)
+    winner = RECIPES["winner"]
+    assert winner is not None
+    [crop, *_] = winner.geometry(albumentations)
     compose = albumentations.Compose([crop])
     places = set()
     for seed in range(40):

@@ -1,14 +1,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import cv2
 import numpy as np
 import pytest
 
 from rsna_kit.config import PRIOR
-from rsna_kit.models.anomaly import CALIBRATION_PICTURES, anomaly_score, calibration, inside_breast
+from rsna_kit.models.cvae import anomaly_score, inside_breast
 from rsna_kit.runtime.errors import RsnaKitError
+from rsna_kit.training.learner import CALIBRATION_PICTURES, calibrate_cvae
 
 pytest.importorskip("tensorflow")
 pytestmark = pytest.mark.tf
@@ -67,36 +69,46 @@ def test_score_is_the_log_of_the_mean_error_that_counts() -> None:
         assert np.exp(score.item()) == pytest.approx(expected)
 
 
+class Logit:
+    """The last layer of a CVAE, which keeps what it is given."""
+
+    def get_layer(self, name: str) -> Logit:
+        assert name == "logit"
+        return self
+
+    def set_weights(self, weights: list[np.ndarray]) -> None:
+        self.slope, self.offset = weights[0].item(), weights[1].item()
+
+
+def calibrated(scores: list[float]) -> Logit:
+    logit = Logit()
+    calibrate_cvae(logit, lambda ids: np.array([scores[int(one)] for one in ids]), list(map(str, range(len(scores)))))
+    return logit
+
+
 def test_calibration_centres_healthy_pictures_on_the_prior() -> None:
-    scores = {"a": 1.0, "b": 3.0, "c": 5.0}
-    slope, offset = calibration(lambda ids: np.array([[scores[one]] for one in ids]), list(scores))
-    deviation = math.sqrt(8 / 3)
-    assert slope == pytest.approx(1 / deviation)
-    assert 1 / (1 + math.exp(-(slope * 3 + offset))) == pytest.approx(PRIOR)
-    one_more = 1 / (1 + math.exp(-(slope * (3 + deviation) + offset)))
-    assert one_more / (1 - one_more) == pytest.approx(math.e * PRIOR / (1 - PRIOR))
+    """And scores that are all equal keep the slope."""
+    found, deviation = calibrated([1.0, 3.0, 5.0]), math.sqrt(8 / 3)
+    assert found.slope == pytest.approx(1 / deviation)
+    assert found.slope * 3 + found.offset == pytest.approx(math.log(PRIOR / (1 - PRIOR)), rel=1e-5)
+    equal = calibrated([-2.5, -2.5])
+    assert (equal.slope, equal.offset) == (1.0, pytest.approx(math.log(PRIOR / (1 - PRIOR)) + 2.5))
 
 
 def test_calibration_scores_at_most_512_spread_over_all() -> None:
     asked: list[str] = []
 
-    def predict(ids: object) -> np.ndarray:
-        asked.extend(ids)  # type: ignore[call-overload]
+    def predict(ids: Sequence[str]) -> np.ndarray:
+        asked.extend(ids)
         return np.arange(len(asked), dtype=np.float32)
 
-    calibration(predict, [str(number) for number in range(5110)])
+    calibrate_cvae(Logit(), predict, [str(number) for number in range(5110)])
     assert len(asked) == len(set(asked)) == CALIBRATION_PICTURES == 512
     assert (asked[0], asked[-1]) == ("0", "5109")
 
 
-def test_equal_scores_keep_the_slope() -> None:
-    slope, offset = calibration(lambda ids: np.full(len(ids), -2.5), ["a", "b"])
-    assert slope == 1.0
-    assert offset == pytest.approx(math.log(PRIOR / (1 - PRIOR)) + 2.5)
-
-
 def test_calibration_refuses_nothing_and_what_is_not_finite() -> None:
     with pytest.raises(RsnaKitError, match="no healthy training picture"):
-        calibration(lambda ids: np.zeros(0), [])
-    with pytest.raises(RsnaKitError, match="picture b is not finite, so training has diverged"):
-        calibration(lambda ids: np.array([1.0, math.nan, 2.0]), ["a", "b", "c"])
+        calibrated([])
+    with pytest.raises(RsnaKitError, match="picture 1 is not finite, so training has diverged"):
+        calibrated([1.0, math.nan, 2.0])

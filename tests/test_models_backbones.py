@@ -12,6 +12,7 @@ import pytest
 
 from rsna_kit.config import ImageConfig, ModelConfig
 from rsna_kit.models.backbones import BACKBONES, HALVES, IMAGENET, LITE, Backbone, Scaling, build_backbone
+from rsna_kit.models.convnext import DEPTHS
 from rsna_kit.models.network import build_classifier
 from rsna_kit.runtime.errors import UsageError
 
@@ -32,8 +33,6 @@ def test_what_cannot_be_built_is_refused() -> None:
         build_backbone("convnext_tiy", None)
     with pytest.raises(UsageError, match="got 64 and 31, convnext_tiny needs at least 32 pixels"):
         build_backbone("convnext_tiny", picture(64, 31))
-    with pytest.raises(UsageError, match=r"model.tap: got 8, expected 32 or 16"):
-        build_backbone("convnext_tiny", picture(), tap=8)
 
 
 @pytest.mark.parametrize(
@@ -121,7 +120,9 @@ def test_a_step_is_finite_and_a_copy_scores_alike(name: str, policy: str, tmp_pa
 JAX = """
 import json, sys, numpy as np
 from rsna_kit.config import ImageConfig, ModelConfig
+from rsna_kit.models.convnext import DEPTHS
 from rsna_kit.models.network import build_classifier
+DEPTHS["convnext_tiny"] = 1, 1, 1, 1
 network = build_classifier(ModelConfig(backbone="convnext_tiny", tap=16), ImageConfig(height=32, width=32))
 network.load_weights(sys.argv[1])
 pictures = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 1), np.uint8)
@@ -130,10 +131,11 @@ print(json.dumps(np.asarray(network(pictures, training=False)).ravel().tolist())
 
 
 @pytest.mark.slow
-def test_jax_scores_as_tensorflow_does(tmp_path: Path) -> None:
+def test_jax_scores_as_tensorflow_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same weights file in a process of its own; the other backbones: scripts/prove-backbones."""
     pytest.importorskip("jax")
     keras.utils.set_random_seed(2)
+    monkeypatch.setitem(DEPTHS, "convnext_tiny", (1, 1, 1, 1))  # one block of each stage will do
     network = build_classifier(ModelConfig(backbone="convnext_tiny", tap=16), ImageConfig(height=32, width=32))
     for layer in network.layers:
         if "layer_scale" in layer.name:  # as trained ones are: every block counts

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 from rsna_kit.config import Config, image_fingerprint
-from rsna_kit.models.bundle import load_model, open_bundle, save_weights, set_threshold, write_bundle
+from rsna_kit.models.bundle import load_model, open_bundle
 from rsna_kit.models.network import build_network
 from rsna_kit.runtime.errors import BundleError, UsageError
 from rsna_kit.runtime.files import sha256_file
+from rsna_kit.training.export import save_weights, set_threshold, write_bundle
 
 keras = pytest.importorskip("keras")
 h5py = pytest.importorskip("h5py")
@@ -122,7 +123,7 @@ def test_the_threshold_can_be_set_again(copy: Path) -> None:
 
 def test_a_crash_while_setting_the_threshold_leaves_a_whole_bundle(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whichever of the three writes is the last, either the old or the new threshold is there."""
-    import rsna_kit.models.bundle as module
+    import rsna_kit.training.export as module
 
     original, seen = module.write_json, []
     for survived in range(3):

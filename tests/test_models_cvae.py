@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from rsna_kit.config import CvaeConfig, ImageConfig
-from rsna_kit.models.bundle import save_weights
 from rsna_kit.models.cvae import Cvae, build_cvae, error_model
+from rsna_kit.training.export import save_weights
 
 pytest.importorskip("tensorflow")
 pytestmark = pytest.mark.tf
@@ -74,7 +74,7 @@ def _seeded() -> None:
 
 @pytest.mark.parametrize(
     ("height", "width", "rows", "columns"),
-    [(50, 37, 50, 37), (300, 130, 150, 65), (1536, 768, 256, 128)],
+    [(50, 37, 50, 37), (300, 130, 150, 65)],
 )
 def test_any_size_in_the_same_size_out(height: int, width: int, rows: int, columns: int) -> None:
     cvae = build_cvae(dataclasses.replace(SMALL, filters=1), ImageConfig(height=height, width=width))
@@ -127,15 +127,6 @@ def test_training_takes_the_variance_of_the_batch_and_remembers_it() -> None:
     assert float(log_variance) == pytest.approx(2 * math.log(1 / 255), rel=1e-5)
 
 
-def test_beta_grows_linearly_and_stays() -> None:
-    cvae = build_cvae(CvaeConfig(filters=1, latent=2, beta=4.0), IMAGE)
-    seen = []
-    for share in (0.0, 0.075, 0.15, 0.3, 1.0):
-        cvae.progress(share)
-        seen.append(float(cvae.beta))
-    assert seen == [0.0, 1.0, 2.0, 4.0, 4.0]
-
-
 def test_scores_are_deterministic_and_training_samples_by_the_seed() -> None:
     pictures = breasts(2, 64, 32)
 
@@ -182,36 +173,17 @@ def test_error_map_is_what_the_score_looks_at() -> None:
     np.testing.assert_allclose(value(error_model(cvae.network), pictures)[..., 0], twin, atol=1e-5)
 
 
-def test_calibration_keeps_the_order_and_says_the_prior() -> None:
-    cvae, pictures = build_cvae(SMALL, IMAGE), breasts(6, 64, 32)
-    raw = value(cvae.network, pictures)[:, 0].astype(float)
-
-    def predict(ids: Any) -> np.ndarray:
-        return value(cvae.network, pictures[[int(one) for one in ids]])
-
-    for _ in range(2):  # the second time from a calibrated layer
-        cvae.calibrate(predict, [str(number) for number in range(6)])
-        logits = value(cvae.network, pictures)[:, 0]
-        np.testing.assert_allclose(
-            logits, math.log(0.0211676964 / (1 - 0.0211676964)) + (raw - raw.mean()) / raw.std(), atol=1e-3
-        )
-    assert not cvae.network.get_layer("logit").trainable_variables
-
-
 @pytest.fixture(scope="module")
 def learned() -> tuple[Cvae, list[float]]:
     """A small autoencoder after 150 steps on healthy toys, and the mean error map of new ones before and after."""
     keras.utils.set_random_seed(5)
-    cvae = build_cvae(CvaeConfig(filters=8, latent=8), ImageConfig(height=64, width=64))
-    model, pictures, new = (
-        compiled(cvae, 5e-3, eagerly=False),
-        breasts(128, 64, 64, seed=1),
-        breasts(32, 64, 64, seed=2),
-    )
+    cvae = build_cvae(CvaeConfig(filters=8, latent=8), ImageConfig(height=32, width=32))
+    model = compiled(cvae, 5e-3, eagerly=False)
+    pictures, new = breasts(128, 32, 32, seed=1), breasts(32, 32, 32, seed=2)
     order, errors = np.random.default_rng(0), []
     errors.append(float(value(error_model(cvae.network), new).mean()))
     for step in range(150):
-        cvae.progress(step / 150)
+        cvae.beta.assign(min(1.0, step / 45))
         model.optimizer.learning_rate = 5e-3 * min(1, (step + 1) / 10) * 0.5 * (1 + math.cos(math.pi * step / 150))
         model.train_on_batch(pictures[order.choice(128, 16, replace=False)], np.zeros((16, 2), np.float32))
     errors.append(float(value(error_model(cvae.network), new).mean()))
@@ -221,23 +193,23 @@ def learned() -> tuple[Cvae, list[float]]:
 def test_it_learns_what_healthy_looks_like(learned: tuple[Cvae, list[float]]) -> None:
     cvae, (before, after) = learned
     assert after < before / 3
-    new = breasts(32, 64, 64, seed=2)
+    new = breasts(32, 32, 32, seed=2)
     drawn = value(between(cvae, "reconstruction"), new)
-    average = np.abs(new / 255 - breasts(128, 64, 64, seed=1).mean(axis=0) / 255).mean()
+    average = np.abs(new / 255 - breasts(128, 32, 32, seed=1).mean(axis=0) / 255).mean()
     assert np.abs(new / 255 - drawn).mean() < 0.7 * average  # each picture its own, not the mean of all
 
 
 def test_a_planted_lesion_raises_the_score_and_is_where_the_map_peaks(learned: tuple[Cvae, list[float]]) -> None:
     cvae, _ = learned
-    healthy = breasts(32, 64, 64, seed=2)
+    healthy = breasts(32, 32, 32, seed=2)
     lesions = healthy.copy()
     for picture in lesions:
-        cv2.circle(picture[..., 0], (20, 30), 3, 220, -1)
+        cv2.circle(picture[..., 0], (10, 15), 2, 220, -1)
     rise = value(cvae.network, lesions) - value(cvae.network, healthy)
     assert (rise > 0).mean() > 0.95
     assert (value(cvae.network, lesions) > value(cvae.network, healthy).T).mean() > 0.9  # also among other breasts
-    peaks = [np.unravel_index(error.argmax(), (64, 64)) for error in value(error_model(cvae.network), lesions)[..., 0]]
-    near = [abs(row - 30) <= 4 and abs(column - 20) <= 4 for row, column in peaks]
+    peaks = [np.unravel_index(error.argmax(), (32, 32)) for error in value(error_model(cvae.network), lesions)[..., 0]]
+    near = [abs(row - 15) <= 3 and abs(column - 10) <= 3 for row, column in peaks]
     assert np.mean(near) > 0.9
 
 
@@ -264,25 +236,19 @@ JAX = """
 import sys, numpy as np, keras
 from rsna_kit.config import CvaeConfig, ImageConfig
 from rsna_kit.models.cvae import build_cvae, error_model
-cvae = build_cvae(CvaeConfig(filters=2, latent=3, beta=0.5), ImageConfig(height=50, width=37))
+cvae = build_cvae(CvaeConfig(filters=2, latent=3, beta=0.5), ImageConfig(height=34, width=31))
 cvae.network.load_weights(sys.argv[1])
 pictures = np.load(sys.argv[2])
 models = (cvae.network, cvae.trained, error_model(cvae.network))
 drawn = keras.Model(cvae.network.input, [model.output for model in models]).predict_on_batch(pictures)
-loss = lambda targets, outputs: keras.ops.sum(outputs, axis=-1)
-cvae.trained.compile(optimizer=keras.optimizers.SGD(1e-3), loss=loss)
-cvae.progress(1.0)
-losses = [float(cvae.trained.train_on_batch(pictures, np.zeros((len(pictures), 2), np.float32))) for _ in range(3)]
-cvae.calibrate(lambda ids: np.array([1.0, 3.0]), ["a", "b"])
-learned = float(cvae.network.get_layer("standardise").variance), *cvae.network.get_layer("logit").get_weights()[0][0]
-np.savez(sys.argv[3], *drawn, np.array(losses), np.array(learned))
+np.savez(sys.argv[3], *drawn)
 """
 
 
 @pytest.mark.slow
 def test_the_same_weights_give_the_same_under_jax(tmp_path: Path) -> None:
     pytest.importorskip("jax")
-    cvae, pictures = scrambled(build_cvae(SMALL, ImageConfig(height=50, width=37))), breasts(3, 50, 37)
+    cvae, pictures = scrambled(build_cvae(SMALL, ImageConfig(height=34, width=31))), breasts(3, 34, 31)
     save_weights(cvae.network, tmp_path / "model.weights.h5")
     np.save(tmp_path / "pictures.npy", pictures)
     files = [str(tmp_path / name) for name in ("model.weights.h5", "pictures.npy", "answer.npz")]
@@ -291,7 +257,3 @@ def test_the_same_weights_give_the_same_under_jax(tmp_path: Path) -> None:
     answer = np.load(files[2])
     for number, model in enumerate((cvae.network, cvae.trained, error_model(cvae.network))):
         np.testing.assert_allclose(answer[f"arr_{number}"], value(model, pictures), rtol=1e-4, atol=1e-4)
-    assert np.isfinite(answer["arr_3"]).all()
-    assert answer["arr_3"][-1] != answer["arr_3"][0]
-    assert answer["arr_4"][0] != float(cvae.network.get_layer("standardise").variance)
-    assert answer["arr_4"][1] == 1.0  # the deviation of 1 and 3

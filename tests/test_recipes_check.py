@@ -12,10 +12,9 @@ import numpy as np
 import pytest
 from dicom_files import EXPLICIT, J2K, LOSSLESS, RLE, SV1, make_dicom
 
-from rsna_kit.config import ImageConfig
+from rsna_kit.config import ImageConfig, preset
 from rsna_kit.dicom import decode
 from rsna_kit.imaging import pace
-from rsna_kit.presets import preset
 from rsna_kit.recipes import check as recipe
 from rsna_kit.recipes.check import check, find_dicoms
 from rsna_kit.runtime.errors import TableError, UsageError

@@ -22,13 +22,14 @@ from rsna_kit.competition.tables import read_sample, read_test
 from rsna_kit.config import PRIOR, Config, DecodeConfig, ImageConfig
 from rsna_kit.dicom.decode import Trust
 from rsna_kit.imaging.render import Rendered, read_image
-from rsna_kit.models.bundle import load_model, open_bundle, set_threshold
+from rsna_kit.models.bundle import load_model, open_bundle
 from rsna_kit.recipes import infer as infer_module
 from rsna_kit.recipes.infer import infer
 from rsna_kit.runtime.clock import Clock
 from rsna_kit.runtime.errors import BundleError, MissingDependencyError, TableError, UsageError
 from rsna_kit.runtime.events import Events
 from rsna_kit.runtime.files import read_csv, read_json, sha256_file, write_json
+from rsna_kit.training.export import set_threshold
 
 pytestmark = pytest.mark.tf
 
@@ -196,8 +197,8 @@ def test_a_stopped_run_resumes(hidden: Path, bundle: Path, tmp_path: Path, tiny:
 def test_other_weights_start_from_nothing(
     hidden: Path, bundle: Path, tmp_path: Path, tiny: Config, quiet: Events
 ) -> None:
-    from rsna_kit.models.bundle import write_bundle
     from rsna_kit.models.network import build_classifier
+    from rsna_kit.training.export import write_bundle
 
     infer(hidden, tmp_path / "out", [bundle], tiny.infer, quiet, Clock())
     before = pd.read_csv(tmp_path / "out" / "image_scores.csv")["score"]
@@ -252,8 +253,8 @@ def test_a_run_killed_while_scoring_resumes(hidden: Path, bundle: Path, tmp_path
 def test_bundles_of_other_images_are_refused_together(
     hidden: Path, bundle: Path, tmp_path: Path, tiny: Config, quiet: Events
 ) -> None:
-    from rsna_kit.models.bundle import write_bundle
     from rsna_kit.models.network import build_classifier
+    from rsna_kit.training.export import write_bundle
 
     other = replace(tiny, image=replace(tiny.image, margin=0.2))
     write_bundle(tmp_path / "other", build_classifier(tiny.model, tiny.image), other, 1, 0.5, {}, "none")
@@ -422,8 +423,8 @@ def views(tmp_path_factory: pytest.TempPathFactory, tiny: Config) -> Path:
     """An untrained breast-level network as a bundle, its attention loud enough to tell it from a mean."""
     import keras
 
-    from rsna_kit.models.bundle import write_bundle
     from rsna_kit.models.network import build_network
+    from rsna_kit.training.export import write_bundle
 
     keras.utils.set_random_seed(2)
     config = replace(tiny, model=replace(tiny.model, kind="breast"))
@@ -439,7 +440,7 @@ def views(tmp_path_factory: pytest.TempPathFactory, tiny: Config) -> Path:
 @pytest.fixture
 def listed(bundle: Path, views: Path, tmp_path: Path) -> Path:
     """An image-level and a breast-level bundle with their list: weights 0.25 and 0.75, flipped, threshold 0.4."""
-    from rsna_kit.models.members import write_list
+    from rsna_kit.recipes.blend import write_list
 
     folder = tmp_path / "blend"
     shutil.copytree(bundle, folder / "bundles" / "images")
@@ -515,7 +516,8 @@ def test_a_bundle_beside_a_list_is_refused(
 
 
 def test_two_lists_are_refused_and_two_copies_of_one_are_not(listed: Path, tmp_path: Path, quiet: Events) -> None:
-    from rsna_kit.models.members import open_members, write_list
+    from rsna_kit.models.members import open_members
+    from rsna_kit.recipes.blend import write_list
 
     second = Path(shutil.copytree(listed, tmp_path / "second"))
     assert open_members([listed, second], quiet.say).threshold == 0.4

@@ -16,10 +16,9 @@ import pytest
 
 from rsna_kit.competition.paths import find_competition
 from rsna_kit.competition.tables import read_train
-from rsna_kit.config import Config, DecodeConfig
+from rsna_kit.config import Config, DecodeConfig, preset
 from rsna_kit.data.shards import open_prepared, read_picture
 from rsna_kit.imaging.render import read_image
-from rsna_kit.presets import preset
 from rsna_kit.recipes.prepare import prepare
 from rsna_kit.runtime.errors import TableError, UsageError
 from rsna_kit.runtime.events import Events

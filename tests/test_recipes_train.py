@@ -26,7 +26,8 @@ from rsna_kit.runtime.errors import RsnaKitError, ShardError, UsageError
 from rsna_kit.runtime.events import Events
 from rsna_kit.runtime.files import read_json
 from rsna_kit.scoring import calibration
-from rsna_kit.scoring.breasts import read_predictions, to_breasts
+from rsna_kit.scoring.breasts import to_breasts
+from rsna_kit.scoring.predictions import read_predictions
 from rsna_kit.scoring.threshold import choose_threshold
 from rsna_kit.training.fit import Trainer
 

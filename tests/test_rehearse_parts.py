@@ -18,7 +18,7 @@ from rsna_kit.config import ImageConfig
 from rsna_kit.imaging.render import read_image
 from rsna_kit.runtime.errors import ImageError, SubmissionError, UsageError
 from rsna_kit.runtime.events import Events
-from rsna_kit.scoring.breasts import read_predictions
+from rsna_kit.scoring.predictions import read_predictions
 from rsna_lab.kaggle.credentials import Censor
 from rsna_lab.kaggle.rehearse.claim import beside, claim, empty
 from rsna_lab.kaggle.rehearse.hidden import make_hidden

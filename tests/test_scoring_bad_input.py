@@ -11,7 +11,7 @@ import pytest
 
 from rsna_kit.competition.rows import read_rows
 from rsna_kit.runtime.errors import TableError
-from rsna_kit.scoring.breasts import read_predictions
+from rsna_kit.scoring.predictions import read_predictions
 from rsna_lab.cli import main
 
 ROWS = [("10008_L", 1, 0.8), ("10008_R", 0, 0.3), ("10009_L", 0, 0.1), ("10009_R", 1, 0.6), ("10010_L", 0, 0.4)]

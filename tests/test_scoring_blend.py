@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from rsna_kit.runtime.errors import UsageError
-from rsna_kit.scoring.blend import OBJECTIVES, blend_out_of_fold, choose_weights, weighted_breasts
+from rsna_kit.scoring.blend import blend_out_of_fold, choose_weights
+from rsna_kit.scoring.breasts import weighted_breasts
 from rsna_kit.scoring.metrics import roc_auc_score
 
 TABLE = pd.DataFrame({"image_id": ["1", "2", "3", "4"], "prediction_id": ["7_L", "7_L", "7_R", "8_L"]})
@@ -86,11 +86,10 @@ def test_the_best_point_of_the_grid_is_found() -> None:
 
 
 @pytest.mark.parametrize("count", [1, 2, 5])
-@pytest.mark.parametrize("metric", sorted(OBJECTIVES))
-def test_weights_are_shares(count: int, metric: str) -> None:
+def test_weights_are_shares(count: int) -> None:
     rng = np.random.default_rng(count)
     labels = np.array([0, 1] * 10)
-    weights = choose_weights(labels, rng.random((20, count)), metric)
+    weights = choose_weights(labels, rng.random((20, count)))
     assert weights.shape == (count,)
     assert weights.min() >= 0
     assert weights.sum() == pytest.approx(1)
@@ -101,11 +100,6 @@ def test_a_tie_goes_to_the_plain_mean() -> None:
     scores = np.array([0.1, 0.2, 0.6, 0.9])
     same = np.stack([scores, scores**2, scores / 2], axis=1)
     np.testing.assert_allclose(choose_weights(np.array([0, 0, 1, 1]), same), [1 / 3] * 3)
-
-
-def test_the_objective_is_a_choice() -> None:
-    with pytest.raises(UsageError, match="--metric: got 'auc', expected one of roc_auc, pr_auc, pf1"):
-        choose_weights(np.array([0, 1]), np.zeros((2, 2)), "auc")
 
 
 def test_a_fold_is_scored_with_weights_that_the_other_folds_chose() -> None:

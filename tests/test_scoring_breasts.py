@@ -9,7 +9,8 @@ import pandas as pd
 import pytest
 
 from rsna_kit.runtime.errors import TableError
-from rsna_kit.scoring.breasts import read_predictions, to_breasts
+from rsna_kit.scoring.breasts import to_breasts
+from rsna_kit.scoring.predictions import read_predictions
 
 IMAGES = pd.DataFrame(
     {

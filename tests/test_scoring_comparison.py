@@ -9,9 +9,9 @@ import pandas as pd
 import pytest
 
 from rsna_kit.runtime.errors import TableError, UsageError
-from rsna_kit.scoring.comparison import RESAMPLES, cancers_needed, compare, in_common, markdown, shown, verdict
-from rsna_kit.scoring.intervals import Interval, bootstrap, paired
+from rsna_kit.scoring.intervals import Interval, bootstrap, paired, shown
 from rsna_kit.scoring.threshold import with_calls
+from rsna_lab.analysis.comparison import RESAMPLES, cancers_needed, compare, in_common, markdown, verdict
 
 
 def breasts(seed: int, strength: float = 1.5, patients: int = 120) -> pd.DataFrame:

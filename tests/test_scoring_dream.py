@@ -8,7 +8,7 @@ import pytest
 from realdata import realdata
 from scipy.stats import spearmanr
 
-from rsna_kit.scoring.blend import weighted_breasts
+from rsna_kit.scoring.breasts import weighted_breasts
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from rsna_kit.runtime.errors import TableError
 from rsna_kit.scoring.metrics import f1_curve, pf1_score
-from rsna_kit.scoring.threshold import apply_threshold, choose_threshold, with_calls
+from rsna_kit.scoring.threshold import choose_threshold, with_calls
 
 
 def test_separated_classes_are_cut_halfway() -> None:
@@ -76,20 +76,6 @@ def test_the_middle_of_the_plateau_beats_the_maximum_on_new_patients() -> None:
             index = min(np.searchsorted(thresholds, value), len(f1) - 1)
             lost.append(1 - f1[index] / f1.max())
     assert np.mean(lost_by_middle) < 0.8 * np.mean(lost_by_maximum)
-
-
-def test_applying_gives_the_rows_of_a_submission() -> None:
-    breasts = pd.DataFrame({"prediction_id": ["1_L", "1_R", "2_L"], "score": [0.3, 0.31, 0.29], "cancer": [1, 1, 1]})
-    called = apply_threshold(breasts, 0.3)
-    assert list(called.columns) == ["prediction_id", "cancer"]
-    assert called["cancer"].tolist() == [1, 1, 0]
-    assert called["cancer"].dtype == np.int8
-
-
-def test_a_nan_score_is_not_decided() -> None:
-    """NaN >= t is False: without the check a failed breast would quietly count as healthy."""
-    with pytest.raises(TableError, match="1 are NaN \\(first 1_L\\)"):
-        apply_threshold(pd.DataFrame({"prediction_id": ["1_L"], "score": [np.nan]}), 0.3)
 
 
 def scored(patients: int = 120) -> pd.DataFrame:

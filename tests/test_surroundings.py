@@ -20,13 +20,13 @@ import pandas as pd
 import pytest
 
 from rsna_kit.data.shards import write_shard
-from rsna_kit.models.bundle import save_weights
 from rsna_kit.runtime.errors import one_line
 from rsna_kit.runtime.events import Events
 from rsna_kit.runtime.files import write_bytes, write_csv, write_json
 from rsna_kit.session import kernel as sessions
 from rsna_kit.session.verdict import PREFIX
 from rsna_kit.training.checkpoint import save_checkpoint
+from rsna_kit.training.export import save_weights
 from rsna_lab.cli import main
 from rsna_lab.phantom.dicom_file import JPEG_LOSSLESS, DicomFacts, write_dicom
 

@@ -118,7 +118,8 @@ def test_what_does_not_concern_the_result(setting: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "setting", ["train.ema=0.9", "train.seed=1", "data.mix=mixup", "model.head=conv", "cvae.beta=2", "image.height=64"]
+    "setting",
+    ["train.ema=0.9", "train.seed=1", "data.negatives=0.5", "model.head=conv", "cvae.beta=2", "image.height=64"],
 )
 def test_what_does(setting: str) -> None:
     assert fingerprint(setting) != fingerprint()

@@ -9,11 +9,10 @@ import numpy as np
 import pytest
 from toy_pictures import write_toys
 
-from rsna_kit.config import with_overrides
+from rsna_kit.config import preset, with_overrides
 from rsna_kit.data.augment import flips
 from rsna_kit.data.batches import Pictures, TrainingSet, training_stream
 from rsna_kit.data.shards import Prepared
-from rsna_kit.presets import preset
 from rsna_kit.runtime.clock import Clock
 from rsna_kit.runtime.errors import RsnaKitError
 from rsna_kit.runtime.events import Events

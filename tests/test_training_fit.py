@@ -20,10 +20,9 @@ import pytest
 from toy_learner import ShortClock, toy_learner, use_toys
 from toy_pictures import write_toys
 
-from rsna_kit.config import with_overrides
+from rsna_kit.config import preset, with_overrides
 from rsna_kit.data.batches import Pictures, TrainingSet, training_stream
 from rsna_kit.data.shards import Prepared, read_picture
-from rsna_kit.presets import preset
 from rsna_kit.runtime.clock import Clock
 from rsna_kit.runtime.errors import RsnaKitError, UsageError
 from rsna_kit.runtime.events import Events

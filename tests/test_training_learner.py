@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rsna_kit.config import Config, with_overrides
+from rsna_kit.config import Config, preset, with_overrides
 from rsna_kit.models.network import build_network
-from rsna_kit.presets import preset
 from rsna_kit.runtime.errors import UsageError
 from rsna_kit.training.learner import Learner, build_learner
 
@@ -146,10 +145,16 @@ def test_the_cvae() -> None:
     ("settings", "message"),
     [
         (["train.targets=biopsi"], "Did you mean 'biopsy'"),
+        (["model.backbone=convnext_tini"], "Did you mean 'convnext_tiny'"),
+        (["model.head=residal"], "Did you mean 'residual'"),
+        (["model.pool=avgmx"], "Did you mean 'avgmax'"),
+        (["model.view_pool=meen"], r"model.view_pool: got 'meen', expected one of .*Did you mean 'mean'\?"),
+        (["train.loss=focall"], "Did you mean 'focal'"),
+        (["data.augment=lite"], "Did you mean 'light'"),
         (["model.kind=cvae", "train.targets=biopsy"], "a CVAE learns no targets"),
     ],
 )
-def test_targets_that_cannot_be_learned_are_refused(settings: list[str], message: str) -> None:
+def test_names_that_there_are_not_and_targets_of_a_cvae_are_refused(settings: list[str], message: str) -> None:
     config = configured(*settings)
     with pytest.raises(UsageError, match=message):
         build_learner(config, config.image)

@@ -152,7 +152,7 @@ from toy_pictures import write_toys
 from rsna_kit.config import TrainConfig, with_overrides
 from rsna_kit.training.fit import Trainer
 from rsna_kit.training.steps import Replicas, build_optimizer
-from rsna_kit.presets import preset
+from rsna_kit.config import preset
 from rsna_kit.runtime.clock import Clock
 from rsna_kit.runtime.errors import RsnaKitError
 from rsna_kit.runtime.events import Events

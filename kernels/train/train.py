@@ -52,11 +52,12 @@ def work(session: Session) -> dict:
     """What this kernel is for. Imports stand here, because one that fails is to end in a verdict, too."""
     from rsna_kit.competition.paths import find_inputs
     from rsna_kit.data.shards import open_prepared
+    from rsna_kit.models.starts import find_start
     from rsna_kit.recipes.train import train
 
     prepared, weights = session.prepared(), session.input / session.settings["WEIGHTS"]
     config = dataclasses.replace(session.config(), image=open_prepared(prepared, verify=False).image)
-    session.check_start(config.model, [weights])
+    find_start(config.model, [weights])  # before hours of reading: what is missing is said at once
     session.require_gpu()
     for earlier in find_inputs("events.jsonl", session.input):
         if (earlier / "model").is_dir():

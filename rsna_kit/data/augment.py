@@ -20,24 +20,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rsna_kit.runtime.errors import UsageError, did_you_mean
+from rsna_kit.runtime.errors import named
 from rsna_kit.runtime.lazy import require
 
 Range = tuple[float, float]
 Augmentation = Callable[[np.ndarray, int], np.ndarray]
 Transforms = Callable[[Any], list[Any]]  # from the package albumentations
-
-
-def find_recipe(name: str) -> Recipe | None:
-    """The recipe by its name in `RECIPES`; None for `"flip"` (see `flips`) and `"none"`. Nothing is imported.
-
-    Raises:
-        UsageError: another name.
-    """
-    names = (*RECIPES, "flip", "none")
-    if name not in names:
-        raise UsageError(f"data.augment: got {name!r}, expected one of {', '.join(names)}.{did_you_mean(name, names)}")
-    return RECIPES.get(name)
 
 
 def build_augmentation(name: str) -> Augmentation:
@@ -48,7 +36,7 @@ def build_augmentation(name: str) -> Augmentation:
     Raises:
         UsageError: an unknown name.
     """
-    if (recipe := find_recipe(name)) is not None:
+    if (recipe := named("data.augment", name, RECIPES)) is not None:
         return _Augmentation(recipe)
     return lambda image, seed: image[::-1] if name == "flip" and flips(seed) else image
 
@@ -212,7 +200,9 @@ def _crop_without_resize(albumentations: Any, share: Range, aspect: Range, p: fl
     return CropWithoutResize(p=p)
 
 
-RECIPES: Mapping[str, Recipe] = {
+RECIPES: Mapping[str, Recipe | None] = {
     "light": Recipe(_light_geometry, _light_tone, 1.0),
     "winner": Recipe(_winner_geometry, _winner_tone, 0.9),
+    "flip": None,  # see `flips`
+    "none": None,
 }

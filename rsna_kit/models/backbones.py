@@ -15,7 +15,7 @@ import numpy as np
 
 from rsna_kit.models.convnext import build_convnext
 from rsna_kit.models.lite import build_lite
-from rsna_kit.runtime.errors import UsageError, did_you_mean
+from rsna_kit.runtime.errors import UsageError, named
 from rsna_kit.runtime.lazy import require
 
 SMALLEST = 32  # pixels on the shorter side: one cell at stride 32
@@ -92,19 +92,6 @@ BACKBONES: Mapping[str, Backbone] = {
 }
 
 
-def backbone(name: str) -> Backbone:
-    """The registry's entry.
-
-    Raises:
-        UsageError: unknown name, with the nearest known one.
-    """
-    if name not in BACKBONES:
-        raise UsageError(
-            f"model.backbone: got {name!r}, expected one of {', '.join(BACKBONES)}.{did_you_mean(name, BACKBONES)}"
-        )
-    return BACKBONES[name]
-
-
 def build_backbone(name: str, picture: Any, tap: int = 32) -> Any:
     """Feature map of a picture, through layers with random weights.
 
@@ -120,11 +107,9 @@ def build_backbone(name: str, picture: Any, tap: int = 32) -> Any:
         Keras tensor float (batch, height / tap, width / tap, channels): rounded down for ConvNeXt, up for the others.
 
     Raises:
-        UsageError: unknown name, another stride, or a picture that is too small.
+        UsageError: unknown name, or a picture that is too small.
     """
-    found = backbone(name)
-    if tap not in (32, 16):
-        raise UsageError(f"model.tap: got {tap}, expected 32 or 16")
+    found = named("model.backbone", name, BACKBONES)
     height, width = picture.shape[1:3]
     if min(height, width) < SMALLEST:
         raise UsageError(

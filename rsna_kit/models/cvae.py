@@ -23,22 +23,21 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
-
 from rsna_kit.config import CvaeConfig, ImageConfig
-from rsna_kit.models.anomaly import anomaly_score, calibration, inside_breast
 from rsna_kit.runtime.lazy import require
 
 LONGEST = 256  # pixels of the longer side of the reduced picture, at most
 STAGES = 5  # halvings in the encoder, transposed convolutions in the decoder
-WARMUP = 0.3  # share of all steps over which beta grows
 WIDEST = 8  # times `cvae.filters`: channels are doubled up to here
 BATCH_NORM_MOMENTUM = 0.9  # folds have a few hundred steps; Keras' 0.99 would score with statistics of the start
+AIR = 0.5 / 255  # a reduced pixel up to here is air
+_HOLES = 5  # dark spots inside the breast that are narrower than this, in reduced pixels, belong to it
+_RIM = 2  # reduced pixels along the skin that are left out
+_SMALLEST = 1e-6  # of a mean standardised error: a picture that is reconstructed perfectly still has a logarithm
 _SMALLEST_VARIANCE = 255.0**-2  # of an error of one grey level
 _LOG_VARIANCE = 10.0  # the latent's log variance is kept within plus and minus this: exp() stays finite
 
@@ -54,32 +53,11 @@ class Cvae:
         trained: uint8 (B, h, w, 1) → float32 (B, 2), the two terms of the loss above; the loss is their sum. In
             training the latent vector is sampled, with a seeded generator.
         beta: Keras variable, weight of the KL term.
-        config: what it was built from.
     """
 
     network: Any
     trained: Any
     beta: Any
-    config: CvaeConfig
-
-    def progress(self, share: float) -> None:
-        """Set beta for this share of the training, 0 to 1: linear up to `WARMUP`, constant after."""
-        self.beta.assign(self.config.beta * min(1.0, share / WARMUP))
-
-    def calibrate(self, predict: Callable[[Sequence[str]], np.ndarray], image_ids: Sequence[str]) -> None:
-        """Put the scores of healthy pictures around the prior: see `rsna_kit.models.anomaly.calibration`.
-
-        Args:
-            predict: image ids → logits of `network`, float (N,) or (N, 1), in their order.
-            image_ids: training pictures, all healthy.
-
-        Raises:
-            RsnaKitError: no picture, or a score that is not finite.
-        """
-        layer = self.network.get_layer("logit")
-        layer.set_weights([np.ones((1, 1), np.float32), np.zeros(1, np.float32)])
-        kernel, bias = calibration(predict, image_ids)
-        layer.set_weights([np.full((1, 1), kernel, np.float32), np.full(1, bias, np.float32)])
 
 
 def build_cvae(config: CvaeConfig, image: ImageConfig) -> Cvae:
@@ -122,7 +100,7 @@ def build_cvae(config: CvaeConfig, image: ImageConfig) -> Cvae:
 
     network = keras.Model(picture, logit, name="cvae")
     trained = keras.Model(picture, terms, name="cvae_trained")
-    return Cvae(network, trained, trained.get_layer("beta").factor, config)
+    return Cvae(network, trained, trained.get_layer("beta").factor)
 
 
 def error_model(network: Any) -> Any:
@@ -277,3 +255,42 @@ def _own_layers() -> SimpleNamespace:
             return inside_breast(reduced)
 
     return SimpleNamespace(Sample=Sample, Standardise=Standardise, Weight=Weight, Inside=Inside)
+
+
+def inside_breast(reduced: Any) -> Any:
+    """Where the score looks: not the air, and not the skin line, which every autoencoder blurs.
+
+    Holes are closed (a dilation, then an erosion), then a rim of two pixels is taken off. The picture's border is
+    no rim: the breast goes on behind the chest wall.
+
+    Args:
+        reduced: float32 (B, h, w, 1) in [0, 1], air 0.
+
+    Returns:
+        float32 (B, h, w, 1) of 0 and 1. A picture without an inside (blank, or a breast of a few pixels) is 1
+        everywhere: its score is that of the whole picture.
+    """
+    ops = require("keras", "train").ops
+    tissue = ops.cast(reduced > AIR, "float32")
+    grown = ops.max_pool(tissue, _HOLES, strides=1, padding="same")
+    inside = -ops.max_pool(-grown, _HOLES + 2 * _RIM, strides=1, padding="same")
+    some = ops.max(inside, axis=(1, 2, 3), keepdims=True) > 0
+    return ops.where(some, inside, ops.ones_like(inside))
+
+
+def anomaly_score(standardised: Any, inside: Any) -> Any:
+    """How unlikely a picture is: the logarithm of its mean squared error, in units of the decoder's variance.
+
+    The logarithm, because a few pictures have many times the error of the others: their scores would saturate, and they
+    alone would set the deviation that the calibration divides by.
+
+    Args:
+        standardised: squared error of each pixel over the variance, float32 (B, h, w, 1); twice its nats.
+        inside: weights of the pixels, (B, h, w, 1).
+
+    Returns:
+        float32 (B, 1): log(sum inside * standardised / sum inside), at least log(1e-6).
+    """
+    ops = require("keras", "train").ops
+    mean = ops.sum(inside * standardised, axis=(1, 2)) / ops.sum(inside, axis=(1, 2))
+    return ops.log(ops.maximum(mean, _SMALLEST))

@@ -1,15 +1,10 @@
-"""A scaled picture → EfficientNet-Lite's feature map by keras-cv, and its published checkpoints by the same names."""
+"""A scaled picture → EfficientNet-Lite's feature map by keras-cv."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from rsna_kit.runtime.errors import BundleError
 from rsna_kit.runtime.lazy import require
 
 # github.com/tensorflow/tpu, models/official/efficientnet/lite: no squeeze-excite, ReLU6. Stem and top are not scaled in
@@ -27,14 +22,6 @@ _STAGES: dict[str, list[int]] = {
     "stackwise_output_filters": [16, 24, 40, 80, 112, 192, 320],
     "stackwise_expansion_ratios": [1, 6, 6, 6, 6, 6, 6],
     "stackwise_strides": [1, 2, 2, 2, 1, 2, 1],
-}
-_TORCH_BLOCK = {
-    "expand_conv": "_expand_conv",
-    "expand_bn": "_bn0",
-    "dwconv": "_depthwise_conv",
-    "bn": "_bn1",
-    "project_conv": "_project_conv",
-    "project_bn": "_bn2",
 }
 
 
@@ -60,7 +47,7 @@ def build_lite(name: str, scaled: Any, tap: int) -> Any:
         input_tensor=scaled,
         **_STAGES,
     )
-    last = "top_activation" if tap == 32 else f"{_block_name(4, repeats(name)[4] - 1)}add"
+    last = "top_activation" if tap == 32 else f"{block_name(4, repeats(name)[4] - 1)}add"
     # `made.output` belongs to a clone of the graph; the layer's first call belongs to ours.
     return made.get_layer(last).output
 
@@ -71,47 +58,6 @@ def repeats(name: str) -> list[int]:
     return [first, *(math.ceil(count * COEFFICIENTS[name][1]) for count in middle), final]
 
 
-def _block_name(stage: int, repeat: int) -> str:
+def block_name(stage: int, repeat: int) -> str:
+    """What the names of a block's layers begin with."""
     return f"block{stage + 1}{chr(ord('a') + repeat)}_"
-
-
-def lite_arrays(tensors: Mapping[str, np.ndarray], name: str, path: Path) -> dict[str, list[np.ndarray]]:
-    """A published checkpoint as weights of our layers; its 1000 classes and its counters of batches are left out.
-
-    Args:
-        tensors: as `torch_file.read_tensors` gives them.
-        name: key of `COEFFICIENTS`.
-        path: for the message.
-
-    Returns:
-        Layer name to arrays, in Keras' layout and order.
-
-    Raises:
-        BundleError: a tensor is missing or left over.
-    """
-    left = {key for key in tensors if not key.startswith("_fc.") and not key.endswith(".num_batches_tracked")}
-    arrays: dict[str, list[np.ndarray]] = {}
-    for ours, theirs in _torch_names(name):
-        convolution = "conv" in theirs
-        for part in ("weight",) if convolution else ("weight", "bias", "running_mean", "running_var"):
-            key = f"{theirs}.{part}"
-            if key not in left:
-                raise BundleError(f"{path}: not {name}: it has no tensor {key}. Attach the file of {name}.")
-            left.remove(key)
-            array = tensors[key]
-            if convolution:  # (out, in, h, w) -> (h, w, in, out); depthwise (channels, 1, h, w) -> (h, w, channels, 1)
-                array = array.transpose((2, 3, 0, 1) if "depthwise" in theirs else (2, 3, 1, 0))
-            arrays.setdefault(ours, []).append(array)
-    if left:
-        raise BundleError(f"{path}: not {name}: {len(left)} tensors have no place in it, first {min(left)}")
-    return arrays
-
-
-def _torch_names(name: str) -> Iterator[tuple[str, str]]:
-    """Keras layer and torch module of each convolution and normalisation."""
-    yield from (("stem_conv", "_conv_stem"), ("stem_bn", "_bn0"), ("top_conv", "_conv_head"), ("top_bn", "_bn1"))
-    blocks = [_block_name(stage, repeat) for stage, count in enumerate(repeats(name)) for repeat in range(count)]
-    for number, block in enumerate(blocks):
-        for ours, theirs in _TORCH_BLOCK.items():
-            if number > 0 or not ours.startswith("expand"):  # the first block does not expand
-                yield block + ours, f"_blocks.{number}.{theirs}"

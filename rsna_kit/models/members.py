@@ -12,13 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from rsna_kit import __version__
 from rsna_kit.competition.paths import find_inputs
-from rsna_kit.config import ImageConfig, InferConfig, image_fingerprint
+from rsna_kit.config import ImageConfig, image_fingerprint
 from rsna_kit.models.bundle import METADATA, WEIGHTS, Bundle, is_score, open_bundle, read_object
 from rsna_kit.runtime.errors import BundleError
-from rsna_kit.runtime.files import sha256_file, write_json
-from rsna_kit.runtime.hardware import commit
+from rsna_kit.runtime.files import sha256_file
 
 LIST = "ensemble.json"
 FORMAT_VERSION = 1
@@ -84,41 +82,6 @@ def equal_members(folders: Sequence[Path]) -> Members:
     return Members(tuple(Member(bundle, weight) for bundle in bundles), threshold, calibration=common)
 
 
-def write_list(
-    folder: Path,
-    weights: Mapping[str, float],
-    tta: str,
-    threshold: float,
-    how: Mapping[str, Any],
-    calibration: Mapping[str, Any] | None = None,
-) -> None:
-    """Write `folder/ensemble.json`, whole or not at all.
-
-    Args:
-        folder: where the bundles are.
-        weights: folder of a bundle, relative and with forward slashes → its weight, more than 0 and at most 1.
-        tta: as `infer.tta`.
-        threshold: score of a breast from which it is called positive, in [0, 1].
-        how: how weights and threshold were chosen and what they scored, JSON-ready.
-        calibration: of the weighted scores, JSON-ready; None for none.
-    """
-    members = [
-        {"bundle": name, "weight": weight, "sha256": {METADATA: sha256_file(folder / name / METADATA)}}
-        for name, weight in weights.items()
-    ]
-    content = {
-        "format_version": FORMAT_VERSION,
-        "rsna_kit": __version__,
-        "commit": commit(),
-        "members": members,
-        "tta": tta,
-        "threshold": threshold,
-        "calibration": calibration,
-        "how": dict(how),
-    }
-    write_json(folder / LIST, content)
-
-
 def open_list(folder: Path) -> Members:
     """Read `folder/ensemble.json` and open every bundle that it names.
 
@@ -136,8 +99,8 @@ def open_list(folder: Path) -> Members:
     rows, tta, threshold = (content.get(name) for name in ("members", "tta", "threshold"))
     if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
         raise BundleError(f"{path}: 'members' lists no bundle, expected at least one. Run rsna-kit blend again.")
-    if tta not in InferConfig.choices["tta"]:
-        raise BundleError(f"{path}: tta is {tta!r}, expected one of {', '.join(InferConfig.choices['tta'])}")
+    if tta not in ("none", "flip"):
+        raise BundleError(f"{path}: tta is {tta!r}, expected none or flip")
     if not is_score(threshold):
         raise BundleError(f"{path}: threshold is {threshold!r}, expected a number from 0 to 1")
     members = [_open_row(path, row) for row in rows]

@@ -9,8 +9,7 @@ from typing import Any
 from rsna_kit.config import Config, ImageConfig, ModelConfig
 from rsna_kit.models.backbones import build_backbone
 from rsna_kit.models.cvae import build_cvae
-from rsna_kit.models.heads import make_head
-from rsna_kit.models.views import with_attention
+from rsna_kit.models.heads import make_head, with_attention
 from rsna_kit.runtime.lazy import require
 
 # Keras' 0.99 needs some 500 steps to forget the ImageNet statistics; a fold may have 200. With 0.9 the statistics

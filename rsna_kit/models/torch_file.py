@@ -10,11 +10,13 @@ import io
 import pickle
 import zipfile
 from collections import OrderedDict
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 import numpy as np
 
+from rsna_kit.models.lite import block_name, repeats
 from rsna_kit.runtime.errors import BundleError, one_line
 
 _MAGIC = 0x1950A86A20F9469CFC6C
@@ -31,6 +33,14 @@ class _Tensor(NamedTuple):
     strides: tuple[int, ...]
 
 
+_TORCH_BLOCK = {
+    "expand_conv": "_expand_conv",
+    "expand_bn": "_bn0",
+    "dwconv": "_depthwise_conv",
+    "bn": "_bn1",
+    "project_conv": "_project_conv",
+    "project_bn": "_bn2",
+}
 _NUMBERS = ("<f4", "<i8")
 _ALLOWED: dict[tuple[str, str], Any] = {
     ("collections", "OrderedDict"): OrderedDict,
@@ -114,3 +124,45 @@ def _read(file: IO[bytes]) -> dict[str, np.ndarray]:
         )
         arrays[name] = np.ascontiguousarray(array)
     return arrays
+
+
+def lite_arrays(tensors: Mapping[str, np.ndarray], name: str, path: Path) -> dict[str, list[np.ndarray]]:
+    """A published checkpoint as weights of our layers; its 1000 classes and its counters of batches are left out.
+
+    Args:
+        tensors: as `read_tensors` gives them.
+        name: key of `rsna_kit.models.lite.COEFFICIENTS`.
+        path: for the message.
+
+    Returns:
+        Layer name to arrays, in Keras' layout and order.
+
+    Raises:
+        BundleError: a tensor is missing or left over.
+    """
+    left = {key for key in tensors if not key.startswith("_fc.") and not key.endswith(".num_batches_tracked")}
+    arrays: dict[str, list[np.ndarray]] = {}
+    for ours, theirs in _torch_names(name):
+        convolution = "conv" in theirs
+        for part in ("weight",) if convolution else ("weight", "bias", "running_mean", "running_var"):
+            key = f"{theirs}.{part}"
+            if key not in left:
+                raise BundleError(f"{path}: not {name}: it has no tensor {key}. Attach the file of {name}.")
+            left.remove(key)
+            array = tensors[key]
+            if convolution:  # (out, in, h, w) -> (h, w, in, out); depthwise (channels, 1, h, w) -> (h, w, channels, 1)
+                array = array.transpose((2, 3, 0, 1) if "depthwise" in theirs else (2, 3, 1, 0))
+            arrays.setdefault(ours, []).append(array)
+    if left:
+        raise BundleError(f"{path}: not {name}: {len(left)} tensors have no place in it, first {min(left)}")
+    return arrays
+
+
+def _torch_names(name: str) -> Iterator[tuple[str, str]]:
+    """Keras layer and torch module of each convolution and normalisation."""
+    yield from (("stem_conv", "_conv_stem"), ("stem_bn", "_bn0"), ("top_conv", "_conv_head"), ("top_bn", "_bn1"))
+    blocks = [block_name(stage, repeat) for stage, count in enumerate(repeats(name)) for repeat in range(count)]
+    for number, block in enumerate(blocks):
+        for ours, theirs in _TORCH_BLOCK.items():
+            if number > 0 or not ours.startswith("expand"):  # the first block does not expand
+                yield block + ours, f"_blocks.{number}.{theirs}"

@@ -11,61 +11,55 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from rsna_kit import __version__
 from rsna_kit.config import InferConfig
 from rsna_kit.recipes.score import read_breasts, short_names
 from rsna_kit.runtime.errors import BundleError, TableError, UsageError
 from rsna_kit.runtime.events import Events
-from rsna_kit.runtime.files import write_bytes, write_csv, write_json
-from rsna_kit.scoring.blend import (
-    OBJECTIVES,
-    blend_out_of_fold,
-    choose_weights,
-)  # fmt: skip
+from rsna_kit.runtime.files import sha256_file, write_bytes, write_csv, write_json
+from rsna_kit.runtime.hardware import commit
+from rsna_kit.scoring.blend import blend_out_of_fold, choose_weights
 from rsna_kit.scoring.calibration import calibrate
-from rsna_kit.scoring.comparison import compare, in_common, markdown
+from rsna_kit.scoring.intervals import bootstrap, paired, shown
 from rsna_kit.scoring.threshold import choose_threshold, with_calls
 
 if TYPE_CHECKING:
     from rsna_kit.models.bundle import Bundle
 
-WEIGHTINGS = ("auto", "chosen", "mean")
 MEAN, WEIGHTED = "plain mean", "weighted"
-_LIST = "ensemble.json"  # as `rsna_kit.models.members.LIST`, which imports no Keras but lies among what does
-_TAKEN = {MEAN, WEIGHTED, "prediction_id", "patient_id", "cancer", "fold", "score", "called"}  # are no models' names
+_METRICS = ("roc_auc", "pr_auc", "pf1_binary")
+_FACTS = ["prediction_id", "patient_id", "cancer", "fold"]
+_TAKEN = {MEAN, WEIGHTED, *_FACTS, "score", "called"}  # are no models' names
 
 
-def blend(
-    out: Path,
-    models: Sequence[Path],
-    settings: InferConfig,
-    events: Events,
-    metric: str = "roc_auc",
-    weighting: str = "auto",
-) -> dict[str, Any]:
+def blend(out: Path, models: Sequence[Path], settings: InferConfig, events: Events) -> dict[str, Any]:
     """Blend models and say what it brings.
+
+    The weights that rank best out of fold are kept where they beat the plain mean on folds that did not choose them.
 
     Args:
         out: folder for `ensemble.json`, copies of the bundles, and `oof.csv` with the blend's out-of-fold score of each
             breast. A blend that is there is replaced.
         models: two or more folders written by `train` on the same patients and folds.
         settings: its `tta` is written into the list.
-        metric: what weights are chosen for, one of `rsna_kit.scoring.blend.OBJECTIVES`.
-        weighting: "mean" gives all models the same weight; "chosen" takes the weights that are best out of fold; "auto"
-            takes those only where they beat the plain mean on folds that did not choose them.
 
     Returns:
-        Weights, threshold, calibration and `out_of_fold`: each model, the plain mean and the weighted mean (each fold
-        weighted by what the other folds chose) compared with the plain mean as `rsna_kit.scoring.comparison.compare`
-        does. Ready for JSON.
+        Weights, threshold, calibration and `out_of_fold`: metrics with intervals of each model, the plain mean and the
+        weighted mean (each fold weighted by what the other folds chose); `gain`: what the latter has more in ROC-AUC
+        than the plain mean, on the same resamples. Ready for JSON.
 
     Raises:
         UsageError: fewer than two models, the same one twice, or an `out` that holds something else.
         TableError: out-of-fold scores that are missing, or of other breasts, labels or folds.
         BundleError: a fold without its bundle, bundles of different image sections, or two with the same weights.
     """
-    _check_request(out, models, metric, weighting)
-    from rsna_kit.models.members import common_image, write_list
+    from rsna_kit.models.members import LIST, common_image
 
+    if len(models) < 2 or len({folder.resolve() for folder in models}) < len(models):
+        given = ", ".join(map(str, models)) or "none"
+        raise UsageError(f"--model: got {given}, expected two or more different folders written by train")
+    if (out / "bundles").exists() and not (out / LIST).is_file():
+        raise UsageError(f"{out} holds bundles that blend did not write, expected a new folder or an earlier blend")
     names = {name.replace("/", "-"): folder for name, folder in zip(short_names(models), models, strict=True)}
     if len(names) < len(models) or names.keys() & _TAKEN:
         raise UsageError(f"--model: the names {', '.join(names)} clash with each other or with a column. Rename one.")
@@ -80,53 +74,57 @@ def blend(
         f"blend: {len(names)} models, {len(breasts)} breasts of {breasts['patient_id'].nunique()} patients, "
         f"{int(labels.sum())} with cancer, out of fold"
     )
-
-    weighted = blend_out_of_fold(labels, scores, breasts["fold"].to_numpy(), metric)
-    columns = {name: breasts[name].to_numpy() for name in names} | {MEAN: scores.mean(axis=1), WEIGHTED: weighted}
+    columns = {name: breasts[name].to_numpy() for name in names} | {MEAN: scores.mean(axis=1)}
+    columns[WEIGHTED] = blend_out_of_fold(labels, scores, breasts["fold"].to_numpy())
     columns = {name: np.clip(column, 0, 1) for name, column in columns.items()}  # a mean of ones can round to more
-    compared = compare({name: with_calls(breasts.assign(score=s))[0] for name, s in columns.items()}, MEAN)
-    events.say("\n" + markdown(compared, MEAN))
-
-    better = OBJECTIVES[metric](labels, columns[WEIGHTED]) > OBJECTIVES[metric](labels, columns[MEAN])
-    kept = WEIGHTED if weighting == "chosen" or (weighting == "auto" and better) else MEAN
-    chosen = choose_weights(labels, scores, metric) if kept == WEIGHTED else np.full(len(names), 1 / len(names))
+    judged = {name: with_calls(breasts.assign(score=column))[0] for name, column in columns.items()}
+    worth = {name: {m: i.as_dict() for m, i in bootstrap(table, _METRICS).items()} for name, table in judged.items()}
+    for name, found in worth.items():
+        events.say(f"  {name}: " + ", ".join(f"{metric} {shown(interval)}" for metric, interval in found.items()))
+    gain = paired(judged[MEAN], judged[WEIGHTED], ["roc_auc"])["roc_auc"]
+    kept = WEIGHTED if gain.value > 0 else MEAN
+    chosen = choose_weights(labels, scores) if kept == WEIGHTED else np.full(len(names), 1 / len(names))
     weights = dict(zip(names, chosen.tolist(), strict=True))
     breasts["score"] = columns[kept]
     threshold = choose_threshold(labels, breasts["score"])
-    shown = ", ".join(f"{weight:.2f} x {name}" for name, weight in weights.items())
-    events.say(f"kept: {kept}: {shown}; threshold {threshold.value:.4f}")
+    parts = ", ".join(f"{weight:.2f} x {name}" for name, weight in weights.items())
+    events.say(f"kept: {kept} ({shown(gain.as_dict(), '+')} in ROC-AUC): {parts}; threshold {threshold.value:.4f}")
     calibration = calibrate(labels, breasts["score"], breasts["fold"], events.say)
-
     by_bundle = _copy(out, bundles, weights)
     write_csv(out / "oof.csv", breasts)
     result = {
         "models": {name: str(folder) for name, folder in names.items()},
         "weights": weights,
-        "weighting": {"asked": weighting, "kept": kept, "metric": metric},
+        "kept": kept,
         "threshold": {"rule": "middle of the plateau of the out-of-fold F1 curve", **dataclasses.asdict(threshold)},
-        "out_of_fold": compared,
+        "out_of_fold": worth,
+        "gain": gain.as_dict(),
     }
     write_list(out, by_bundle, settings.tta, threshold.value, result, calibration)
-    return {
-        "ok": True,
-        "ensemble": str(out / "ensemble.json"),
-        "oof": str(out / "oof.csv"),
-        "tta": settings.tta,
-        "calibration": calibration,
-        **result,
-    }
+    paths = {"ensemble": str(out / LIST), "oof": str(out / "oof.csv")}
+    return {"ok": True, **paths, "tta": settings.tta, "calibration": calibration, **result}
 
 
-def _check_request(out: Path, models: Sequence[Path], metric: str, weighting: str) -> None:
-    if len(models) < 2 or len({folder.resolve() for folder in models}) < len(models):
-        given = ", ".join(map(str, models)) or "none"
-        raise UsageError(f"--model: got {given}, expected two or more different folders written by train")
-    if metric not in OBJECTIVES:
-        raise UsageError(f"--metric: got {metric!r}, expected one of {', '.join(OBJECTIVES)}")
-    if weighting not in WEIGHTINGS:
-        raise UsageError(f"--weights: got {weighting!r}, expected one of {', '.join(WEIGHTINGS)}")
-    if (out / "bundles").exists() and not (out / _LIST).is_file():
-        raise UsageError(f"{out} holds bundles that blend did not write, expected a new folder or an earlier blend")
+def _read_models(names: Mapping[str, Path]) -> pd.DataFrame:
+    """`prediction_id, patient_id, cancer, fold` of the breasts, and a column of scores named as each model."""
+    table: pd.DataFrame | None = None
+    for name, folder in names.items():
+        breasts = read_breasts(folder)[1]
+        if "fold" not in breasts.columns:
+            raise TableError(f"{folder / 'oof.csv'}: no column fold. Give folders written by train")
+        breasts = breasts.rename(columns={"score": name})
+        first = breasts if table is None else table
+        merged = first[_FACTS].merge(breasts[_FACTS], how="outer", indicator="in", sort=False)
+        if differ := int((merged["in"] != "both").sum()):
+            raise TableError(
+                f"model {name}: {differ} rows of its breasts, their patients, labels or folds are not those of the "
+                f"first model (first: {merged.loc[merged['in'] != 'both', 'prediction_id'].iloc[0]}). Blend models "
+                "that were trained on the same prepared patients, with the same train.folds and seed. Nothing was "
+                "blended."
+            )
+        table = breasts if table is None else table.merge(breasts[["prediction_id", name]], validate="1:1")
+    assert table is not None  # there are two models at least
+    return table[[*_FACTS, *names]]
 
 
 def _check_different(bundles: Sequence[Bundle]) -> None:
@@ -137,23 +135,6 @@ def _check_different(bundles: Sequence[Bundle]) -> None:
         if digest in seen:
             raise BundleError(f"{bundle.path} and {seen[digest]} hold the same weights. Give each model once.")
         seen[digest] = bundle.path
-
-
-def _read_models(names: Mapping[str, Path]) -> pd.DataFrame:
-    """`prediction_id, patient_id, cancer, fold` of the breasts, and a column of scores named as each model."""
-    tables = {name: read_breasts(folder)[1] for name, folder in names.items()}
-    for name, table in tables.items():
-        if "fold" not in table.columns:
-            raise TableError(f"{names[name] / 'oof.csv'}: no column fold. Give folders written by train")
-    cut = in_common(tables, alike=["fold"])
-    for name, table in tables.items():
-        if len(table) > len(cut[name]):
-            raise TableError(
-                f"model {name}: {len(table) - len(cut[name])} of its breasts are not in all models. Blend models that "
-                "were trained on the same prepared patients, with the same train.folds and seed. Nothing was blended."
-            )
-    first = next(iter(cut.values()))[["prediction_id", "patient_id", "cancer", "fold"]]
-    return first.assign(**{name: table["score"].to_numpy() for name, table in cut.items()})
 
 
 def _bundles(folder: Path, folds: Sequence[int]) -> dict[int, Bundle]:
@@ -172,7 +153,9 @@ def _copy(out: Path, bundles: Mapping[str, Mapping[int, Bundle]], weights: Mappi
 
     Until the list is written anew it says nothing, so a run that is killed here leaves no list that half fits.
     """
-    write_json(out / _LIST, {})
+    from rsna_kit.models.members import LIST
+
+    write_json(out / LIST, {})
     shutil.rmtree(out / "bundles", ignore_errors=True)
     by_bundle = {}
     for name, folds in bundles.items():
@@ -183,3 +166,41 @@ def _copy(out: Path, bundles: Mapping[str, Mapping[int, Bundle]], weights: Mappi
                     write_bytes(out / copy / file, (bundle.path / file).read_bytes())
                 by_bundle[copy] = weights[name] / len(folds)
     return by_bundle
+
+
+def write_list(
+    folder: Path,
+    weights: Mapping[str, float],
+    tta: str,
+    threshold: float,
+    how: Mapping[str, Any],
+    calibration: Mapping[str, Any] | None = None,
+) -> None:
+    """Write `folder/ensemble.json`, whole or not at all.
+
+    Args:
+        folder: where the bundles are.
+        weights: folder of a bundle, relative and with forward slashes → its weight, more than 0 and at most 1.
+        tta: as `infer.tta`.
+        threshold: score of a breast from which it is called positive, in [0, 1].
+        how: how weights and threshold were chosen and what they scored, JSON-ready.
+        calibration: of the weighted scores, JSON-ready; None for none.
+    """
+    from rsna_kit.models.bundle import METADATA
+    from rsna_kit.models.members import FORMAT_VERSION, LIST
+
+    members = [
+        {"bundle": name, "weight": weight, "sha256": {METADATA: sha256_file(folder / name / METADATA)}}
+        for name, weight in weights.items()
+    ]
+    content = {
+        "format_version": FORMAT_VERSION,
+        "rsna_kit": __version__,
+        "commit": commit(),
+        "members": members,
+        "tta": tta,
+        "threshold": threshold,
+        "calibration": calibration,
+        "how": dict(how),
+    }
+    write_json(folder / LIST, content)

@@ -22,10 +22,8 @@ from rsna_kit.runtime.clock import Clock, format_duration
 from rsna_kit.runtime.errors import TableError, UsageError
 from rsna_kit.runtime.events import Events
 from rsna_kit.runtime.files import write_csv
-from rsna_kit.scoring.blend import weighted_breasts
-from rsna_kit.scoring.calibration import Calibration
+from rsna_kit.scoring.breasts import Calibration, weighted_breasts
 from rsna_kit.scoring.ledger import ScoreLedger
-from rsna_kit.scoring.threshold import apply_threshold
 
 if TYPE_CHECKING:
     from rsna_kit.imaging.pace import Pace
@@ -133,8 +131,8 @@ class _Scoring:
         breasts = weighted_breasts(self.ledger.table(self.test["image_id"]), self.test, self.ensemble.parts)
         breasts = breasts.set_index("prediction_id").reindex(self.sample["prediction_id"]).reset_index()
         breasts = breasts.fillna({"score": PRIOR, "images": 0}).astype({"images": "int64"})
-        positive = apply_threshold(breasts, self.members.threshold)["cancer"]
-        called = breasts.assign(cancer=positive.where(breasts["images"] > 0, 0))
+        positive = (breasts["score"] >= self.members.threshold) & (breasts["images"] > 0)
+        called = breasts.assign(cancer=positive.astype("int8"))
         write_submission(called, self.sample, self.out / "submission.csv")
         if self.calibration is not None:
             known = self.calibration.apply(breasts["score"])
@@ -253,7 +251,7 @@ def _summary(
         "breasts_without_image": int((breasts["images"] == 0).sum()),
         "called_positive": int(breasts["cancer"].sum()),
         "threshold": members.threshold,
-        "calibration": None if scoring.calibration is None else scoring.calibration.method,
+        "calibration": scoring.calibration is not None,
         "bundles": [str(member.bundle.path) for member in members.members],
         "weights": [member.weight for member in members.members],
         "tta": scoring.tta,

@@ -13,10 +13,9 @@ from rsna_kit.competition.rows import read_rows
 from rsna_kit.runtime.errors import UsageError
 from rsna_kit.runtime.events import Events
 from rsna_kit.runtime.files import write_json
-from rsna_kit.scoring.breasts import read_predictions
-from rsna_kit.scoring.comparison import shown
-from rsna_kit.scoring.intervals import summarise
+from rsna_kit.scoring.intervals import shown, summarise
 from rsna_kit.scoring.metrics import METRICS
+from rsna_kit.scoring.predictions import read_predictions
 from rsna_kit.scoring.threshold import Threshold, choose_threshold
 
 
@@ -53,7 +52,7 @@ def score(
     """Score one or more files of predictions.
 
     Args:
-        predictions: CSV files as `rsna_kit.scoring.breasts.read_predictions` takes them, or folders that `train` or
+        predictions: CSV files as `rsna_kit.scoring.predictions.read_predictions` takes them, or folders that `train` or
             `blend` wrote, which stand for their `oof.csv`. The threshold is chosen on the first and applied to all: put
             the out-of-fold scores first, the test after them.
         out: folder for `scores.json`; None writes nothing.

@@ -19,7 +19,7 @@ from rsna_kit.runtime.files import read_csv, write_csv, write_json
 from rsna_kit.scoring.breasts import to_breasts
 from rsna_kit.scoring.calibration import calibrate
 from rsna_kit.scoring.metrics import average_precision_score, pf1_score, roc_auc_score
-from rsna_kit.scoring.threshold import apply_threshold, choose_threshold
+from rsna_kit.scoring.threshold import choose_threshold
 
 if TYPE_CHECKING:
     from rsna_kit.models.bundle import Bundle
@@ -112,8 +112,8 @@ def _train_fold(
     trainer: Trainer, table: pd.DataFrame, fold: int, out: Path, clock: Clock, seen: str, events: Events
 ) -> Fold:
     """Train a fold and write its bundle; `seen` is a digest of the patients that its start has seen."""
-    from rsna_kit.models.bundle import write_bundle
     from rsna_kit.training.curves import draw_curves
+    from rsna_kit.training.export import write_bundle
     from rsna_kit.training.fit import CHECKPOINT
 
     held = table["fold"] == fold
@@ -142,7 +142,7 @@ def _train_fold(
 
 def _conclude(out: Path, table: pd.DataFrame, config: Config, folds: list[int], events: Events) -> dict[str, Any]:
     """The out-of-fold scores of the folds that there are, and one threshold and calibration for their bundles."""
-    from rsna_kit.models.bundle import set_threshold
+    from rsna_kit.training.export import set_threshold
 
     scores = pd.concat([_validation_scores(out, fold) for fold in folds])
     oof = table.loc[table["fold"].isin(folds), _OOF_COLUMNS].merge(scores, on="image_id", validate="1:1")
@@ -164,7 +164,7 @@ def _conclude(out: Path, table: pd.DataFrame, config: Config, folds: list[int], 
         "positives": int(breasts["cancer"].sum()),
         "roc_auc": roc_auc_score(breasts["cancer"], breasts["score"]),
         "pr_auc": average_precision_score(breasts["cancer"], breasts["score"]),
-        "pf1_binary": pf1_score(breasts["cancer"], apply_threshold(breasts, threshold.value)["cancer"]),
+        "pf1_binary": pf1_score(breasts["cancer"], breasts["score"] >= threshold.value),
         "threshold": threshold.value,
     }
 

@@ -18,7 +18,10 @@ A message says what came, what was expected, which file, and what to do.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import TypeVar
+
+Entry = TypeVar("Entry")
 
 
 class RsnaKitError(ValueError):
@@ -87,3 +90,15 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """A sentence ` Did you mean 'x'?`, or an empty string when nothing known is close."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
     return f" Did you mean '{close[0]}'?" if close else ""
+
+
+def named(key: str, name: str, registry: Mapping[str, Entry]) -> Entry:
+    """The entry of a registry.
+
+    Raises:
+        UsageError: there is none of that name; says which there are, and the nearest one.
+    """
+    if name not in registry:
+        known = ", ".join(registry)
+        raise UsageError(f"{key}: got {name!r}, expected one of {known}.{did_you_mean(name, registry)}")
+    return registry[name]

@@ -1,4 +1,4 @@
-"""Image scores → breast scores, and a predictions file → the breasts that the metrics judge.
+"""Image scores → breast scores, by one network or by several.
 
 The score of a breast is the mean over its images, however many: on the winner's out-of-fold scores the mean beat the
 maximum (F1 0.518 to 0.509). A breast-level model says with a column `attention` how much each image counts; then it is
@@ -10,20 +10,64 @@ Scores and breasts are joined by id, never by position.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 from scipy.special import expit, logit
 
-from rsna_kit.competition.rows import Rows, read_rows
-from rsna_kit.competition.submission import prediction_id
 from rsna_kit.runtime.errors import TableError, did_you_mean
 
 _CARRIED = ("patient_id", "cancer")
-_MOST_FOLDS = 10**6
+
+
 _CERTAIN = 1e-15  # nearest to 0 and 1 that a score counts as: the logits of 0 and 1 are infinite
+_CERTAIN_F4 = 1e-7  # the same for calibration: networks compute in float32, where nothing below 1 is nearer than 6e-8
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A rising map from score to probability, sigmoid(slope * logit(score) + intercept)."""
+
+    slope: float
+    intercept: float
+
+    def apply(self, scores: ArrayLike) -> np.ndarray:
+        """Probabilities, float64, of scores in [0, 1] of any shape; never falling where scores rise.
+
+        Example:
+            >>> Calibration(1.0, -1.0).apply([0.1, 0.5]).round(3).tolist()
+            [0.039, 0.269]
+        """
+        return expit(self.slope * to_logit(scores) + self.intercept)
+
+    @classmethod
+    def from_dict(cls, content: Any) -> Calibration:
+        """What `rsna_kit.scoring.calibration.calibrate` gave and JSON has kept.
+
+        Raises:
+            TableError: not two finite numbers of a rising map.
+        """
+        given = [content.get(name) for name in ("slope", "intercept")] if isinstance(content, Mapping) else []
+        numbers = [float(number) for number in given if isinstance(number, int | float) and math.isfinite(number)]
+        if len(numbers) < 2 or numbers[0] < 0:
+            raise TableError(f"calibration: got {content!r}, expected slope (at least 0) and intercept. Train again.")
+        return cls(*numbers)
+
+
+def to_logit(scores: ArrayLike) -> np.ndarray:
+    """Logits, float64, of scores as sure as float32 can be.
+
+    Raises:
+        TableError: a score that is NaN or outside [0, 1].
+    """
+    values = np.asarray(scores, dtype=np.float64)
+    if not ((values >= 0) & (values <= 1)).all():
+        raise TableError("calibration: got a score that is NaN or outside [0, 1]")
+    return logit(np.clip(values, _CERTAIN_F4, 1 - _CERTAIN_F4))
 
 
 def to_breasts(image_scores: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
@@ -45,19 +89,19 @@ def to_breasts(image_scores: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
     """
     _need(image_scores, ("image_id", "score"), "image scores")
     _need(table, ("image_id", "prediction_id"), "image table")
-    _refuse(image_scores["image_id"], image_scores["image_id"].duplicated(), "image scores: {} scored twice")
+    refuse(image_scores["image_id"], image_scores["image_id"].duplicated(), "image scores: {} scored twice")
     outside = ~image_scores["score"].between(0, 1)
-    _refuse(image_scores["image_id"], outside, "image scores: {} with a score that is NaN or outside [0, 1]")
-    _refuse(table["image_id"], table["image_id"].duplicated(), "image table: {} listed twice")
+    refuse(image_scores["image_id"], outside, "image scores: {} with a score that is NaN or outside [0, 1]")
+    refuse(table["image_id"], table["image_id"].duplicated(), "image table: {} listed twice")
     absent = ~table["image_id"].isin(image_scores["image_id"])
-    _refuse(table["image_id"], absent, "image scores: {} without a score, expected one for each image of the table")
+    refuse(table["image_id"], absent, "image scores: {} without a score, expected one for each image of the table")
     by_id = image_scores.set_index("image_id")
     images = table.assign(score=table["image_id"].map(by_id["score"].astype("float64")))
     carried = [name for name in _CARRIED if name in table.columns]
     for name in ("prediction_id", *carried):
-        _refuse(table["image_id"], table[name].isna(), f"image table: {{}} without a {name}")
+        refuse(table["image_id"], table[name].isna(), f"image table: {{}} without a {name}")
     if "patient_id" in carried:
-        _refuse_two_patients(images)
+        refuse_two_patients(images)
     codes, _ = pd.factorize(images["prediction_id"])
     breasts = images.drop_duplicates("prediction_id")[["prediction_id", *carried]].reset_index(drop=True)
     if "cancer" in carried:
@@ -65,7 +109,7 @@ def to_breasts(image_scores: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
     score, weights = images["score"].to_numpy(), None
     if "attention" in by_id.columns:
         strange = image_scores["attention"].astype("float64").abs().lt(math.inf).eq(False)
-        _refuse(image_scores["image_id"], strange, "image scores: {} with an attention that is not a finite number")
+        refuse(image_scores["image_id"], strange, "image scores: {} with an attention that is not a finite number")
         attention = images["image_id"].map(by_id["attention"]).astype("float64")
         weights = np.exp((attention - attention.groupby(codes).transform("max")).to_numpy())
         score = logit(np.clip(score, _CERTAIN, 1 - _CERTAIN)) * weights
@@ -74,97 +118,44 @@ def to_breasts(image_scores: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
     return breasts
 
 
-def _refuse_two_patients(images: pd.DataFrame) -> None:
-    owners = images.groupby("prediction_id", sort=False)["patient_id"].nunique()
-    _refuse(owners.index.to_series(), owners > 1, "image table: {} with images of two patients", "breasts")
+def weighted_breasts(
+    image_scores: pd.DataFrame, table: pd.DataFrame, parts: Sequence[tuple[float, str, str | None]]
+) -> pd.DataFrame:
+    """Weighted mean of the breast scores of several parts.
 
+    A part that has not looked at an image is NaN there: its breast score comes from the other images, and a breast that
+    it has not seen at all is scored by the other parts.
 
-def read_predictions(path: Path, truth: Path | None = None) -> pd.DataFrame:
-    """Breasts with their truth out of a predictions file, ready for `rsna_kit.scoring.intervals.summarise`.
-
-    The file has one row per image (`image_id`, and `prediction_id` or `patient_id` + `laterality`) or per breast
-    (`prediction_id`), a `score`, and `cancer`. With `truth`, the labels come from that file instead (train.csv
-    fits, and so does `prediction_id,cancer`); a file without `score` is then read as a submission, its `cancer`
-    being the score. Images may have an `attention` (see `to_breasts`). Further columns are ignored.
-
-    Ids are what `rsna_kit.competition.rows` makes of them: `10008.0` is the patient `10008`.
+    Args:
+        image_scores: `image_id` and the columns that the parts name.
+        table: `image_id` and `prediction_id` of all images.
+        parts: weight, column of scores, column of attentions or None, as `rsna_kit.models.ensemble.Part`.
 
     Returns:
-        `prediction_id, patient_id` (str), `cancer` (int8), `score` (float64 in [0, 1]), one row per breast; and `fold`
-        (int64) where the file of the scores says it.
-
-    Raises:
-        TableError: a missing column (with the nearest name), a bad cell, ids that are missing, repeated or rounded by
-            a spreadsheet, ids that differ between the files, a breast of two patients, or a patient in two folds.
+        `prediction_id`, `score` (float64) and `images` (how many were scored) of the breasts that have one.
     """
-    rows = read_rows(path)
-    score = "cancer" if truth is not None and "score" not in rows.columns and "cancer" in rows.columns else "score"
-    rows.require([score] if truth is not None else [score, "cancer"])
-    scores = rows.number(score, 0, 1)
-    labelled = rows if truth is None else read_rows(truth)
-    key = "image_id" if "image_id" in rows.columns and "image_id" in labelled.columns else "prediction_id"
-    table = _labels(labelled, key)
-    ids = rows.ids("image_id", once=True) if key == "image_id" else _breast_ids(rows)
-    given = pd.DataFrame({key: ids, "score": scores})
-    if key == "image_id":
-        if "attention" in rows.columns:
-            given["attention"] = rows.number("attention", -math.inf, math.inf)
-        _same_ids(given["image_id"], table["image_id"], path, truth)
-        breasts = to_breasts(given, table)
-        given["prediction_id"] = given["image_id"].map(table.set_index("image_id")["prediction_id"])
-    else:
-        repeated = given["prediction_id"].duplicated()
-        rows.refuse(repeated, _id_column(rows), "one row per breast", "Add a column image_id if these rows are images.")
-        _refuse_two_patients(table)
-        # Image-level labels of a breast-level file: the breast has cancer when any image says so.
-        table = table.groupby("prediction_id", sort=False).agg({"patient_id": "first", "cancer": "max"}).reset_index()
-        _same_ids(given["prediction_id"], table["prediction_id"], path, truth)
-        breasts = table.merge(given, on="prediction_id", how="left", validate="1:1")
-    if "fold" in rows.columns:
-        folds = rows.whole("fold", 0, _MOST_FOLDS).astype("int64")
-        patients = given["prediction_id"].map(breasts.set_index("prediction_id")["patient_id"])
-        torn = folds.groupby(patients).nunique() > 1
-        _refuse(torn.index.to_series(), torn, f"{path}: {{}} in more than one fold", "patients")
-        breasts["fold"] = breasts["prediction_id"].map(folds.groupby(given["prediction_id"]).first())
-    return breasts
+    total, weights = pd.Series(dtype="float64"), pd.Series(dtype="float64")
+    for weight, score, attention in parts:
+        seen = image_scores.dropna(subset=[score])
+        if seen.empty:
+            continue
+        columns = {"image_id": seen["image_id"], "score": seen[score]}
+        columns |= {} if attention is None else {"attention": seen[attention]}
+        rows = table.loc[table["image_id"].isin(seen["image_id"]), ["image_id", "prediction_id"]]
+        breasts = to_breasts(pd.DataFrame(columns), rows).set_index("prediction_id")["score"]
+        share = pd.Series(weight, index=breasts.index)
+        total = share * breasts if total.empty else total.add(share * breasts, fill_value=0)
+        weights = share if weights.empty else weights.add(share, fill_value=0)
+    images = table.loc[table["image_id"].isin(image_scores["image_id"]), "prediction_id"].value_counts()
+    scores = (total / weights).rename_axis("prediction_id").rename("score").reset_index()
+    scores["score"] = scores["score"].astype("float64").clip(0, 1)
+    return scores.assign(images=scores["prediction_id"].map(images).astype("int64"))
 
 
-def _labels(rows: Rows, key: str) -> pd.DataFrame:
-    """`prediction_id, patient_id, cancer` (and `image_id` when it is the key), one row per row of the file."""
-    rows.require(["cancer"])
-    table = pd.DataFrame({"prediction_id": _breast_ids(rows), "cancer": rows.flag("cancer").astype("int8")})
-    if key == "image_id":
-        table["image_id"] = rows.ids("image_id", once=True)
-    if "patient_id" in rows.columns:
-        table["patient_id"] = rows.ids("patient_id")
-    else:
-        shape = table["prediction_id"].str.fullmatch(r".+_[LR]")
-        rows.refuse(~shape, "prediction_id", "<patient_id>_<L or R>", "Or add a column patient_id.")
-        table["patient_id"] = table["prediction_id"].str.rsplit("_", n=1).str[0]
-    return table
-
-
-def _breast_ids(rows: Rows) -> pd.Series:
-    """`prediction_id`, or what `patient_id` and `laterality` make of it."""
-    if "prediction_id" in rows.columns:
-        return rows.ids("prediction_id")
-    if "laterality" not in rows.columns or "patient_id" not in rows.columns:
-        wanted = "prediction_id, or patient_id and laterality"
-        hint = "".join(dict.fromkeys(did_you_mean(name, rows.columns) for name in ("prediction_id", "laterality")))
-        raise TableError(f"{rows.path}, line 1: got columns {', '.join(rows.columns)}, expected {wanted}.{hint}")
-    pairs = zip(rows.ids("patient_id"), rows.choice("laterality", ("L", "R")), strict=True)
-    return pd.Series([prediction_id(patient, laterality) for patient, laterality in pairs])
-
-
-def _id_column(rows: Rows) -> str:
-    return "prediction_id" if "prediction_id" in rows.columns else "patient_id"
-
-
-def _same_ids(given: pd.Series, labelled: pd.Series, path: Path, truth: Path | None) -> None:
-    """Refuse predictions without a label and labels without a prediction."""
-    kind = str(given.name)
-    _refuse(given, ~given.isin(labelled), f"{path}: {{}} that {truth} does not label", f"{kind}s")
-    _refuse(labelled, ~labelled.isin(given), f"{truth}: {{}} that {path} does not score", f"{kind}s")
+def refuse_two_patients(images: pd.DataFrame) -> None:
+    """Refuse a prediction_id that stands for two patients."""
+    owners = images.groupby("prediction_id", sort=False)["patient_id"].nunique()
+    refuse(owners.index.to_series(), owners > 1, "image table: {} with images of two patients", "breasts")
 
 
 def _need(frame: pd.DataFrame, names: Iterable[str], what: str) -> None:
@@ -175,7 +166,7 @@ def _need(frame: pd.DataFrame, names: Iterable[str], what: str) -> None:
             raise TableError(f"{what}: no column {name!r}, got {', '.join(known)}.{did_you_mean(name, known)}")
 
 
-def _refuse(ids: pd.Series, bad: pd.Series, message: str, noun: str = "images") -> None:
+def refuse(ids: pd.Series, bad: pd.Series, message: str, noun: str = "images") -> None:
     """Raise when any `bad` is true; `message` gets the number and the first ids."""
     names = ids[bad.to_numpy()].astype(str)
     if len(names):

@@ -9,7 +9,7 @@ patients of the same kind; it knows nothing of other hospitals, other machines o
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -136,7 +136,7 @@ def summarise(
 
     Args:
         breasts: one row a breast, `patient_id`, `cancer` (0/1), `score` (in [0, 1]), as
-            `rsna_kit.scoring.breasts.read_predictions` gives them.
+            `rsna_kit.scoring.predictions.read_predictions` gives them.
         threshold: the decision rule; a `Threshold` also records its plateau.
 
     Returns:
@@ -170,3 +170,11 @@ def summarise(
         "threshold": rule,
         "interval": {"level": level, "resamples": resamples, "seed": seed},
     }
+
+
+def shown(interval: Mapping[str, Any], sign: str = "") -> str:
+    """`0.712 [0.655, 0.770]` of a value, low and high as JSON has them; with "+" as sign `+0.012 [-0.008, +0.031]`."""
+    value, low, high = (interval[key] for key in ("value", "low", "high"))
+    if value is None:
+        return "not defined"
+    return f"{value:{sign}.3f}" + ("" if low is None else f" [{low:{sign}.3f}, {high:{sign}.3f}]")

@@ -82,21 +82,6 @@ def choose_threshold(y_true: ArrayLike, y_score: ArrayLike) -> Threshold:
     return Threshold(value=value, f1=float(f1[index]), low=low, high=high, quantile=quantile)
 
 
-def apply_threshold(breasts: pd.DataFrame, threshold: float) -> pd.DataFrame:
-    """`prediction_id, score` → `prediction_id, cancer` with cancer 0 or 1 (int8): the rows of a submission.
-
-    Example:
-        >>> frame = pd.DataFrame({"prediction_id": ["1_L", "1_R"], "score": [0.3, 0.29]})
-        >>> apply_threshold(frame, 0.3)["cancer"].tolist()
-        [1, 0]
-    """
-    if breasts["score"].isna().any():
-        bad = breasts.loc[breasts["score"].isna(), "prediction_id"]
-        raise TableError(f"scores: {len(bad)} are NaN (first {bad.iloc[0]}), expected numbers. Nothing was decided.")
-    called = (breasts["score"] >= threshold).astype("int8")
-    return pd.DataFrame({"prediction_id": breasts["prediction_id"], "cancer": called})
-
-
 def can_cross_fit(labels: np.ndarray, folds: np.ndarray) -> bool:
     """Whether every fold has others to choose on: at least two folds, and both classes outside each."""
     outside = [labels[folds != fold] for fold in np.unique(folds)]

@@ -20,8 +20,7 @@ from typing import Any
 
 import rsna_kit
 from rsna_kit.competition.paths import Source, attached_sources, find_inputs, input_root
-from rsna_kit.config import Config, ModelConfig, with_overrides
-from rsna_kit.presets import preset
+from rsna_kit.config import Config, preset, with_overrides
 from rsna_kit.runtime.clock import Clock, parse_duration
 from rsna_kit.runtime.errors import MissingDependencyError, RsnaKitError, UsageError, one_line
 from rsna_kit.runtime.events import Events
@@ -147,16 +146,6 @@ class Session:
         names = ", ".join(map(str, found)) or "none"
         raise UsageError(f"expected the output of one prepare kernel, got {names}. Attach the kernel rsna-kit-prepare "
                          f"(kernel_sources), and no other. Attached is:\n{self.attached()}")  # fmt: skip
-
-    def check_start(self, model: ModelConfig, folders: Sequence[Path]) -> None:
-        """See that the weights a network starts from are there and whole, before shards are read.
-
-        Raises:
-            RsnaKitError: what is missing, and what to attach.
-        """
-        from rsna_kit.models.starts import find_start
-
-        find_start(model, folders)
 
     def bundles(self) -> list[Path]:
         """Where the bundles come from: the sources that BUNDLES names, or else the one Model, kernel or dataset.

@@ -29,7 +29,6 @@ from scipy.special import expit
 from rsna_kit.config import Config
 from rsna_kit.data.batches import Examples, Pictures, TrainingSet, picture_stream, training_stream
 from rsna_kit.data.shards import Prepared
-from rsna_kit.models.bundle import save_weights
 from rsna_kit.models.network import dtype_policy
 from rsna_kit.models.starts import load_start
 from rsna_kit.runtime.clock import Clock
@@ -38,9 +37,9 @@ from rsna_kit.runtime.events import Events, Progress
 from rsna_kit.runtime.files import write_json
 from rsna_kit.runtime.lazy import require
 from rsna_kit.training.checkpoint import load_checkpoint, other_versions, save_checkpoint, training_fingerprint
+from rsna_kit.training.export import save_weights
 from rsna_kit.training.features import FeatureMaps, fits
 from rsna_kit.training.learner import build_learner
-from rsna_kit.training.mixing import build_mixer
 from rsna_kit.training.steps import Replicas, assign_values, build_optimizer, build_schedule, read_values
 
 WEIGHTS, HISTORY, CHECKPOINT = "model.weights.h5", "history.json", "checkpoint.npz"
@@ -122,7 +121,6 @@ class Trainer:
     ) -> None:
         self.prepared, self.config, self._events, self._evaluate = prepared, config, events, evaluate
         self._pictures: Examples = Pictures(prepared, config.data.augment)
-        self._mixer = build_mixer(config.data, config.train.seed, config.model.kind)
         self._replicas = Replicas(config, events)
         if step and self._replicas.count > 1:
             raise UsageError(
@@ -241,8 +239,6 @@ class Trainer:
             done = len(state.losses)
             self._optimizer.learning_rate = rate = state.rate(done)
             self._learner.progress(done / (steps * train.epochs))
-            if self._mixer:
-                images, targets, weights = self._mixer(images, targets, weights, done)
             loss = self._step(self._trained, images, targets, weights)
             if not math.isfinite(loss):
                 raise self._error(state, loss, rate)

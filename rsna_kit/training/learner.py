@@ -6,21 +6,28 @@ targets beside cancer, from the features that the logit sees. None of that trave
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
 
-from rsna_kit.config import Config, ImageConfig
+from rsna_kit.config import PRIOR, Config, ImageConfig
+from rsna_kit.data.augment import RECIPES
 from rsna_kit.data.targets import target_names
+from rsna_kit.models.backbones import BACKBONES
 from rsna_kit.models.cvae import build_cvae
+from rsna_kit.models.heads import HEADS, POOLINGS, POOLS
 from rsna_kit.models.network import build_network, split_classifier
-from rsna_kit.models.views import over_views
-from rsna_kit.runtime.errors import UsageError
+from rsna_kit.runtime.errors import RsnaKitError, UsageError, named
 from rsna_kit.runtime.lazy import require
-from rsna_kit.training.losses import Loss, build_loss
+from rsna_kit.training.losses import LOSSES, Loss, build_loss
 
+WARMUP = 0.3  # share of all steps over which a CVAE's beta grows from 0
+CALIBRATION_PICTURES = 512  # more would not move mean and deviation by what matters
+_NEVER = -1e9  # attention of a missing view: its softmax is 0, and where every view is missing nothing is divided by 0
 Predict = Callable[[Sequence[str]], np.ndarray]
 
 
@@ -50,16 +57,32 @@ class Learner:
     halves: Callable[[], tuple[Any, Any, Any]] | None = None
 
 
+def check_names(config: Config) -> None:
+    """See whether there is whatever the configuration names: targets, and an entry of each registry.
+
+    Raises:
+        UsageError: a name that there is not, with the nearest known one.
+    """
+    target_names(config.train.targets)
+    named("model.backbone", config.model.backbone, BACKBONES)
+    named("model.head", config.model.head, HEADS)
+    named("model.pool", config.model.pool, POOLS)
+    named("model.view_pool", config.model.view_pool, POOLINGS)
+    named("train.loss", config.train.loss, LOSSES)
+    named("data.augment", config.data.augment, RECIPES)
+
+
 def build_learner(config: Config, image: ImageConfig) -> Learner:
     """The learner for a configuration, with random weights.
 
     Args:
-        config: its model, cvae, train and (for `halves`) data sections are used.
+        config: its model, cvae and train sections are used.
         image: size of the input.
 
     Raises:
-        UsageError: an unknown loss, unknown targets, or a CVAE that is to learn targets.
+        UsageError: as `check_names`, or a CVAE that is to learn targets.
     """
+    check_names(config)
     names, ops = target_names(config.train.targets), require("keras", "train").ops
     if config.model.kind == "cvae":
         if len(names) > 1:
@@ -70,8 +93,8 @@ def build_learner(config: Config, image: ImageConfig) -> Learner:
             cvae.trained,
             lambda targets, outputs: ops.sum(outputs, axis=-1),
             shift=False,
-            progress=cvae.progress,
-            calibrate=cvae.calibrate,
+            progress=lambda share: cvae.beta.assign(config.cvae.beta * min(1.0, share / WARMUP)),
+            calibrate=lambda predict, image_ids: calibrate_cvae(cvae.network, predict, image_ids),
         )
     loss, network = build_loss(config.train), build_network(config, image)
     scorer = _with_targets(network, len(names) - 1)
@@ -85,8 +108,7 @@ def build_learner(config: Config, image: ImageConfig) -> Learner:
         trained = keras.Model(trunk.output, scorer.output, name="head")
         return trunk, scored, whole(trained)
 
-    kept = config.model.trunk == "frozen" and config.data.mix == "none"
-    return Learner(network, whole(scorer), loss, halves=halves if kept else None)
+    return Learner(network, whole(scorer), loss, halves=halves if config.model.trunk == "frozen" else None)
 
 
 def _with_targets(network: Any, count: int) -> Any:
@@ -97,3 +119,98 @@ def _with_targets(network: Any, count: int) -> Any:
     further = keras.layers.Dense(count, dtype="float32", name="targets")(network.get_layer("logit").input)
     columns = keras.layers.Concatenate(dtype="float32", name="with_targets")([network.output, further])
     return keras.Model(network.input, columns, name=network.name)
+
+
+def over_views(scorer: Any) -> Any:
+    """One network for all views of a breast.
+
+    Args:
+        scorer: keras.Model, (B, *shape) to float (B, 2 + K): logit, attention, logits of K further targets.
+
+    Returns:
+        keras.Model that shares its weights: (B, V, *shape) of any V to float32 (B, 1 + K), the breast's logits. A view
+        that is all 0 is missing, a breast's first view never is. Where all are missing, they count alike.
+    """
+    keras = require("keras", "train")
+    views = keras.Input((None, *scorer.input.shape[1:]), dtype=scorer.input.dtype, name="views")
+    return keras.Model(views, _over_views_layer()(scorer, name="over_views")(views), name="breast")
+
+
+def pool_views(columns: Any, present: Any) -> Any:
+    """Logits of breasts from those of their views.
+
+    Args:
+        columns: float (B, V, 2 + K): logit, attention, further logits.
+        present: bool (B, V); a missing view has no influence and gets no gradient.
+
+    Returns:
+        float (B, 1 + K): each logit weighted by the softmax of the attention over the views that are there.
+    """
+    ops = require("keras", "train").ops
+    attention = ops.where(present, columns[..., 1], _NEVER)
+    # Not ops.softmax, which warns where there is one view.
+    share = ops.exp(attention - ops.logsumexp(attention, axis=1, keepdims=True))[..., None]
+    logits = ops.concatenate([columns[..., :1], columns[..., 2:]], axis=-1)
+    return ops.sum(share * logits, axis=1)
+
+
+@cache
+def _over_views_layer() -> Any:
+    """The layer's class; Keras is not there when this module is imported."""
+    keras = require("keras", "train")
+    ops = keras.ops
+
+    class OverViews(keras.layers.Layer):  # type: ignore[name-defined]
+        """Runs `scorer` on every view and pools."""
+
+        def __init__(self, scorer: Any, **options: Any) -> None:
+            super().__init__(dtype="float32", **options)
+            self.scorer = scorer
+
+        def call(self, views: Any, training: bool | None = None) -> Any:
+            flat = ops.reshape(views, (-1, ops.shape(views)[1], math.prod(views.shape[2:])))
+            present = ops.any(ops.not_equal(flat, 0), axis=2)
+            # Black pictures would drag the statistics of batch normalisation: the first view stands in for a missing
+            # one, and has no influence there.
+            filled = ops.where(present[..., None], flat, flat[:, :1])
+            columns = self.scorer(ops.reshape(filled, (-1, *views.shape[2:])), training=training)
+            return pool_views(ops.reshape(columns, (-1, ops.shape(views)[1], columns.shape[-1])), present)
+
+        def compute_output_shape(self, shape: Any) -> Any:
+            return shape[0], self.scorer.output.shape[-1] - 1
+
+    return OverViews
+
+
+def calibrate_cvae(network: Any, predict: Predict, image_ids: Sequence[str]) -> None:
+    """Turn anomaly scores into logits: log-odds(prior) + (score - mean) / deviation, as weights of the last layer.
+
+    Mean and deviation are those of healthy training pictures, so no label is used and the order of pictures stays.
+    The sigmoid of the result is a number in (0, 1) that a threshold can cut and an ensemble can average: an ordinary
+    healthy picture gets the share of cancers among the competition's images. It is no probability of cancer.
+
+    Args:
+        network: `rsna_kit.models.cvae.Cvae.network`.
+        predict: image ids → its logits, float (N,) or (N, 1), in their order.
+        image_ids: healthy training pictures; at most `CALIBRATION_PICTURES` of them are scored, evenly spread.
+
+    Raises:
+        RsnaKitError: no picture, or a score that is not finite.
+    """
+    layer = network.get_layer("logit")
+    layer.set_weights([np.ones((1, 1), np.float32), np.zeros(1, np.float32)])
+    if len(image_ids) == 0:
+        raise RsnaKitError("CVAE calibration: got no healthy training picture, expected at least one")
+    count = min(len(image_ids), CALIBRATION_PICTURES)
+    chosen = [list(image_ids)[int(row)] for row in np.linspace(0, len(image_ids) - 1, count)]
+    scores = np.asarray(predict(chosen), np.float64).reshape(count, -1)[:, 0]
+    if not np.isfinite(scores).all():
+        bad = chosen[int(np.argmin(np.isfinite(scores)))]
+        raise RsnaKitError(
+            f"CVAE calibration: the score of picture {bad} is not finite, so training has diverged. Lower "
+            "train.learning_rate or set train.clip_norm."
+        )
+    mean, deviation = float(scores.mean()), float(scores.std())
+    slope = 1 / deviation if deviation > 1e-9 * max(abs(mean), 1) else 1.0
+    offset = math.log(PRIOR / (1 - PRIOR)) - slope * mean
+    layer.set_weights([np.full((1, 1), slope, np.float32), np.full(1, offset, np.float32)])

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from rsna_kit.config import TrainConfig
-from rsna_kit.runtime.errors import UsageError, did_you_mean
+from rsna_kit.runtime.errors import named
 from rsna_kit.runtime.lazy import require
 
 Loss = Callable[[Any, Any], Any]
@@ -42,17 +42,6 @@ def focal_cross_entropy(targets: Any, logits: Any) -> Any:
 LOSSES: Mapping[str, Loss] = {"bce": cross_entropy, "focal": focal_cross_entropy}
 
 
-def find_loss(name: str) -> Loss:
-    """The loss of each cell by its name in `LOSSES`; Keras is not imported.
-
-    Raises:
-        UsageError: another name.
-    """
-    if name not in LOSSES:
-        raise UsageError(f"train.loss: got {name!r}, expected one of {', '.join(LOSSES)}.{did_you_mean(name, LOSSES)}")
-    return LOSSES[name]
-
-
 def build_loss(train: TrainConfig) -> Loss:
     """The loss that the train section asks for.
 
@@ -69,7 +58,7 @@ def build_loss(train: TrainConfig) -> Loss:
     Raises:
         UsageError: an unknown loss.
     """
-    cells, ops = find_loss(train.loss), require("keras", "train").ops
+    cells, ops = named("train.loss", train.loss, LOSSES), require("keras", "train").ops
 
     def loss(targets: Any, outputs: Any) -> Any:
         outputs = ops.convert_to_tensor(outputs)

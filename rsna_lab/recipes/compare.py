@@ -17,8 +17,9 @@ from rsna_kit.runtime.errors import TableError, UsageError
 from rsna_kit.runtime.events import Events
 from rsna_kit.runtime.files import write_text
 from rsna_kit.runtime.hardware import commit
-from rsna_kit.scoring import comparison
+from rsna_kit.scoring.intervals import shown
 from rsna_kit.scoring.threshold import with_calls
+from rsna_lab.analysis import comparison
 from rsna_lab.analysis.shakeup import PREVALENCE, boards
 
 COLUMNS = ("date", "commit", "what", "data", "metric", "value", "low", "high", "hardware", "minutes", "command")
@@ -47,7 +48,7 @@ def compare(
 
     Returns:
         `breasts`, `patients` and `cancers` in common; `models`: name → `source`, `threshold` (how the calls came
-        about), `metrics` and `differences` as `rsna_kit.scoring.comparison.compare` has them; with `shake_up` the
+        about), `metrics` and `differences` as `rsna_lab.analysis.comparison.compare` has them; with `shake_up` the
         boards. Ready for JSON.
 
     Raises:
@@ -142,7 +143,7 @@ def _shake_up(models: Mapping[str, pd.DataFrame], events: Events) -> dict[str, A
             low, high = np.quantile(values[:, number], [0.025, 0.975]).tolist()
             parts[board] = {"value": float(values[:, number].mean()), "low": low, "high": high}
         rows.append({"model": name, **parts})
-        told = ", ".join(f"{board} {comparison.shown(part)}" for board, part in parts.items())
+        told = ", ".join(f"{board} {shown(part)}" for board, part in parts.items())
         events.say(f"  {name}: {told} (private - public)")
     best = drawn["private"].max(axis=1)
     by_public = drawn["private"][np.arange(len(best)), drawn["public"].argmax(axis=1)]

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from rsna_kit.runtime.files import write_text
-from rsna_kit.scoring.comparison import shown
+from rsna_kit.scoring.intervals import shown
 from rsna_kit.scoring.metrics import METRICS
 from rsna_lab.analysis.subgroups import SHOWN
 from rsna_lab.report.charts import curves, forest

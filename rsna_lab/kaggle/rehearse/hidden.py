@@ -126,8 +126,8 @@ def make_hidden(
 
 def score(submission: Path, truth: Path) -> dict[str, Any]:
     """pF1 of a submission with its interval by patient (95 %), ready for JSON; `value` is None without a cancer."""
-    from rsna_kit.scoring.breasts import read_predictions
     from rsna_kit.scoring.intervals import summarise
+    from rsna_kit.scoring.predictions import read_predictions
 
     summary = summarise(read_predictions(submission, truth), 0.5)
     return {"metric": "pF1", **summary["metrics"]["pf1"], **summary["counts"]}

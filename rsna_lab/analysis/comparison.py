@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from rsna_kit.runtime.errors import TableError
-from rsna_kit.scoring.intervals import Interval, bootstrap, paired
+from rsna_kit.scoring.intervals import Interval, bootstrap, paired, shown
 from rsna_kit.scoring.metrics import METRICS
 
 USUAL = ("roc_auc", "pr_auc", "pf1_binary")
@@ -130,11 +130,3 @@ def markdown(compared: Mapping[str, Mapping[str, Mapping[str, Any]]], reference:
             cells += [shown(row["metrics"][metric]), *told]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
-
-
-def shown(interval: Mapping[str, Any], sign: str = "") -> str:
-    """`0.712 [0.655, 0.770]` of a value, low and high as JSON has them; with "+" as sign `+0.012 [-0.008, +0.031]`."""
-    value, low, high = (interval[key] for key in ("value", "low", "high"))
-    if value is None:
-        return "not defined"
-    return f"{value:{sign}.3f}" + ("" if low is None else f" [{low:{sign}.3f}, {high:{sign}.3f}]")
