@@ -54,7 +54,7 @@ print("trained", len(labels))
 verdict()
 """
 INFER = """
-places = ("models/*/*/*/*/*", "notebooks/*/*", "datasets/*/*")
+places = ("notebooks/*/*", "datasets/*/*")
 weights = [path for place in places for path in inputs.glob(f"{place}/bundles/weights")]
 score = weights[0].read_text().split()[0]
 print("weights from", weights[0].relative_to(inputs))
@@ -134,22 +134,6 @@ def write_project(folder: Path) -> Path:
     )
     for name in ("rsna-kit", "rsna-weights"):
         write_dataset(folder / "datasets" / name, {"README.md": name})
-    model = {
-        "ownerSlug": "OWNER",
-        "title": "weights",
-        "slug": "rsna-kit-weights",
-        "isPrivate": True,
-        "description": "x",
-    }
-    variation = {
-        "ownerSlug": "OWNER",
-        "modelSlug": "rsna-kit-weights",
-        "instanceSlug": "bundles",
-        "framework": "keras",
-        "licenseName": "MIT",
-    }
-    (folder / "datasets/rsna-weights/model-metadata.json").write_text(json.dumps(model))
-    (folder / "datasets/rsna-weights/model-instance-metadata.json").write_text(json.dumps(variation))
     (folder / "scripts").mkdir()
     (folder / "scripts/build").write_text(BUILD)
     return folder
@@ -280,7 +264,7 @@ def run_script(project: Path, double: Double, home: Path, *words: str, **variabl
     """scripts/push as a person starts it, with the real `kaggle` package."""
     write_keys(home)
     command = [sys.executable, ROOT / "scripts/push", *words, "--project", project]
-    if words[0] not in ("validate", "history"):
+    if words[0] != "validate":
         command += ["--kaggle", program(), "--poll", "0.05"]
     return subprocess.run(
         [str(word) for word in command],

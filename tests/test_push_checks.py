@@ -14,7 +14,7 @@ from kaggle_site import SLUG, USER, Refused
 from push_world import DOOR, ROOT, World, write_dataset, write_kernel
 
 from rsna_kit.runtime.errors import UsageError
-from rsna_lab.kaggle.push import checks, choices, models
+from rsna_lab.kaggle.push import checks, choices
 
 WEIGHTS_OF_TRAIN = "SETTINGS = {'PRESET': 'default', 'SET': '', 'WEIGHTS': ''}\nverdict()"
 BUNDLES = "(working / 'bundles').mkdir()\n(working / 'bundles/weights').write_text('0.25')\nverdict()"
@@ -69,27 +69,6 @@ def test_bundles_of_ones_own_lead_to_a_score_without_a_training(world: World) ->
     assert (infer.working / "submission.csv").read_text().splitlines()[1] == "0_L,0.125"
 
 
-# ---- a model whose publishing is left out, and what a dry run shows of it
-
-
-def test_the_newest_version_of_a_model_is_read_where_none_is_published_anew(world: World) -> None:
-    world.has_dataset("rsna-kit")
-    world.has_kernel("train", BUNDLES)
-    left_out = skipping("build", "upload", "prepare", "train", "submit")
-    skip = [*left_out, "--skip", "weights", "--weights", "model"]
-    assert f"Kaggle has no version of the model {USER}/rsna-kit-weights/keras/bundles" in world.fails("all", *skip)
-    assert world.site.changes == []
-    planned = metadata_of(world.push("all", *left_out, "--weights", "model", "--dry-run").value, "infer")
-    assert world.push("all", *left_out, "--weights", "model").code == 0
-    shown = metadata_of(world.push("all", *skip, "--dry-run").value, "infer")
-    assert world.push("all", *skip, "--again").code == 0
-    pushed = json.loads((world.project / "build/push/kernels/infer/kernel-metadata.json").read_text())
-    assert planned == shown == pushed
-    assert pushed["model_sources"] == [models.newest(world.account)]
-    infer = world.site.kernels[f"{USER}/rsna-kit-infer"].versions[1]
-    assert f"models/{USER}/rsna-kit-weights/keras/bundles/1" in infer.sources
-
-
 @pytest.mark.parametrize("more", [(), ("--skip", "weights")])
 def test_a_dry_run_shows_the_output_of_train_as_the_source_of_infer(world: World, more: tuple[str, ...]) -> None:
     world.has_kernel("train", BUNDLES)
@@ -138,7 +117,6 @@ def test_who_may_see_the_files_has_accepted_the_rules_whatever_else_is_said(worl
     [
         ("imagenet-starts", "scripts/build imagenet-starts --from ~/.keras/models, then scripts/push upload"),
         ("other/rsna-data", "Check the name, and that this account may use it"),
-        ("keras/convnext/keras/convnext_tiny/2", "Check the name, and that this account may use it"),
     ],
 )
 def test_what_is_not_there_cannot_be_attached(world: World, source: str, said: str) -> None:
@@ -149,18 +127,15 @@ def test_what_is_not_there_cannot_be_attached(world: World, source: str, said: s
     assert world.site.changes == []
 
 
-def test_a_dataset_and_a_model_are_attached_beside_a_kernels_own(world: World) -> None:
+def test_a_dataset_is_attached_beside_a_kernels_own(world: World) -> None:
     world.has_dataset("imagenet-starts")
-    world.site.models[f"{USER}/starts/keras/b4"] = [world.project]
     write_kernel(world.project / "kernels/train", "print('trained')\nverdict()", competition_sources=[SLUG])
-    words = ["push", "train", "--attach", "imagenet-starts", f"{USER}/starts/keras/b4/1"]
+    words = ["push", "train", "--attach", "imagenet-starts"]
     assert world.push(*words).code == 0
     assert set(world.site.kernels[f"{USER}/rsna-kit-train"].versions[0].sources) == {
         f"competitions/{SLUG}",
         f"datasets/{USER}/imagenet-starts",
-        f"models/{USER}/starts/keras/b4/1",
     }
-    assert "Its newest version is 1" in world.fails("push", "train", "--attach", f"{USER}/starts/keras/b4/2")
 
 
 @pytest.mark.parametrize("words", [["trian", "x"], ["train"], ["train", "a/b/c"], ["train", "a/"]])
@@ -283,4 +258,4 @@ def test_every_command_of_the_documents_is_understood(world: World) -> None:
         words = words if words and not words[0].startswith("-") else ["all", *words]
         options = DOOR.build_parser().parse_args(words)
         if words[0] == "all":
-            checks.check_here(world.account, DOOR.choices_of(options))
+            checks.check_here(world.account, choices.read_choices(options))

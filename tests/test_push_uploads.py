@@ -178,7 +178,7 @@ def test_a_public_dataset_is_found_before_anything_is_added_to_it(world: World) 
     assert len(world.site.datasets[f"{USER}/rsna-other"].versions) == 1
     world.does("upload", "rsna-other", "--public")
     world.has_dataset("rsna-kit", private=False)
-    assert "dataset rsna-kit: READY, version 1" in world.does("status").value
+    assert world.does("status").value["datasets"]["rsna-kit"] == {"status": "READY", "version": 1}
 
 
 def test_a_busy_kaggle_is_asked_again_and_then_left(world: World) -> None:

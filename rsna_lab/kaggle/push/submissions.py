@@ -39,7 +39,7 @@ def submit_and_wait(account: Account, run: Run, file_name: str = "submission.csv
     waiting.close()
     error = outcome(row)
     facts = {"submission": number, "public": row.get("publicScore") or "", "private": row.get("privateScore") or ""}
-    line = {"kernel": run.reference, "version": run.version, "competition": SLUG, **facts, "error": error}
+    line = {**run.match, "competition": SLUG, **facts, "error": error}
     if not account.ledger.last("score", **line):
         account.ledger.add("score", **line)
     if error:
@@ -72,7 +72,7 @@ def _submit(account: Account, run: Run, file_name: str) -> int:
     if not run.version:
         raise UsageError(f"{run.reference} was not pushed from here: say which version is to be submitted, --version N")
     about = f"{run.reference.split('/')[1]} v{run.version}"
-    match = {"kernel": run.reference, "version": run.version, "competition": SLUG}
+    match = {**run.match, "competition": SLUG}
     known = {line.get("submission") for line in account.ledger.lines("submit", **match)}
 
     def made() -> list[dict[str, Any]]:

@@ -18,7 +18,7 @@ from typing import Any
 
 from rsna_kit.runtime.files import sha256_file
 from rsna_lab.kaggle.credentials import CredentialError
-from rsna_lab.kaggle.metadata import DATASET_FILE, NOT_UPLOADED, MetadataError, dataset_problems, filled, read_metadata
+from rsna_lab.kaggle.metadata import DATASET_FILE, MetadataError, dataset_problems, filled, read_metadata
 from rsna_lab.kaggle.push.account import Account, short_commit
 from rsna_lab.kaggle.push.api import LOOKS
 from rsna_lab.kaggle.push.errors import KaggleError, UnreachableError
@@ -66,7 +66,7 @@ class Found:
     description: str
 
 
-def pack(account: Account, folder: Path, metadata_file: str = DATASET_FILE) -> Contents:
+def pack(account: Account, folder: Path) -> Contents:
     """Check a folder and list what goes out.
 
     Raises:
@@ -75,9 +75,8 @@ def pack(account: Account, folder: Path, metadata_file: str = DATASET_FILE) -> C
     """
     if problems := dataset_problems(folder):
         raise MetadataError([f"{folder}: {problem}" for problem in problems])
-    metadata = filled(read_metadata(folder / metadata_file), account.owner)
-    own = {folder / name for name in NOT_UPLOADED}
-    paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and path not in own]
+    metadata = filled(read_metadata(folder / DATASET_FILE), account.owner)
+    paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and path != folder / DATASET_FILE]
     if secret := account.scrub.found_in(paths):
         raise CredentialError(
             f"not uploaded: these files hold a credential, or are made for one: {', '.join(secret)}.\n"
@@ -88,8 +87,7 @@ def pack(account: Account, folder: Path, metadata_file: str = DATASET_FILE) -> C
     sums = {name: sha256_file(folder / name) for name in sizes}
     about = json.dumps(sums, sort_keys=True) + json.dumps(metadata, sort_keys=True).casefold()
     digest = hashlib.sha256(about.encode()).hexdigest()
-    reference = metadata.get("id") or f"{metadata['ownerSlug']}/{metadata['modelSlug']}"
-    return Contents(reference, folder, metadata, sizes, digest)
+    return Contents(metadata["id"], folder, metadata, sizes, digest)
 
 
 def bring(account: Account, name: str, skip: frozenset[str] = frozenset()) -> int | None:
@@ -164,7 +162,7 @@ def _send(account: Account, contents: Contents, now: Found | None) -> int:
     (owner, slug), data, number = contents.reference.split("/"), contents.metadata, (now.version if now else 0) + 1
     account.events.say(f"{contents.reference}: version {number} is sent, {contents.size / 1e6:.1f} MB")
     body = {
-        "files": send_files(account, contents, "DATASET"),
+        "files": _send_files(account, contents),
         **{field: data[key] for key, field in (("subtitle", "subtitle"), ("keywords", "categoryIds")) if data.get(key)},
         "description": f"{data.get('description') or ''}\n\n{contents.mark(number)}".strip(),
     }
@@ -203,7 +201,7 @@ def _arrived(account: Account, contents: Contents, number: int, before: Found | 
     return False
 
 
-def send_files(account: Account, contents: Contents, kind: str) -> list[dict[str, str]]:
+def _send_files(account: Account, contents: Contents) -> list[dict[str, str]]:
     """Bring every file and, as an archive that Kaggle unpacks, every folder at the top; returns their tokens."""
     tops = sorted({name.split("/")[0] for name in contents.sizes})
     archive = account.staging / "tmp" / "archive"
@@ -223,7 +221,7 @@ def send_files(account: Account, contents: Contents, kind: str) -> list[dict[str
                     for name in contents.sizes:
                         if name.startswith(f"{top}/"):
                             pack.write(contents.folder / name, name.removeprefix(f"{top}/"))
-            found.append({"token": account.kaggle.upload(path, kind, listen, _SLOWEST_BYTES_S)})
+            found.append({"token": account.kaggle.upload(path, listen, _SLOWEST_BYTES_S)})
             if path.parent == archive:
                 path.unlink()
             progress.advance(1, note=top)
