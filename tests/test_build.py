@@ -124,8 +124,14 @@ def test_the_script_prints_json_and_what_it_built_runs_alone_and_knows_its_commi
     said = json.loads(built.stdout)
     assert (said["dataset"], said["commit"]) == ("rsna-kit", json.loads((out / CONTENTS).read_text())["commit"])
     code = "import rsna_kit.recipes.infer, rsna_kit.runtime.hardware as h; print(h.__file__, h.commit())"
-    done = subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(out)}, cwd=tmp_path,
-                          check=True, capture_output=True, text=True)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": str(out)},
+        cwd=tmp_path,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
     assert done.stdout.split() == [
         str(out / "rsna_kit/runtime/hardware.py"),
         (out / "rsna_kit/commit.txt").read_text().strip(),

@@ -23,9 +23,13 @@ IMAGE = Image((3, 12), {"numpy": "2.0.2", "tqdm": None}, frozenset({"dali: packa
 
 
 def write_wheel(
-    folder: Path, name: str, tag: str = "py3-none-any", requires: tuple[str, ...] = (), more: str = "",
+    folder: Path,
+    name: str,
+    tag: str = "py3-none-any",
+    requires: tuple[str, ...] = (),
+    more: str = "",
     version: str = "1.0",
-) -> Path:  # fmt: skip
+) -> Path:
     path = folder / f"{name}-{version}-{tag}.whl"
     lines = ["Metadata-Version: 2.1", f"Name: {name}", f"Version: {version}", more]
     lines += [f"Requires-Dist: {requirement}" for requirement in requires]

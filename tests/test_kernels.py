@@ -20,9 +20,23 @@ from rsna_lab.kaggle.options import fill_settings, read_settings
 
 ROOT = Path(__file__).parent.parent
 KERNELS = sorted(path.parent for path in (ROOT / "kernels").glob("*/kernel-metadata.json"))
-KEYS = {"id", "title", "code_file", "language", "kernel_type", "is_private", "enable_gpu", "enable_tpu",
-        "enable_internet", "machine_shape", "dataset_sources", "competition_sources", "kernel_sources",
-        "model_sources", "docker_image_pinning_type"}  # fmt: skip
+KEYS = {
+    "id",
+    "title",
+    "code_file",
+    "language",
+    "kernel_type",
+    "is_private",
+    "enable_gpu",
+    "enable_tpu",
+    "enable_internet",
+    "machine_shape",
+    "dataset_sources",
+    "competition_sources",
+    "kernel_sources",
+    "model_sources",
+    "docker_image_pinning_type",
+}
 
 
 def rehearse(kernel: str | Path, *arguments: str | Path, settings: str = "") -> tuple[dict, str]:
@@ -91,9 +105,17 @@ def test_infer_runs_in_both_mount_layouts(phantom: Path, bundle: Path, tmp_path:
     shutil.copytree(bundle, weights / "fold0")
     hidden = phantom / "hidden"
     verdict, talk = rehearse(
-        "infer", "--competition", hidden, "--dataset", f"rsna-weights={weights}", "--out", tmp_path / "out",
-        "--layout", layout, "--rerun",
-    )  # fmt: skip
+        "infer",
+        "--competition",
+        hidden,
+        "--dataset",
+        f"rsna-weights={weights}",
+        "--out",
+        tmp_path / "out",
+        "--layout",
+        layout,
+        "--rerun",
+    )
     assert verdict["verdict"] == "Complete", talk
     check_submission(pd.read_csv(tmp_path / "out/submission.csv"), read_sample(hidden / "sample_submission.csv"))
 
@@ -102,9 +124,15 @@ def test_infer_without_a_sandbox_says_what_is_not_checked(phantom: Path, bundle:
     weights = tmp_path / "weights"
     shutil.copytree(bundle, weights / "fold0")
     verdict, talk = rehearse(
-        "infer", "--competition", phantom / "hidden", "--dataset", f"rsna-weights={weights}",
-        "--out", tmp_path / "out", "--no-sandbox",
-    )  # fmt: skip
+        "infer",
+        "--competition",
+        phantom / "hidden",
+        "--dataset",
+        f"rsna-weights={weights}",
+        "--out",
+        tmp_path / "out",
+        "--no-sandbox",
+    )
     assert verdict["verdict"] == "Complete", talk
     assert "network off" in verdict["not_checked"]
 
@@ -143,8 +171,11 @@ def test_a_kernel_without_the_library_says_so_and_ends_in_a_verdict(kernel: Path
     """Nothing of the library is there to help it."""
     (tmp_path / "input/datasets/me/other").mkdir(parents=True)
     (tmp_path / "working").mkdir()
-    environment = {"PATH": os.environ["PATH"], "RSNA_KIT_INPUT": str(tmp_path / "input"),
-                   "RSNA_KIT_WORKING": str(tmp_path / "working")}  # fmt: skip
+    environment = {
+        "PATH": os.environ["PATH"],
+        "RSNA_KIT_INPUT": str(tmp_path / "input"),
+        "RSNA_KIT_WORKING": str(tmp_path / "working"),
+    }
     script = shutil.copy(kernel / f"{kernel.name}.py", tmp_path / "script.py")
     done = subprocess.run([sys.executable, "-I", script], env=environment, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 1
@@ -175,9 +206,13 @@ def test_prepare_then_train_then_infer(phantom: Path, tmp_path: Path) -> None:
     assert prepared["verdict"] == "Complete", talk
     assert verdict_of(talk, tmp_path / "prepare")["counts"]["images"] > 0
     trained, talk = rehearse(
-        "train", "--dataset", f"rsna-kit-prepare={tmp_path / 'prepare'}", "--out", tmp_path / "train",
+        "train",
+        "--dataset",
+        f"rsna-kit-prepare={tmp_path / 'prepare'}",
+        "--out",
+        tmp_path / "train",
         settings="train.folds=2 train.epochs=1 train.batch_size=8 model.weights=none",
-    )  # fmt: skip
+    )
     assert trained["verdict"] == "Complete", talk
     said = verdict_of(talk, tmp_path / "train")
     assert said["sha256"]["model/bundles/fold1/model.weights.h5"] == sha256_file(

@@ -206,8 +206,10 @@ def _identity(data: Mapping[str, Any], shortest: int, longest: int | None = None
     if not isinstance(title, str) or len(title) < shortest or len(title) > (longest or len(title)):
         yield f"title: got {title!r}, expected {limits}"
     elif longest is None and identity is not None and slugify(title) != slug:
-        yield (f"title: Kaggle makes the address {slugify(title)!r} of {title!r}, but id says {slug!r}; a new kernel "
-               "would be pushed there and not be found again. Make them agree")  # fmt: skip
+        yield (
+            f"title: Kaggle makes the address {slugify(title)!r} of {title!r}, but id says {slug!r}; a new kernel "
+            "would be pushed there and not be found again. Make them agree"
+        )
 
 
 def _accelerator(data: Mapping[str, Any]) -> Iterator[str]:

@@ -141,9 +141,7 @@ def fetch(account: Account, run: Run, only: str = "", out: Path | None = None, n
     shown = os.path.relpath(out, account.project)
     known: dict[str, str] = account.ledger.last("fetch", **run.match, only=only).get("sha256") or {}
     if known and all((out / name).is_file() and sha256_file(out / name) == known[name] for name in known):
-        account.events.say(
-            f"{run.reference}: version {run.version} lies in {shown} already"
-        )
+        account.events.say(f"{run.reference}: version {run.version} lies in {shown} already")
         return known
     left = list_files(account, run)
     rows = account.kaggle.every("kernels/list_kernel_session_output", "files", **run.body)
