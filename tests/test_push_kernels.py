@@ -283,7 +283,7 @@ def test_a_token_in_a_script_stays_here(world: World) -> None:
 
 def test_a_retired_accelerator_and_an_unknown_setting_are_refused(world: World) -> None:
     kernel(world, enable_gpu=True, machine_shape="NvidiaTeslaT4")
-    assert world.push("push", "extra", "--accelerator", "NvidiaTeslaP100").code == 2
+    assert world.push("push", "extra", "--accelerator", "NvidiaTeslaP100").code == 1
     assert world.push("push", "extra", "--settings", "NO=1").code == 2
     assert world.client.seen == []
 

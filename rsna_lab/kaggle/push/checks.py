@@ -138,16 +138,8 @@ def ask_first(account: Account, choices: Choices, names: Sequence[str], submits:
             raise KaggleError(
                 "This week's GPU hours are spent.", advice=f"Run the same command again after {fresh} (UTC)."
             )
-    if submits:
-        made, left_now = submissions.left_today(account)
-        account.events.say(
-            f"submissions: {made} today, {left_now} left" if made or left_now else "submissions: none so far"
-        )
-        if made and not left_now and "train" in choices.skip:  # a training may end after midnight
-            raise KaggleError(
-                f"No submission is left today, {made} were made.",
-                advice="It ends at 00:00 UTC. Run this again then, or leave out the last step: --skip submit",
-            )
+    if submits and "train" in choices.skip:  # a training may end after midnight
+        account.events.say(submissions.check_left(account))
 
 
 def gpu_hours(account: Account) -> tuple[float, float, str]:

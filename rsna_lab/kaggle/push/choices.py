@@ -24,6 +24,7 @@ from rsna_lab.kaggle.metadata import PLACEHOLDER
 WEIGHTS = ("dataset", "output")
 STEPS = ("build", "upload", "prepare", "train", "weights", "infer", "submit")
 KERNELS = ("prepare", "train", "infer")
+_FORMS = {"NAME=VALUE": r"[^=]+=.*", "[OWNER/]SLUG": r"[^/]+(/[^/]+)?"}
 SHORTEST_S, SESSION_H = 300, 12.0  # Kaggle ends a session after 12 hours
 SCORING_H = 9.0  # the competition's limit for a scoring run
 _OURS = {"rsna-kit", "rsna-wheels", "rsna-kit-prepare", "rsna-kit-train"}  # sources that hold no such weights
@@ -60,55 +61,42 @@ def read_choices(options: argparse.Namespace, kernel: str | None = None) -> Choi
     """What the options of scripts/push say of all steps, or of the one kernel that is pushed."""
     given = vars(options)
     timeout = given["timeout"]
+    settings = by_kernel("--settings", "NAME=VALUE", given["settings"], kernel)
+    more = by_kernel("--attach", "[OWNER/]SLUG", given["attach"], kernel)
     return Choices(
         skip=frozenset(given.get("skip", ())),
         accelerator=given["accelerator"],
         image=given["image"],
         timeout_s=round(session_seconds("--timeout", timeout)) if timeout else None,
-        settings=settings(given["settings"], kernel),
-        attached=attached(given["attach"], kernel),
+        settings={name: dict(word.split("=", 1) for word in words) for name, words in settings.items()},
+        attached={
+            name: [own if "/" in own else f"{PLACEHOLDER}/{own}" for own in words] for name, words in more.items()
+        },
         weights=given.get("weights", WEIGHTS[0]),
         partial=given.get("partial", False),
         file_name=given.get("file", ""),
     )
 
 
-def settings(given: Sequence[Sequence[str]], kernel: str | None = None) -> dict[str, dict[str, str]]:
-    """Kernel → settings, of all --settings; without `kernel`, each begins with the name of one.
+def by_kernel(option: str, form: str, given: Sequence[Sequence[str]], kernel: str | None) -> dict[str, list[str]]:
+    """Kernel → words, of all uses of --settings or --attach; without `kernel`, each begins with the name of one.
 
     Raises:
-        UsageError: no such kernel, or something that is not NAME=VALUE.
+        UsageError: no such kernel, no word, or one of another form than NAME=VALUE or [OWNER/]SLUG.
 
     Example:
-        >>> settings([["train", "PRESET=seed", "FOLDS=0 1"]])
-        {'train': {'PRESET': 'seed', 'FOLDS': '0 1'}}
-    """
-    found: dict[str, dict[str, str]] = {}
-    for words in given:
-        name, pairs = _kernel_first("--settings", words, kernel, "NAME=VALUE")
-        if not all("=" in pair for pair in pairs):
-            raise UsageError(f"--settings {' '.join(words)}: expected NAME=VALUE")
-        found.setdefault(name, {}).update((pair.split("=", 1)[0], pair.split("=", 1)[1]) for pair in pairs)
-    return found
-
-
-def attached(given: Sequence[Sequence[str]], kernel: str | None = None) -> dict[str, list[str]]:
-    """Kernel → further datasets, of all --attach; a name alone is the account's own.
-
-    Raises:
-        UsageError: no such kernel, or what is no dataset's name.
-
-    Example:
-        >>> attached([["train", "imagenet-starts"]])
-        {'train': ['OWNER/imagenet-starts']}
+        >>> by_kernel("--settings", "NAME=VALUE", [["train", "PRESET=seed", "FOLDS=0 1"]], None)
+        {'train': ['PRESET=seed', 'FOLDS=0 1']}
     """
     found: dict[str, list[str]] = {}
     for words in given:
-        name, sources = _kernel_first("--attach", words, kernel, "DATASET")
-        for source in sources:
-            if not re.fullmatch(r"[^/]+(/[^/]+)?", source):
-                raise UsageError(f"--attach {source}: expected a dataset, SLUG of your own, or OWNER/SLUG")
-            found.setdefault(name, []).append(source if "/" in source else f"{PLACEHOLDER}/{source}")
+        name, *rest = words if kernel is None else [kernel, *words]
+        if kernel is None and name not in KERNELS:
+            hint = did_you_mean(name, KERNELS)
+            raise UsageError(f"{option} {name}: expected {', '.join(KERNELS)}, then {form}.{hint}")
+        if not rest or not all(re.fullmatch(_FORMS[form], word, re.DOTALL) for word in rest):
+            raise UsageError(f"{option} {' '.join(words)}: expected {form}")
+        found.setdefault(name, []).extend(rest)
     return found
 
 
@@ -129,17 +117,6 @@ def session_seconds(what: str, text: str, most_h: float = SESSION_H) -> float:
     if not SHORTEST_S <= seconds <= most_h * 3600:
         raise UsageError(f"{what} {text}: expected {SHORTEST_S // 60}m to {most_h:g}h, what Kaggle gives at most")
     return seconds
-
-
-def _kernel_first(option: str, words: Sequence[str], kernel: str | None, what: str) -> tuple[str, list[str]]:
-    """The kernel that an option is for, and what is said of it."""
-    name, *rest = words if kernel is None else [kernel, *words]
-    if kernel is None and name not in KERNELS:
-        hint = did_you_mean(name, KERNELS)
-        raise UsageError(f"{option} {name}: expected {', '.join(KERNELS)}, then {what}.{hint}")
-    if not rest:
-        raise UsageError(f"{option} {' '.join(words)}: expected {what}")
-    return name, rest
 
 
 def check_settings(

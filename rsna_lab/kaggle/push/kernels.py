@@ -89,9 +89,6 @@ def _judge(account: Account, staged: Staged, answer: Mapping[str, Any], what: st
             "Check the name, that your account may use it, and that it is ready (`scripts/push status`). This "
             "version runs without it: stop it in the browser, it cannot be stopped from here."
         )
-    elif answer.get("invalidTags"):
-        problem = f"{what}: Kaggle does not know the tags {', '.join(answer['invalidTags'])}."
-        advice = "Take these words out of `keywords` in the metadata."
     if problem:
         account.ledger.add("push", kernel=staged.reference, version=version, problem=problem)
         raise KaggleError(problem, advice=advice)

@@ -14,10 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rsna_kit.runtime.errors import UsageError
 from rsna_kit.runtime.files import write_json
 from rsna_lab.kaggle.credentials import CredentialError
-from rsna_lab.kaggle.metadata import KERNEL_FILE, RETIRED, SOURCE_KEYS, check_folders, filled, is_true
+from rsna_lab.kaggle.metadata import KERNEL_FILE, SOURCE_KEYS, check_folders, filled, is_true
 from rsna_lab.kaggle.options import fill_settings, read_settings
 from rsna_lab.kaggle.push import uploads
 from rsna_lab.kaggle.push.account import Account, same
@@ -40,7 +39,6 @@ FIELDS = {
     "machine_shape": "machineShape",
     "docker_image": "dockerImage",
     "docker_image_pinning_type": "dockerImagePinningType",
-    "keywords": "categoryIds",
 }
 
 
@@ -93,8 +91,6 @@ def stage(account: Account, choices: Choices, name: str, sources: Mapping[str, l
     metadata = read_kernel_metadata(account, name)
     script = folder / metadata["code_file"]
     if choices.accelerator and is_true(metadata["enable_gpu"]):
-        if instead := RETIRED.get(choices.accelerator.lower()):
-            raise UsageError(f"--accelerator {choices.accelerator} is retired: Kaggle would take {instead} instead")
         metadata["machine_shape"] = choices.accelerator
     if choices.image:
         metadata |= {"docker_image": choices.image, "docker_image_pinning_type": "original"}

@@ -156,12 +156,23 @@ def check_submittable(account: Account, run: Run, file_name: str) -> None:
             f"{name} left no {file_name}; its files: {', '.join(list(files)[:8]) or 'none'}.",
             advice="Let the kernel write it into /kaggle/working, rehearse it, and push again.",
         )
+    check_left(account)
+
+
+def check_left(account: Account) -> str:
+    """How many submissions were made and are left today, for people.
+
+    Raises:
+        KaggleError: none is left.
+    """
     made, left = left_today(account)
     if made and not left:  # both 0 before the first one ever
         raise KaggleError(
             f"No submission is left today, {made} were made.",
-            advice="The day ends at 00:00 UTC. Run the same command again then.",
+            advice="The day ends at 00:00 UTC: run the same command again then. Or leave out the last step of all, "
+            "--skip submit",
         )
+    return f"submissions: {made} today, {left} left" if made or left else "submissions: none so far"
 
 
 def left_today(account: Account) -> tuple[int, int]:

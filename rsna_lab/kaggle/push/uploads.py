@@ -163,26 +163,19 @@ def _send(account: Account, contents: Contents, now: Found | None) -> int:
     account.events.say(f"{contents.reference}: version {number} is sent, {contents.size / 1e6:.1f} MB")
     body = {
         "files": _send_files(account, contents),
-        **{field: data[key] for key, field in (("subtitle", "subtitle"), ("keywords", "categoryIds")) if data.get(key)},
+        **({"subtitle": data["subtitle"]} if data.get("subtitle") else {}),
         "description": f"{data.get('description') or ''}\n\n{contents.mark(number)}".strip(),
     }
     what = f"The upload of {contents.reference}"
     try:
         if now is None:
             body |= {"slug": slug, "title": data["title"], "licenseName": data["licenses"][0]["name"]}
-            answer = account.kaggle.change(
+            account.kaggle.change(
                 "datasets/create_dataset", what, ownerSlug=owner, isPrivate=not account.public, **body
             )
         else:
             body["versionNotes"] = f"{short_commit(account.project)}, files {contents.digest[:12]}"
-            answer = account.kaggle.change(
-                "datasets/create_dataset_version", what, ownerSlug=owner, datasetSlug=slug, body=body
-            )
-        if answer.get("invalidTags"):
-            raise KaggleError(
-                f"{what}: Kaggle does not know the tags {', '.join(answer['invalidTags'])}.",
-                advice="Take these words out of `keywords` in the metadata.",
-            )
+            account.kaggle.change("datasets/create_dataset_version", what, ownerSlug=owner, datasetSlug=slug, body=body)
     except UnreachableError:
         if not _arrived(account, contents, number, now):
             raise
