@@ -6,7 +6,6 @@ import json
 import re
 import shlex
 import shutil
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -137,13 +136,6 @@ def test_a_dataset_is_attached_beside_a_kernels_own(world: World) -> None:
     }
 
 
-@pytest.mark.parametrize("words", [["trian", "x"], ["train"], ["train", "a/b/c"], ["train", "a/"]])
-def test_what_cannot_be_attached_is_wrong_usage(world: World, words: list[str]) -> None:
-    result = world.push("all", "--attach", *words)
-    assert (result.code, world.client.seen) == (2, [])
-    assert "--attach" in result.talk
-
-
 def test_a_network_whose_start_nothing_brings_is_refused_before_prepare(world: World) -> None:
     world.has_dataset("imagenet-starts")
     write_kernel(world.project / "kernels/train", WEIGHTS_OF_TRAIN)
@@ -227,11 +219,6 @@ def test_a_name_that_there_is_not_is_called_that(world: World, words: list[str],
     result = world.push(*words)
     assert (result.code, world.client.seen) == (2, [])
     assert said in result.talk
-
-
-def test_a_folder_that_there_is_not_is_not_validated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert DOOR.door(["validate", str(tmp_path / "nothere")]) == 2
-    assert "nothere: no such folder" in capsys.readouterr().err
 
 
 def test_a_dataset_that_has_to_be_filled_by_hand_says_with_what(world: World) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import json
-import threading
 from pathlib import Path
 
 import pytest
@@ -95,13 +94,3 @@ def test_the_ledger_only_grows_and_survives_a_killed_writer(tmp_path: Path) -> N
     assert ledger.last("upload", dataset="me/a") == ledger.lines()[1]
     assert ledger.last("upload", dataset="me/b") == {}
     assert "secret" not in ledger.path.read_text()
-
-
-def test_many_writers_do_not_mix_their_lines(tmp_path: Path) -> None:
-    ledger = Ledger(tmp_path, str)
-    threads = [threading.Thread(target=ledger.add, args=("push",), kwargs={"number": n}) for n in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert sorted(line["number"] for line in ledger.lines()) == list(range(8))

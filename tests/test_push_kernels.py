@@ -237,12 +237,6 @@ def test_an_account_is_the_same_however_the_site_writes_it(world: World) -> None
     assert len(world.site.sent("save_kernel")) == 1
 
 
-def test_a_version_can_be_asked_for(world: World) -> None:
-    for text in ("print('first')", "print('second')"):
-        world.has_kernel("extra", text)
-    assert world.push("logs", "extra", "--version", "1").value == "first"
-
-
 def test_a_run_that_is_not_there_is_not_waited_for(world: World) -> None:
     kernel(world)
     world.does("push", "extra", "--no-wait")
@@ -293,19 +287,6 @@ def test_a_dry_run_shows_the_copy_that_would_go_out(world: World) -> None:
     shown = world.does("push", "extra", "--dry-run").value
     assert json.loads(shown.splitlines()[-1])["id"] == NAME
     assert world.client.seen == []
-
-
-def test_a_digest_is_of_everything_that_decides_a_run(world: World) -> None:
-    kernel(world)
-    staged = staging.stage(world.account, Choices(), "extra")
-    digests = {
-        staged.digest({}),
-        staged.digest({"a": 1}),
-        replace(staged, text="x").digest({}),
-        replace(staged, timeout_s=5).digest({}),
-        replace(staged, metadata={**staged.metadata, "title": "t"}).digest({}),
-    }
-    assert len(digests) == 5
 
 
 def test_sources_are_the_same_whatever_the_server_writes_around_them() -> None:

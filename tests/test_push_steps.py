@@ -19,7 +19,8 @@ from waiting import wait_until
 from rsna_lab.kaggle.push.account import alone
 
 KINDS = "send upload push verify run fetch push verify run fetch fetch send upload push verify run fetch submit score"
-OPTIONS = ("--skip", "--weights", "--partial", "--settings", "--attach", "--timeout", "--file", "--again", "--owner")
+
+
 LEFT_OUT = ("build", "upload", "prepare", "train", "submit")
 BUNDLES = "(working / 'bundles').mkdir()\n(working / 'bundles/weights').write_text('0.25')\nverdict()"
 
@@ -200,22 +201,6 @@ def test_settings_of_no_kernel_are_refused(world: World, words: list[str], said:
     result = world.push("all", "--settings", *words)
     assert (result.code, world.client.seen) == (2, [])
     assert said in result.talk
-
-
-def test_help_shows_examples(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as ended:
-        DOOR.door(["--help"])
-    assert ended.value.code == 0
-    shown = capsys.readouterr().out
-    for words in ("scripts/push --dry-run", "scripts/push follow", "scripts/push all", *OPTIONS):
-        assert words in shown
-
-
-def test_a_wrong_value_is_not_answered_with_the_name_of_its_option(capsys: pytest.CaptureFixture[str]) -> None:
-    assert DOOR.door(["--skip", "foo"]) == 2
-    said = capsys.readouterr().err
-    assert "choose from 'build', 'upload'" in said
-    assert "Did you mean" not in said
 
 
 def test_a_reader_who_leaves_gets_no_traceback() -> None:

@@ -9,8 +9,6 @@ import pytest
 from kaggle_site import USER, Refused
 from push_world import World
 
-from rsna_lab.kaggle.push.account import Ledger
-
 NAME = f"{USER}/rsna-extra"
 BUSY = Refused(429, "Too Many Requests", retry_after="0")
 LOST = [Refused(504, "Gateway Timeout"), Refused(0, "no answer within 60 seconds", "network")]
@@ -208,8 +206,3 @@ def test_a_dry_run_shows_everything_and_sends_nothing(world: World) -> None:
     assert world.site.changes == []
     world.does("upload", "rsna-extra")
     assert "version 1 is there already" in world.does("upload", "rsna-extra", "--dry-run").value
-
-
-def test_lines_of_a_ledger_are_found_whatever_the_case_of_a_name(world: World) -> None:
-    world.ledger.add("upload", dataset="Alice-K/rsna-kit", version=1)
-    assert Ledger(world.project, str).last("upload", dataset="alice-k/rsna-kit")["version"] == 1

@@ -241,69 +241,44 @@ def test_every_kind_of_source_in_both_layouts(rehearse, tmp_path: Path, layout: 
     ]
 
 
-# Name of the trap: source, Kaggle's word, what the explanation or the advice says.
-TRAPS = {
-    "a sibling file": ("import helper", "Notebook Threw Exception", "helper lies beside the script"),
-    "a missing package": ("import no_such_package", "Notebook Threw Exception", "no_such_package is not there"),
-    "a data file beside it": ("open('table.csv')", "Notebook Threw Exception", "table.csv lies beside the script"),
-    "a write outside": ("open('/kaggle/input/a', 'w')", "Notebook Threw Exception", "Inputs and source are read-only"),
-    "the network": (
-        "import urllib.request; urllib.request.urlopen('http://example.org', timeout=2)",
-        "Notebook Threw Exception",
-        "There is no network",
-    ),
-    "pip without --no-index": (
-        "import subprocess, sys; subprocess.run([sys.executable, '-m', 'pip', 'install', '--retries', '1', 'six'], "
-        "check=True)",
-        "Notebook Threw Exception",
-        "pip --no-index",
-    ),
-    "a file of this machine": ("open('/home/me/data.csv')", "Notebook Threw Exception", "/home/me/data.csv lies on"),
-    "an input that is not attached": (
-        "open('/kaggle/input/weights/a.h5')",
-        "Notebook Threw Exception",
-        "/kaggle/input/weights/a.h5 is not there",
-    ),
-    "a crash of the interpreter": ("import os; os.abort()", "Notebook Threw Exception", "It ended with"),
-    "too much memory": (
-        "import time; held = bytearray(400_000_000); held[::4096] = b'x' * len(held[::4096]); time.sleep(60)",
-        "Notebook Exceeded Allowed Compute",
-        "more memory than is available (0.3 GB)",
-    ),
-    "too much memory in a child": (
-        "import multiprocessing, time\ndef work():\n    held = b'x' * 400_000_000\n    time.sleep(60)\n"
-        "p = multiprocessing.get_context('fork').Process(target=work); p.start(); p.join()",
-        "Notebook Exceeded Allowed Compute",
-        "more memory than is available (0.3 GB)",
-    ),
-    "too large an output": (
-        "open('a.bin', 'wb').write(bytes(6_000_000))",
-        "Notebook Exceeded Allowed Compute",
-        "more than 0.005 GB",
-    ),
-    "too large an output that goes on growing": (
-        "import time\nwith open('a.bin', 'wb') as f:\n    while f.write(bytes(1_000_000)): time.sleep(0.1)",
-        "Notebook Exceeded Allowed Compute",
-        "more than 0.005 GB",
-    ),
-    "no submission": ("print('submission.csv comes later')", "Submission CSV Not Found", "no submission.csv in"),
-    "a secret in the log": (
-        "import os; print(dict(os.environ))",
-        "Secret In Output",
-        "KAGGLE_USER_SECRETS_TOKEN and KAGGLE_DATA_PROXY_TOKEN stands in the log",
-    ),
-    "a secret in a file": (
+THREW, EXCEEDED, SECRET = "Notebook Threw Exception", "Notebook Exceeded Allowed Compute", "Secret In Output"
+FORK = """
+import multiprocessing, time
+def work():
+    held = b'x' * 400_000_000
+    time.sleep(60)
+child = multiprocessing.get_context('fork').Process(target=work); child.start(); child.join()
+"""
+GROWS = """
+import time
+with open('a.bin', 'wb') as file:
+    while file.write(bytes(1_000_000)): time.sleep(0.1)
+"""
+# Source, Kaggle's word, what the explanation or the advice says.
+TRAPS = [
+    ("import helper", THREW, "helper lies beside the script"),
+    ("import no_such_package", THREW, "no_such_package is not there"),
+    ("open('table.csv')", THREW, "table.csv lies beside the script"),
+    ("open('/kaggle/input/a', 'w')", THREW, "Inputs and source are read-only"),
+    ("import urllib.request; urllib.request.urlopen('http://a.org', timeout=2)", THREW, "There is no network"),
+    ("open('/home/me/data.csv')", THREW, "/home/me/data.csv lies on"),
+    ("open('/kaggle/input/weights/a.h5')", THREW, "/kaggle/input/weights/a.h5 is not there"),
+    (FORK, EXCEEDED, "more memory than is available (0.3 GB)"),
+    ("open('a.bin', 'wb').write(bytes(6_000_000))", EXCEEDED, "more than 0.005 GB"),
+    (GROWS, EXCEEDED, "more than 0.005 GB"),
+    ("print('submission.csv comes later')", "Submission CSV Not Found", "no submission.csv in"),
+    ("import os; print(dict(os.environ))", SECRET, "_SECRETS_TOKEN and KAGGLE_DATA_PROXY_TOKEN stands in the log"),
+    (
         "import os; open('a.txt', 'w').write(open(os.environ['KAGGLE_API_V1_TOKEN']).read())",
-        "Secret In Output",
+        SECRET,
         "KAGGLE_API_V1_TOKEN stands in /kaggle/working/a.txt",
     ),
-}
+]
 
 
 @sandboxed
-@pytest.mark.parametrize("trap", TRAPS)
-def test_a_trap_is_caught(rehearse, trap: str) -> None:
-    source, word, said = TRAPS[trap]
+@pytest.mark.parametrize(("source", "word", "said"), TRAPS)
+def test_a_trap_is_caught(rehearse, source: str, word: str, said: str) -> None:
     options = ["--skip-checks", "--memory-limit", 0.3, "--disk-limit", 0.005, "--time-limit", "120s"]
     verdict, talk = rehearse(source, *options, beside={"helper.py": "", "table.csv": ""})
     assert verdict["verdict"] == word, talk
@@ -372,30 +347,18 @@ print("IMAGES", len(images), "SCORING", bool(os.environ.get("KAGGLE_IS_COMPETITI
     assert len(pd.read_csv(tmp_path / "out.rerun/submission.csv")) == 5
 
 
-HIDDEN_TRAPS = {
-    "a crash on the hidden set": ("assert len(lines) == 3", "Notebook Threw Exception", "ended with exit code 1"),
-    "a crash on a broken file": (
-        "[p.read_bytes()[200] for p in data.glob('test_images/*/*')]",
-        "Notebook Threw Exception",
-        "exit code 1",
-    ),
-    "a submission of the visible test's rows": (
-        "open('submission.csv', 'w').writelines(lines[:3])",
-        "Submission Scoring Error",
-        "3 missing (10_L, 10_R, 11_L)",
-    ),
-    "a missing file that is never noticed": (
-        "if os.environ.get('KAGGLE_IS_COMPETITION_RERUN'): os.remove('submission.csv')",
-        "Submission CSV Not Found",
-        "no submission.csv",
-    ),
-}
+HIDDEN_TRAPS = [
+    ("[p.read_bytes()[200] for p in data.glob('test_images/*/*')]", THREW, "exit code 1"),
+    ("open('submission.csv', 'w').writelines(lines[:3])", "Submission Scoring Error", "3 missing (10_L, 10_R, 11_L)"),
+    ("if len(lines) > 3: os.remove('submission.csv')", "Submission CSV Not Found", "no submission.csv"),
+]
 
 
 @sandboxed
-@pytest.mark.parametrize("trap", HIDDEN_TRAPS)
-def test_what_fails_on_the_hidden_set_alone_is_caught(rehearse, competition: Path, trap: str) -> None:
-    line, word, said = HIDDEN_TRAPS[trap]
+@pytest.mark.parametrize(("line", "word", "said"), HIDDEN_TRAPS)
+def test_what_fails_on_the_hidden_set_alone_is_caught(
+    rehearse, competition: Path, line: str, word: str, said: str
+) -> None:
     verdict, talk = rehearse(START + line, "--hidden", competition / "hidden", "--broken", 3)
     assert verdict["commit"]["verdict"] == "Complete", talk
     assert verdict["verdict"] == verdict["rerun"]["verdict"] == word

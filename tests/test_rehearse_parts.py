@@ -19,7 +19,7 @@ from rsna_kit.runtime.events import Events
 from rsna_kit.scoring.breasts import read_predictions
 from rsna_lab.kaggle.credentials import Censor
 from rsna_lab.kaggle.rehearse.hidden import make_hidden
-from rsna_lab.kaggle.rehearse.verdict import COMPLETE, NOT_FOUND, SCORING, of_secrets, of_submission
+from rsna_lab.kaggle.rehearse.verdict import COMPLETE, NOT_FOUND, SCORING, of_submission
 from rsna_lab.kaggle.rehearse.watching import Limits, descendants, watch
 from rsna_lab.kaggle.wheels import fits
 
@@ -76,16 +76,6 @@ def test_what_the_scoring_would_say(tmp_path: Path, case: str) -> None:
 def test_a_submission_that_is_not_there(tmp_path: Path) -> None:
     (tmp_path / "sample.csv").write_text(SAMPLE)
     assert of_submission(tmp_path / "submission.csv", tmp_path / "sample.csv").word == NOT_FOUND
-
-
-def test_a_secret_is_found_where_two_reads_meet(tmp_path: Path) -> None:
-    log, working = tmp_path / "log", tmp_path / "working"
-    (working / "sub").mkdir(parents=True)
-    log.write_text("nothing")
-    (working / "sub/model.bin").write_bytes(b"x" * ((1 << 20) - 5) + b"rehearsal-1234567890" + b"y" * 100)
-    found = of_secrets({"OTHER": "rehearsal-0000000000", "TOKEN": "rehearsal-1234567890"}, log, working)
-    assert found.explanation == "The value of TOKEN stands in /kaggle/working/sub/model.bin."
-    assert of_secrets({"TOKEN": "rehearsal-x234567890"}, log, working).good
 
 
 def test_a_censored_stream_is_the_same_wherever_it_is_cut() -> None:
@@ -170,15 +160,6 @@ def test_broken_files_are_broken_as_recorded(phantom: Path, tmp_path: Path) -> N
             read_image(path, str(row.image_id), size)
 
 
-def test_the_same_seed_gives_the_same_set(phantom: Path, tmp_path: Path) -> None:
-    first, again, other = (tmp_path / name for name in "abc")
-    for folder, seed in ((first, 9), (again, 9), (other, 10)):
-        make_hidden("train", phantom, folder, 5, 4, seed, quiet())
-    for name in ("test.csv", "truth.csv", "broken.csv"):
-        assert (first / name).read_bytes() == (again / name).read_bytes()
-    assert (first / "test.csv").read_bytes() != (other / "test.csv").read_bytes()
-
-
 @pytest.mark.parametrize("choice", ["train", "elsewhere"])
 def test_a_source_that_lacks_something_is_refused(tmp_path: Path, choice: str) -> None:
     with pytest.raises(UsageError, match="no such file"):
@@ -231,17 +212,3 @@ def test_an_orphan_that_holds_the_log_open_ends_with_its_run(tmp_path: Path) -> 
     assert ended.code == 0
     assert ended.seconds < 40
     assert set(descendants(os.getpid())) <= mine
-
-
-def test_links_to_images_become_copies_where_links_cannot_be(
-    phantom: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(*names: object) -> None:
-        raise OSError("another disk")
-
-    monkeypatch.setattr(os, "link", refuse)
-    made = tmp_path / "set"
-    make_hidden(str(phantom / "hidden"), phantom, made, 0, 0, 0, quiet())
-    copies = sorted(made.glob("test_images/*/*.dcm"))
-    assert len(copies) == len(read_test(made / "test.csv"))
-    assert all(path.stat().st_nlink == 1 for path in copies)
