@@ -184,12 +184,12 @@ class World:
         """scripts/push in this process, with a client in this process."""
         talk = io.StringIO()
         events = Events(stream=talk)
-        options = DOOR.build_parser().parse_args([*words, "--project", str(self.project)])
+        options = SCRIPT.build_parser().parse_args([*words, "--project", str(self.project)])
         flags = {name: getattr(options, name, False) for name in ("public", "again", "accept_accelerator")}
         kaggle = Kaggle(self.client, events.say, POLL)
         account = replace(self.account, events=events, kaggle=kaggle, **flags)
         try:
-            return Result(0, DOOR.run(options, account), talk.getvalue())
+            return Result(0, SCRIPT.run(options, account), talk.getvalue())
         except RsnaKitError as error:
             return Result(error.exit_code, None, f"{talk.getvalue()}\nError: {error}")
 
@@ -276,9 +276,9 @@ def run_script(project: Path, double: Double, home: Path, *words: str, **variabl
     )
 
 
-def _load_door() -> ModuleType:
+def _load_script() -> ModuleType:
     """scripts/push as a module."""
-    loader = importlib.machinery.SourceFileLoader("push_door", str(ROOT / "scripts/push"))
+    loader = importlib.machinery.SourceFileLoader("push_script", str(ROOT / "scripts/push"))
     spec = importlib.util.spec_from_loader(loader.name, loader)
     assert spec is not None
     module = importlib.util.module_from_spec(spec)
@@ -288,4 +288,4 @@ def _load_door() -> ModuleType:
     return module
 
 
-DOOR = _load_door()
+SCRIPT = _load_script()

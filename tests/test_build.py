@@ -308,7 +308,7 @@ def test_a_link_is_refused(checkout: Path, tmp_path: Path) -> None:
         build(checkout, Wanted("rsna-kit"), tmp_path / "out", silent)
 
 
-# ---- the door
+# ---- the command line
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from kaggle_site import SLUG, USER, Refused
-from push_world import DOOR, ROOT, World, write_dataset, write_kernel
+from push_world import ROOT, SCRIPT, World, write_dataset, write_kernel
 
 from rsna_kit.runtime.errors import UsageError
 from rsna_lab.kaggle.push import checks, choices
@@ -243,6 +243,6 @@ def test_every_command_of_the_documents_is_understood(world: World) -> None:
     for command in [*commands, *spoken]:
         words = shlex.split(command.replace("\n", " "), comments=True)
         words = words if words and not words[0].startswith("-") else ["all", *words]
-        options = DOOR.build_parser().parse_args(words)
+        options = SCRIPT.build_parser().parse_args(words)
         if words[0] == "all":
             checks.check_here(world.account, choices.read_choices(options))

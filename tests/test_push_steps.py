@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from kaggle_site import KEY, TOKEN, USER, Session
-from push_world import DOOR, ROOT, World, write_kernel
+from push_world import ROOT, SCRIPT, World, write_kernel
 from waiting import wait_until
 
 from rsna_lab.kaggle.push.account import alone
@@ -159,13 +159,13 @@ def test_an_inference_kernel_with_the_internet_on_is_refused_at_the_start(world:
 
 def test_a_project_is_validated_without_kaggle(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_kernel(tmp_path / "kernels/infer", "print()")
-    assert DOOR.door(["validate", "--project", str(tmp_path)]) == 0
+    assert SCRIPT.exit_code_of(["validate", "--project", str(tmp_path)]) == 0
     assert json.loads(capsys.readouterr().out) == {str(tmp_path / "kernels/infer"): "ready"}
     write_kernel(tmp_path / "kernels/infer", "print()", enable_interent=False)
-    assert DOOR.door(["validate", "--project", str(tmp_path)]) == 1
+    assert SCRIPT.exit_code_of(["validate", "--project", str(tmp_path)]) == 1
     assert "Did you mean 'enable_internet'?" in capsys.readouterr().err
     write_kernel(tmp_path / "kernels/infer", "key = 'KGAT_00112233445566778899aabbccddeeff'")
-    assert DOOR.door(["validate", str(tmp_path / "kernels/infer")]) == 1
+    assert SCRIPT.exit_code_of(["validate", str(tmp_path / "kernels/infer")]) == 1
     assert "KGAT" not in (said := capsys.readouterr().err)
     assert "holds a credential" in said
 
@@ -185,7 +185,7 @@ def test_a_project_is_validated_without_kaggle(tmp_path: Path, capsys: pytest.Ca
 def test_wrong_usage_ends_with_2_and_a_suggestion(
     words: list[str], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert DOOR.door(words) == 2
+    assert SCRIPT.exit_code_of(words) == 2
     assert said in capsys.readouterr().err
 
 

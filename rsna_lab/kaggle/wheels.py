@@ -122,15 +122,15 @@ def find_conflicts(wheels: Sequence[Path], image: Image, needs: Mapping[str, Seq
             problems.append(f"{package} {version} is for Python {wanted}, Kaggle's has {short}")
     for asking, texts in asked.items():
         for requirement in map(Requirement, texts):
-            other, wish = canonicalize_name(requirement.name), f"{requirement.name}{requirement.specifier}"
-            if not _applies(requirement, image.python) or f"{asking}: {wish}" in image.tolerated:
+            other, wanted = canonicalize_name(requirement.name), f"{requirement.name}{requirement.specifier}"
+            if not _applies(requirement, image.python) or f"{asking}: {wanted}" in image.tolerated:
                 continue
             found = has.get(other)
             if other not in has:
-                problems.append(f"{asking} requires {wish}, which neither image nor wheels have (Python {short})")
+                problems.append(f"{asking} requires {wanted}, which neither image nor wheels have (Python {short})")
             elif found and not requirement.specifier.contains(found, prereleases=True):
                 whose = "the image has" if other in image.packages else "the wheels bring"
-                problems.append(f"{asking} requires {wish}, {whose} {other} {found} (Python {short})")
+                problems.append(f"{asking} requires {wanted}, {whose} {other} {found} (Python {short})")
     return problems
 
 

@@ -11,7 +11,7 @@ The ledger is runs.jsonl, one JSON line for each event, only ever added to:
     submit   submission: its number on Kaggle
     score    scored submission, or the error
 
-Every line says when, of which commit, and whether the tree had changes. No line holds a secret. A lost ledger is no
+Every line says when, and of which commit. No line holds a secret. A lost ledger is no
 loss: what is on Kaggle says what it was made of, and is taken over.
 """
 
@@ -63,7 +63,7 @@ class Ledger:
     def add(self, kind: str, **fields: Any) -> None:
         """Append one line, whole and on disk when this returns."""
         now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        line = {"at": now, "kind": kind, **commit_of(self._project), **fields}
+        line = {"at": now, "kind": kind, "commit": commit_of(self._project), **fields}
         with open(self.path, "a+b") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             text = self._scrub(json.dumps(line, ensure_ascii=False)) + "\n"
@@ -100,23 +100,13 @@ class Ledger:
         return next(iter(reversed(self.lines(kind, **match))), {})
 
 
-def commit_of(project: Path) -> dict[str, Any]:
-    """`{"commit": …, "dirty": …}` of a checkout; None where git knows nothing of it."""
-    git = ["git", "-C", str(project)]
-    found = []
-    for words in (["rev-parse", "HEAD"], ["status", "--porcelain"]):
-        try:
-            done = subprocess.run([*git, *words], capture_output=True, text=True, check=True, timeout=60)
-        except (OSError, subprocess.SubprocessError):
-            return {"commit": None, "dirty": None}
-        found.append(done.stdout.strip())
-    return {"commit": found[0], "dirty": bool(found[1])}
-
-
-def short_commit(project: Path) -> str:
-    """The commit in a word, for descriptions on Kaggle."""
-    found = commit_of(project)
-    return f"{found['commit'][:8]}{'*' if found['dirty'] else ''}" if found["commit"] else "no-commit"
+def commit_of(project: Path) -> str:
+    """The commit of a checkout, with -dirty where tracked files differ from it; "" where git knows nothing of it."""
+    words = ["git", "-C", str(project), "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"]
+    try:
+        return subprocess.run(words, capture_output=True, text=True, check=True, timeout=60).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import Any
 from rsna_kit.competition.paths import SLUG
 from rsna_kit.runtime.errors import UsageError
 from rsna_lab.kaggle.push import runs
-from rsna_lab.kaggle.push.account import Account, short_commit
+from rsna_lab.kaggle.push.account import Account, commit_of
 from rsna_lab.kaggle.push.api import LOOKS
 from rsna_lab.kaggle.push.errors import KaggleError, UnreachableError, advice_for
 from rsna_lab.kaggle.push.kernels import missing_sources
@@ -88,7 +88,7 @@ def _submit(account: Account, run: Run, file_name: str) -> int:
         account.events.say(f"{run.reference}: version {run.version} is submission {before[0]['ref']} already")
         return int(before[0]["ref"])
     check_submittable(account, run, file_name)
-    message = f"rsna_kit {short_commit(account.project)} {about}" + (f", time {len(before) + 1}" if before else "")
+    message = f"rsna_kit {commit_of(account.project)[:8]} {about}" + (f", time {len(before) + 1}" if before else "")
     owner, slug = run.reference.split("/")
     number = 0
     try:

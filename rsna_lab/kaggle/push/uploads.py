@@ -19,7 +19,7 @@ from typing import Any
 from rsna_kit.runtime.files import sha256_file
 from rsna_lab.kaggle.credentials import CredentialError
 from rsna_lab.kaggle.metadata import DATASET_FILE, MetadataError, dataset_problems, filled, read_metadata
-from rsna_lab.kaggle.push.account import Account, short_commit
+from rsna_lab.kaggle.push.account import Account, commit_of
 from rsna_lab.kaggle.push.api import LOOKS
 from rsna_lab.kaggle.push.errors import KaggleError, UnreachableError
 from rsna_lab.kaggle.push.project import LIBRARY, build, build_command, built_folder
@@ -174,7 +174,7 @@ def _send(account: Account, contents: Contents, now: Found | None) -> int:
                 "datasets/create_dataset", what, ownerSlug=owner, isPrivate=not account.public, **body
             )
         else:
-            body["versionNotes"] = f"{short_commit(account.project)}, files {contents.digest[:12]}"
+            body["versionNotes"] = f"{commit_of(account.project)[:8]}, files {contents.digest[:12]}"
             account.kaggle.change("datasets/create_dataset_version", what, ownerSlug=owner, datasetSlug=slug, body=body)
     except UnreachableError:
         if not _arrived(account, contents, number, now):
