@@ -33,18 +33,9 @@ shutil.copyfile(data / "sample_submission.csv", "submission.csv")
 """
 
 
-DESCRIBED = {
-    "id": "OWNER/tiny-kernel",
-    "title": "tiny-kernel",
-    "code_file": "tiny.py",
-    "language": "python",
-    "kernel_type": "script",
-    "is_private": True,
-    "enable_gpu": False,
-    "enable_tpu": False,
-    "enable_internet": False,
-    "competition_sources": [SLUG],
-}
+ON_OFF = {"is_private": True, "enable_gpu": False, "enable_tpu": False, "enable_internet": False}
+NAMED = {"id": "OWNER/tiny-kernel", "title": "tiny-kernel", "code_file": "tiny.py", "competition_sources": [SLUG]}
+DESCRIBED = {**NAMED, **ON_OFF, "language": "python", "kernel_type": "script"}
 
 
 def processes() -> str:
@@ -78,32 +69,23 @@ def competition(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A visible test of two breasts, and a hidden one of five with its truth; images are a few bytes."""
     folder = tmp_path_factory.mktemp("rehearse") / "competition"
     for place, women in ((folder, 1), (folder / "hidden", 3)):
+        breasts = [(9 + woman, side) for woman in range(women) for side in "LR" if (woman, side) != (2, "R")]
+        views = [(*breast, view) for breast in breasts for view in ("CC", "MLO")]
         rows = [
-            {
-                "site_id": 1,
-                "patient_id": str(9 + woman),
-                "image_id": str(100 * woman + number),
-                "laterality": side,
-                "view": view,
-                "age": 60,
-                "implant": 0,
-                "machine_id": 700,
-                "prediction_id": f"{9 + woman}_{side}",
-            }
-            for woman in range(women)
-            for number, (side, view) in enumerate([("L", "CC"), ("L", "MLO"), ("R", "CC"), ("R", "MLO")])
-            if not (woman == 2 and side == "R")
+            {"patient_id": str(woman), "image_id": str(100 + number), "laterality": side, "view": view}
+            for number, (woman, side, view) in enumerate(views)
         ]
         for row in rows:
             image = place / "test_images" / row["patient_id"] / f"{row['image_id']}.dcm"
             image.parent.mkdir(parents=True, exist_ok=True)
             image.write_bytes(bytes(128) + b"DICM" + b"1.2.840.10008.1.2.4.70" + bytes(500))
-        test = pd.DataFrame(rows)
+        test = pd.DataFrame(rows).assign(site_id=1, age=60, implant=0, machine_id=700)
+        test["prediction_id"] = test["patient_id"] + "_" + test["laterality"]
         test.to_csv(place / "test.csv", index=False)
-        breasts = test.drop_duplicates("prediction_id")[["prediction_id", "patient_id", "laterality"]]
-        breasts[["prediction_id"]].assign(cancer=0.02).to_csv(place / "sample_submission.csv", index=False)
+        truth = test.drop_duplicates("prediction_id")[["prediction_id", "patient_id", "laterality"]]
+        truth[["prediction_id"]].assign(cancer=0.02).to_csv(place / "sample_submission.csv", index=False)
         if place.name == "hidden":
-            breasts.assign(cancer=[1, 0, 0, 0, 1]).to_csv(place / "truth.csv", index=False)
+            truth.assign(cancer=[1, 0, 0, 0, 1]).to_csv(place / "truth.csv", index=False)
     (folder / "train.csv").write_text("patient_id\n")
     return folder
 
