@@ -126,12 +126,13 @@ def test_prepare_then_train_then_infer(phantom: Path, tmp_path: Path) -> None:
     Then once more as a commit run, in the old layout, with the bundles of train's output and one file that cannot be
     read: that fails the run that one looks at, which the scoring run before was not.
     """
-    prepared, talk = rehearse(
-        "prepare", "--competition", phantom, "--out", tmp_path / "prepare", settings="image.height=64 image.width=32"
-    )
+    smoke = ["--settings", "PRESET=smoke"]
+    small = "image.height=64 image.width=32"
+    words = ["--competition", phantom, "--out", tmp_path / "prepare"]
+    prepared, talk = rehearse("prepare", *words, *smoke, settings=small)
     assert prepared["verdict"] == "Complete", talk
     assert verdict_of(talk, tmp_path / "prepare")["counts"]["images"] > 0
-    mounted = ["--dataset", f"rsna-kit-prepare={tmp_path / 'prepare'}", "--settings", "FOLDS=0"]
+    mounted = ["--dataset", f"rsna-kit-prepare={tmp_path / 'prepare'}", *smoke, "FOLDS=0"]
     quick = "train.folds=2 train.epochs=1 train.batch_size=8 model.weights=none"
     trained, talk = rehearse("train", *mounted, "--out", tmp_path / "train", settings=quick)
     assert trained["verdict"] == "Complete", talk
