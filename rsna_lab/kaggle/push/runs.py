@@ -14,7 +14,6 @@ import re
 import shutil
 import tempfile
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,6 @@ from rsna_kit.runtime.errors import UsageError
 from rsna_kit.runtime.files import sha256_file
 from rsna_kit.session.verdict import VERDICT
 from rsna_lab.kaggle.push.account import Account
-from rsna_lab.kaggle.push.api import LOOKS
 from rsna_lab.kaggle.push.errors import KaggleError
 from rsna_lab.kaggle.push.kernels import GOING
 from rsna_lab.kaggle.push.project import Run, is_own, look
@@ -40,34 +38,27 @@ def follow(account: Account, run: Run) -> None:
         KaggleError: it failed, is not there, or did not end in time.
     """
     last = account.ledger.last("run", kernel=run.reference, status="COMPLETE")
-    waiting = Waiting(account.events, f"{run.reference} v{run.version}", account.limit_s, last.get("seconds"))
+    label, page = f"{run.reference} v{run.version}", f"https://www.kaggle.com/code/{run.reference}"
+    waiting = Waiting(account.events, label, account.limit_s, account.poll_s, page, last.get("seconds"))
     shown: list[str] = []
-    stop, tail, missed = threading.Event(), None, 0
+    stop, tail = threading.Event(), None
 
     def tell(event: dict[str, Any]) -> None:
         for line in plain(account.scrub(event.get("log", ""))).splitlines():
             waiting.line(f"  | {line}")
             shown.append(line)
 
-    label = run.reference + (f"/{run.version}" if run.version else "")
+    log = run.reference + (f"/{run.version}" if run.version else "")
     try:
         while True:
-            answer = account.kaggle.find("kernels/get_kernel_session_status", **run.body)
-            missed = 0 if answer else missed + 1
-            if missed > LOOKS:
-                raise KaggleError(
-                    f"{label}: Kaggle does not show it to this account.",
-                    advice=f"Look at https://www.kaggle.com/code/{run.reference}. A token made lately may lack "
-                    "rights that kaggle.json has.",
-                )
-            status = str((answer or {}).get("status") or "not listed yet")
-            if answer and status not in GOING:
+            answer = account.kaggle.find("kernels/get_kernel_session_status", **run.body) or {}
+            status = str(answer.get("status") or "")
+            if status and status not in GOING:
                 break
             if status == "RUNNING" and tail is None:
-                tail = threading.Thread(target=account.kaggle.log, args=(label, tell, stop), daemon=True)
+                tail = threading.Thread(target=account.kaggle.log, args=(log, tell, stop), daemon=True)
                 tail.start()
-            waiting.look(status)
-            time.sleep(account.poll_s)
+            waiting.look(status or None)
         if tail:
             tail.join(10)  # the last lines
     finally:

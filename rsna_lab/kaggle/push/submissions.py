@@ -29,13 +29,9 @@ def submit_and_wait(account: Account, run: Run, file_name: str = "submission.csv
         KaggleError: the version cannot be scored, Kaggle refused it, or it got no score.
     """
     number = _submit(account, run, file_name)
-    waiting, missed = Waiting(account.events, f"submission {number}", account.limit_s), 0
+    waiting = Waiting(account.events, f"submission {number}", account.limit_s, account.poll_s, _PAGE)
     while not (row := next((row for row in rows(account) if row.get("ref") == number), None)) or outcome(row) is None:
-        missed = 0 if row else missed + 1
-        if missed > 5 * LOOKS:
-            raise KaggleError(f"Kaggle does not list submission {number}.", advice=f"Look at {_PAGE}.")
-        waiting.look("PENDING" if row else "not listed yet")
-        time.sleep(account.poll_s)
+        waiting.look("PENDING" if row else None)
     waiting.close()
     error = outcome(row)
     facts = {"submission": number, "public": row.get("publicScore") or "", "private": row.get("privateScore") or ""}

@@ -228,16 +228,10 @@ def wait_ready(account: Account, name: str, at_least: int) -> Found:
         KaggleError: Kaggle could not make it, does not show the dataset, or took too long.
     """
     label = f"{name}: waiting for version {at_least}" if at_least else f"{name}: waiting for what is under way"
-    waiting, missed = Waiting(account.events, label, account.limit_s), 0
+    page = f"https://www.kaggle.com/datasets/{name}"
+    waiting = Waiting(account.events, label, account.limit_s, account.poll_s, page)
     while True:
         now = find(account, name)
-        missed = 0 if now else missed + 1
-        if missed > 5 * LOOKS:
-            raise KaggleError(
-                f"{name}: Kaggle does not show it to this account.",
-                advice=f"Look at https://www.kaggle.com/datasets/{name}. A token made lately may lack rights that "
-                "kaggle.json has.",
-            )
         if now and now.status == "READY" and now.version >= at_least:
             waiting.close()
             return now
@@ -250,8 +244,7 @@ def wait_ready(account: Account, name: str, at_least: int) -> Found:
                 f"See https://www.kaggle.com/datasets/{name}, then run "
                 "the same command again: it uploads a new version.",
             )
-        waiting.look(f"{now.status} at version {now.version}" if now else "not listed yet")
-        time.sleep(account.poll_s)
+        waiting.look(f"{now.status} at version {now.version}" if now else None)
 
 
 def _check(account: Account, contents: Contents, version: int) -> int:
