@@ -157,8 +157,6 @@ class Site:
         self.lock = threading.RLock()
         self.datasets: dict[str, Dataset] = {}
         self.kernels: dict[str, Kernel] = {}
-        self.models: dict[str, list[Path]] = {}  # owner/model/framework/variation → versions
-        self.model_private: dict[str, bool] = {}
         self.blobs: dict[str, tuple[str, bytes]] = {}
         self.submissions: list[dict[str, Any]] = []
         self.allowed_submissions = 5
@@ -277,40 +275,6 @@ class Site:
     def list_datasets(self, body: dict[str, Any]) -> dict[str, Any]:
         return {"datasets": []}
 
-    # ---- models
-
-    def create_model(self, body: dict[str, Any]) -> dict[str, Any]:
-        reference = f"{body['ownerSlug']}/{body['slug']}"
-        if reference in self.model_private:
-            return {"error": f"The slug {body['slug']} is already in use."}
-        self.model_private[reference] = bool(body.get("isPrivate"))
-        return {"id": 1, "ref": reference, "url": f"https://www.kaggle.com/models/{reference}"}
-
-    def get_model(self, body: dict[str, Any]) -> dict[str, Any]:
-        reference = f"{body['ownerSlug']}/{body['modelSlug']}"
-        if reference not in self.model_private:
-            raise Refused(403, "Permission 'models.get' was denied")
-        return {"id": 1, "ref": reference, "isPrivate": self.model_private[reference]}
-
-    def variation(self, body: dict[str, Any]) -> str:
-        names = {**body.get("body", {}), **body}
-        framework = names["framework"].removeprefix("MODEL_FRAMEWORK_").lower()
-        return f"{body['ownerSlug']}/{body['modelSlug']}/{framework}/{names['instanceSlug']}"
-
-    def get_model_instance(self, body: dict[str, Any]) -> dict[str, Any]:
-        if (reference := self.variation(body)) not in self.models:
-            raise Refused(404, "Not found")
-        return {"id": 1, "slug": body["instanceSlug"], "versionNumber": len(self.models[reference])}
-
-    def create_model_instance(self, body: dict[str, Any]) -> dict[str, Any]:
-        versions = self.models.setdefault(self.variation(body), [])
-        folder = self.folder / "models" / self.variation(body) / str(len(versions) + 1)
-        self.unpack(body["body"]["files"], folder)
-        versions.append(folder)
-        return {"id": len(versions), "url": f"https://www.kaggle.com/models/{self.variation(body)}/{len(versions)}"}
-
-    create_model_instance_version = create_model_instance
-
     # ---- kernels
 
     def mount(self, metadata: dict[str, Any]) -> tuple[dict[str, Path], dict[str, list[str]]]:
@@ -335,11 +299,7 @@ class Site:
             else:
                 mounted[f"notebooks/{reference}"] = done[-1].working
         for reference in metadata.get("modelDataSources", []):
-            name, _, number = reference.rpartition("/")
-            if int(number) > len(self.models.get(name, [])) or reference in self.traps.drop:
-                invalid["Model"].append(reference)
-            else:
-                mounted[f"models/{reference}"] = self.models[name][int(number) - 1]
+            invalid["Model"].append(reference)  # there are none here
         return mounted, invalid
 
     def versions_of(self, reference: str) -> list[Session]:

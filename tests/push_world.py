@@ -54,7 +54,7 @@ print("trained", len(labels))
 verdict()
 """
 INFER = """
-places = ("models/*/*/*/*/*", "notebooks/*/*", "datasets/*/*")
+places = ("notebooks/*/*", "datasets/*/*")
 weights = [path for place in places for path in inputs.glob(f"{place}/bundles/weights")]
 score = weights[0].read_text().split()[0]
 print("weights from", weights[0].relative_to(inputs))
@@ -134,22 +134,6 @@ def write_project(folder: Path) -> Path:
     )
     for name in ("rsna-kit", "rsna-weights"):
         write_dataset(folder / "datasets" / name, {"README.md": name})
-    model = {
-        "ownerSlug": "OWNER",
-        "title": "weights",
-        "slug": "rsna-kit-weights",
-        "isPrivate": True,
-        "description": "x",
-    }
-    variation = {
-        "ownerSlug": "OWNER",
-        "modelSlug": "rsna-kit-weights",
-        "instanceSlug": "bundles",
-        "framework": "keras",
-        "licenseName": "MIT",
-    }
-    (folder / "datasets/rsna-weights/model-metadata.json").write_text(json.dumps(model))
-    (folder / "datasets/rsna-weights/model-instance-metadata.json").write_text(json.dumps(variation))
     (folder / "scripts").mkdir()
     (folder / "scripts/build").write_text(BUILD)
     return folder
@@ -200,12 +184,12 @@ class World:
         """scripts/push in this process, with a client in this process."""
         talk = io.StringIO()
         events = Events(stream=talk)
-        options = DOOR.build_parser().parse_args([*words, "--project", str(self.project)])
+        options = SCRIPT.build_parser().parse_args([*words, "--project", str(self.project)])
         flags = {name: getattr(options, name, False) for name in ("public", "again", "accept_accelerator")}
         kaggle = Kaggle(self.client, events.say, POLL)
         account = replace(self.account, events=events, kaggle=kaggle, **flags)
         try:
-            return Result(0, DOOR.run(options, account), talk.getvalue())
+            return Result(0, SCRIPT.run(options, account), talk.getvalue())
         except RsnaKitError as error:
             return Result(error.exit_code, None, f"{talk.getvalue()}\nError: {error}")
 
@@ -280,7 +264,7 @@ def run_script(project: Path, double: Double, home: Path, *words: str, **variabl
     """scripts/push as a person starts it, with the real `kaggle` package."""
     write_keys(home)
     command = [sys.executable, ROOT / "scripts/push", *words, "--project", project]
-    if words[0] not in ("validate", "history"):
+    if words[0] != "validate":
         command += ["--kaggle", program(), "--poll", "0.05"]
     return subprocess.run(
         [str(word) for word in command],
@@ -292,9 +276,9 @@ def run_script(project: Path, double: Double, home: Path, *words: str, **variabl
     )
 
 
-def _load_door() -> ModuleType:
+def _load_script() -> ModuleType:
     """scripts/push as a module."""
-    loader = importlib.machinery.SourceFileLoader("push_door", str(ROOT / "scripts/push"))
+    loader = importlib.machinery.SourceFileLoader("push_script", str(ROOT / "scripts/push"))
     spec = importlib.util.spec_from_loader(loader.name, loader)
     assert spec is not None
     module = importlib.util.module_from_spec(spec)
@@ -304,4 +288,4 @@ def _load_door() -> ModuleType:
     return module
 
 
-DOOR = _load_door()
+SCRIPT = _load_script()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import json
-import threading
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,7 @@ from kaggle_site import KEY, TOKEN, USER
 
 from rsna_kit.runtime.events import Events
 from rsna_lab.kaggle.credentials import CredentialError, Scrubber, check_permissions
-from rsna_lab.kaggle.push.account import Ledger, open_account, table
+from rsna_lab.kaggle.push.account import Ledger, open_account
 
 
 @pytest.fixture
@@ -95,30 +94,3 @@ def test_the_ledger_only_grows_and_survives_a_killed_writer(tmp_path: Path) -> N
     assert ledger.last("upload", dataset="me/a") == ledger.lines()[1]
     assert ledger.last("upload", dataset="me/b") == {}
     assert "secret" not in ledger.path.read_text()
-
-
-def test_many_writers_do_not_mix_their_lines(tmp_path: Path) -> None:
-    ledger = Ledger(tmp_path, str)
-    threads = [threading.Thread(target=ledger.add, args=("push",), kwargs={"number": n}) for n in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert sorted(line["number"] for line in ledger.lines()) == list(range(8))
-
-
-def test_the_table_says_what_each_line_is_about() -> None:
-    common = {"at": "2026-11-22T01:02:03Z", "commit": "0123456789", "dirty": True}
-    lines = [
-        {**common, "kind": "push", "kernel": "me/k", "version": 2, "inputs": {"me/a": 3}},
-        {**common, "kind": "run", "kernel": "me/k", "version": 2, "status": "COMPLETE", "seconds": 725, "failure": ""},
-        {**common, "kind": "score", "submission": 7, "public": "0.41", "private": "0.43", "error": ""},
-        {**common, "kind": "score", "submission": 8, "public": "", "private": "", "error": "Notebook Timeout"},
-    ]
-    text = table(lines).splitlines()
-    assert "01234567*" in text[1]
-    assert text[1].endswith("me/a v3")
-    assert text[2].endswith("COMPLETE in 12:05")
-    assert text[3].endswith("submission 7: public 0.41, private 0.43")
-    assert text[4].endswith("Notebook Timeout")
-    assert table([]) == "Nothing was pushed from here yet."

@@ -104,13 +104,13 @@ def test_files_go_and_come_and_their_addresses_are_not_told(tmp_path: Path, doub
     account = account_of(double, tmp_path / "keys")
     (tmp_path / "file").write_bytes(bytes(range(256)) * 12_000)
     events: list[dict[str, Any]] = []
-    token = account.kaggle.upload(tmp_path / "file", "DATASET", events.append, 1e6)
+    token = account.kaggle.upload(tmp_path / "file", events.append, 1e6)
     assert double.site.blobs[token] == ("file", (tmp_path / "file").read_bytes())
     assert events
     assert all("bytes" in event for event in events)
     double.site.traps.refuse["put"] = [Refused(0, "reset", "network"), Refused(403, "expired")]
     with pytest.raises(KaggleError, match="The upload of file broke off") as error:
-        account.kaggle.upload(tmp_path / "file", "DATASET", events.append, 1e6)
+        account.kaggle.upload(tmp_path / "file", events.append, 1e6)
     assert "signature" not in str(error.value)
     double.site.kernels["a/b"] = Kernel("x", [Session("", {}, {}, tmp_path)])
     address = f"{BASE}/output/a/b/1/file"

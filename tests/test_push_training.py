@@ -1,4 +1,4 @@
-"""A training that the clock stopped: the road ends there, and the same command goes on from what the training left."""
+"""A training that the clock stopped: the steps end there, and the same command goes on from what the training left."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ import pytest
 from rsna_kit.runtime.errors import MissingDependencyError
 from rsna_lab.kaggle import secrecy
 from rsna_lab.kaggle.credentials import CredentialError, Scrubber, check_permissions, known_secrets
-from rsna_lab.kaggle.secrecy import check_folder, find_secret, secret_in
+from rsna_lab.kaggle.secrecy import find_secret, secret_in
 
 ROOT = Path(__file__).parent.parent
 KEY = "0123456789abcdef" * 2
@@ -89,20 +89,6 @@ def test_a_secret_across_the_seam_of_two_pieces_is_found(tmp_path: Path, monkeyp
     (tmp_path / "a.txt").write_bytes(b"." * 980 + f"key={KEY}\n".encode() + b"." * 500)
     assert secret_in(tmp_path / "a.txt", {}) == "holds what looks like an API key"
     assert secret_in(tmp_path / "a.txt", {KEY: "MY_KEY"}) == "holds MY_KEY"
-
-
-def test_a_folder_that_cannot_be_listed_is_not_an_empty_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "sub").mkdir()
-    listed = os.scandir
-
-    def scandir(path: str) -> object:
-        if str(path).endswith("sub"):
-            raise PermissionError(13, "Permission denied", path)
-        return listed(path)
-
-    monkeypatch.setattr(os, "scandir", scandir)
-    with pytest.raises(PermissionError):
-        check_folder(tmp_path, ["a"], {})
 
 
 def test_without_the_scanner_nothing_is_searched_and_it_is_named(tmp_path: Path) -> None:

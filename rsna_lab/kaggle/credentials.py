@@ -19,8 +19,12 @@ from typing import Any
 from rsna_kit.runtime.errors import RsnaKitError
 from rsna_lab.kaggle.secrecy import secret_in
 
-_FILES = {"kaggle.json": ("username", "key"), "access_token": (), "access_token.txt": (),
-          "credentials.json": ("refresh_token",)}  # fmt: skip
+_FILES = {
+    "kaggle.json": ("username", "key"),
+    "access_token": (),
+    "access_token.txt": (),
+    "credentials.json": ("refresh_token",),
+}
 _SECRET_KEYS = ("key", "refresh_token", "access_token")
 _SECRET_NAME = re.compile(r"TOKEN|SECRET|PASSWORD|PASSWD|KEY$|CREDENTIAL", re.IGNORECASE)
 _MARKS = {b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}

@@ -49,7 +49,7 @@ def fill_settings(source: str, values: Mapping[str, str]) -> str:
     return b"".join(lines).decode()
 
 
-def _nodes(source: str) -> dict[str, ast.Constant]:
+def _nodes(source: str) -> dict[str, Any]:
     """Where each value of SETTINGS stands.
 
     Raises:
@@ -58,18 +58,11 @@ def _nodes(source: str) -> dict[str, ast.Constant]:
     for statement in ast.parse(source).body:
         if not isinstance(statement, ast.Assign) or [ast.unparse(name) for name in statement.targets] != ["SETTINGS"]:
             continue
-        found = {}
-        for key, value in _pairs(statement.value):
-            if not (_is_text(key) and _is_text(value) and value.lineno == value.end_lineno):
-                raise UsageError(f"line {statement.lineno}: SETTINGS is no dict of strings, each on one line")
-            found[key.value] = value
-        return found
+        pairs = statement.value
+        if not isinstance(pairs, ast.Dict) or not all(
+            isinstance(node, ast.Constant) and isinstance(node.value, str) and node.lineno == node.end_lineno
+            for node in [*pairs.keys, *pairs.values]
+        ):
+            raise UsageError(f"line {statement.lineno}: SETTINGS is no dict of strings, each on one line")
+        return dict(zip((str(ast.literal_eval(key)) for key in pairs.keys if key), pairs.values, strict=True))
     return {}
-
-
-def _pairs(node: ast.expr) -> list[tuple[Any, Any]]:
-    return list(zip(node.keys, node.values, strict=True)) if isinstance(node, ast.Dict) else [(node, None)]
-
-
-def _is_text(node: Any) -> bool:
-    return isinstance(node, ast.Constant) and isinstance(node.value, str)

@@ -6,15 +6,13 @@ rules for lines are those of detect-secrets, and a few for what it does not know
 
 from __future__ import annotations
 
-import os
 import pkgutil
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from functools import cache
 from importlib import import_module
 from pathlib import Path
 
-from rsna_kit.runtime.errors import RsnaKitError
 from rsna_kit.runtime.lazy import require
 
 _SECRET_NAMES = (
@@ -22,12 +20,6 @@ _SECRET_NAMES = (
     (r"\.env(\..*)?|.*\.env|\.netrc|_netrc|\.pypirc|\.git-credentials|\.npmrc", "credentials"),
     (r"id_(rsa|dsa|ecdsa|ed25519)(\..*)?|.*\.(pem|key|p12|pfx|jks|kdbx)", "a private key"),
 )
-_OTHER_NAMES = (
-    (r"\.git|\.ssh|\.aws|\.kaggle|\.config|\.gnupg", "a folder of settings or history"),
-    (r"__pycache__|.*\.py[co]|\.ipynb_checkpoints|\.mypy_cache|\.pytest_cache|\.ruff_cache|\.DS_Store", "a cache"),
-    (r".*\.tmp-.*|.*~|.*\.swp", "a half-written file"),
-)
-_FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+ ()=,-]*")
 _IS = r"""["']?\s*(?:[:=]|=>)\s*["']?"""
 # What detect-secrets does not know, or only between quotes.
 _OWN_RULES = (
@@ -42,10 +34,12 @@ _OWN_RULES = (
     ("an Authorization header", rf"(?i)authorization{_IS}(?:basic|bearer)\s+[\w/+.=-]{{16}}"),
     ("a line of .netrc", r"machine\s+\S+\s+login\s+\S+\s+password\s+\S"),
     ("the address of a webhook", r"(?i)https://\S*(?:/api/webhooks/\d|webhook\.office\.com/|hooks\.\S+/)[\w/@-]{8}"),
-    ("a secret, by the name in front of it",
-     r"""(?i)(?:secret|passw(?:or)?d|passphrase|token|api_?key|access_?key|private_?key|credential)\w*["']?"""
-     r"""\s*(?::|=>?)\s*(?:["'][^\s"'<>{}()\[\]]{16,}["']|(?=\S*\d)(?=\S*[a-z])[\w/+~-]{16,}=*(?=[\s"',;]|$))"""),
-)  # fmt: skip
+    (
+        "a secret, by the name in front of it",
+        r"""(?i)(?:secret|passw(?:or)?d|passphrase|token|api_?key|access_?key|private_?key|credential)\w*["']?"""
+        r"""\s*(?::|=>?)\s*(?:["'][^\s"'<>{}()\[\]]{16,}["']|(?=\S*\d)(?=\S*[a-z])[\w/+~-]{16,}=*(?=[\s"',;]|$))""",
+    ),
+)
 _HEX = re.compile(r"(?<![\w+/=-])(?:[0-9a-f]{40}|[0-9A-F]{40})(?![\w+/=-])")
 _COMMIT = re.compile(r"(?i)commit|sha-?1|revision|git|/tree/|/blob/|@$")  # 40 hex digits behind these are no secret
 # Not taken: the first finds version numbers; the others cost three quarters of the time for what our last rule finds.
@@ -77,6 +71,12 @@ def known_in(path: Path, known: Mapping[str, str]) -> list[str]:
     return [name for name in dict.fromkeys(known.values()) if name in found]
 
 
+def secret_by_name(path: Path) -> str | None:
+    """Why a file's name alone speaks against giving it away."""
+    found = (what for pattern, what in _SECRET_NAMES if re.fullmatch(pattern, path.name, re.IGNORECASE))
+    return next((f"{what}, by its name" for what in found), None)
+
+
 def secret_in(path: Path, known: Mapping[str, str]) -> str | None:
     """Why a file must not be given away, None where nothing speaks against it.
 
@@ -88,7 +88,7 @@ def secret_in(path: Path, known: Mapping[str, str]) -> str | None:
         MissingDependencyError: detect-secrets is not installed.
         OSError: the file cannot be read.
     """
-    if kind := _by_name(path.name, _SECRET_NAMES):
+    if kind := secret_by_name(path):
         return kind
     if names := known_in(path, known):
         return f"holds {' and '.join(names)}"
@@ -99,68 +99,6 @@ def secret_in(path: Path, known: Mapping[str, str]) -> str | None:
                 if found := find_secret(text[start : start + 2 * _OVERLAP]):
                     return f"holds what looks like {found}"
     return None
-
-
-def check_folder(
-    folder: Path, kinds: Sequence[str], known: Mapping[str, str], published: Collection[str] = ()
-) -> list[str]:
-    """Refuse a folder with anything in it that should not travel.
-
-    Args:
-        folder: what would be uploaded.
-        kinds: regular expressions; the path of every file, relative and with forward slashes, must match one whole.
-        known: as in `secret_in`.
-        published: files whose bytes are known to be what someone else published; they are not searched.
-
-    Returns:
-        The relative paths of its files, sorted.
-
-    Raises:
-        RsnaKitError: every file that is refused, with its reason.
-        MissingDependencyError: detect-secrets is not installed.
-        OSError: a file or folder that cannot be read.
-    """
-    names = sorted(
-        (Path(place) / name).relative_to(folder).as_posix()
-        for place, folders, files in os.walk(folder, onerror=_cannot_read)
-        for name in [*folders, *files]
-    )
-    reasons = {name: _why(folder / name, name, kinds, known, name not in published) for name in names}
-    refused = [f"{name}: {reason}" for name, reason in reasons.items() if reason]
-    if refused:
-        raise RsnaKitError(
-            "this must not travel:\n  " + "\n  ".join(refused) + "\nRemove it where it comes from. A secret that "
-            "others could read there has to be renewed as well."
-        )
-    return [name for name in names if (folder / name).is_file()]
-
-
-def _by_name(name: str, kinds: Sequence[tuple[str, str]]) -> str | None:
-    """Why a name alone speaks against a file or folder."""
-    found = (what for pattern, what in kinds if re.fullmatch(pattern, name, re.IGNORECASE))
-    return next((f"{what}, by its name" for what in found), None)
-
-
-def _cannot_read(error: OSError) -> None:
-    """A folder that cannot be listed is not an empty one."""
-    raise error
-
-
-def _why(path: Path, name: str, kinds: Sequence[str], known: Mapping[str, str], search: bool) -> str | None:
-    """Why a file or folder is refused."""
-    if kind := _by_name(path.name, (*_SECRET_NAMES, *_OTHER_NAMES)):
-        return kind
-    if path.is_symlink():
-        return "a link: what it points to would travel"
-    if path.is_dir():
-        return None
-    if not path.is_file():
-        return "neither a file nor a folder"
-    if not _FILE_NAME.fullmatch(path.name):
-        return "a name that Kaggle may refuse: expected letters, digits and ._-+ only, no dot in front"
-    if not any(re.fullmatch(kind, name) for kind in kinds):
-        return "no kind of file that this dataset holds"
-    return secret_in(path, known) if search else None
 
 
 def _pieces(path: Path) -> Iterator[bytes]:

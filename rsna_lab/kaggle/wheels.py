@@ -11,15 +11,15 @@ found out before. A package that the image has is never installed, so its versio
 from __future__ import annotations
 
 import email
-import re
 import zipfile
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from packaging.requirements import InvalidRequirement, Requirement
+from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.tags import Tag, compatible_tags, cpython_tags
 from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel_filename
@@ -75,52 +75,26 @@ def fits(wheel: str, python: Python = KAGGLE_PYTHON) -> bool:
     return not _kaggle_tags(python).isdisjoint(parse_wheel_filename(wheel)[3])
 
 
-def wheel_problems(folder: Path, python: Python = KAGGLE_PYTHON) -> list[str]:
-    """What keeps Kaggle's pip from installing out of a folder, in sentences; empty when all is well.
-
-    Every package must have a wheel whose tags fit, and so must every line of a `requirements*.txt` in the folder.
-    """
-    problems: list[str] = []
+def wheel_problems(folder: Path) -> list[str]:
+    """The packages below a folder of which no wheel is for Kaggle's Python, in sentences."""
     named: dict[str, list[str]] = {}
-    fitting: dict[str, list[str]] = {}  # versions by package
-    for path in sorted(folder.glob("*.whl")):
-        try:
-            name, version, _, _ = parse_wheel_filename(path.name)
-        except InvalidWheelFilename:
-            problems.append(f"{path.name} is no name of a wheel. Take the file as it was published.")
-            continue
-        named.setdefault(name, []).append(path.name)
-        if fits(path.name, python):
-            fitting.setdefault(name, []).append(str(version))
-    wanted = f"Python {python[0]}.{python[1]} on Linux x86-64"
-    for files in (files for name, files in named.items() if name not in fitting):
-        problems.append(f"{', '.join(files)}: not for {wanted}, which Kaggle has. Build the dataset again.")
-    for path in sorted(folder.glob("requirements*.txt")) if named else ():
-        for line in path.read_text(encoding="utf-8").splitlines():
-            text = re.sub(r"(^|\s)#.*", "", line).strip()
-            if text and not text.startswith("-") and not _given(text, fitting, python):
-                problems.append(f"{path.name} asks for {text}, and no wheel for {wanted} gives it. Build it again.")
-    return problems
-
-
-def _given(text: str, versions: Mapping[str, Sequence[str]], python: Python) -> bool:
-    """Whether one of these versions satisfies a line of a requirements file, or it does not apply."""
-    try:
-        requirement = Requirement(re.split(r"\s--", text)[0])
-    except InvalidRequirement:
-        return False
-    there = versions.get(canonicalize_name(requirement.name), ())
-    return not _applies(requirement, python) or any(requirement.specifier.contains(v, prereleases=True) for v in there)
+    fitting = set()
+    for name in sorted({path.name for depth in ("", "*/", "*/*/") for path in folder.glob(f"{depth}*.whl")}):
+        package = name.partition("-")[0]
+        named.setdefault(package, []).append(name)
+        with suppress(InvalidWheelFilename):
+            fitting |= {package} if fits(name) else set()
+    wanted = "Python {}.{} on Linux x86-64".format(*KAGGLE_PYTHON)
+    lost = (files for package, files in named.items() if package not in fitting)
+    return [f"{', '.join(files)}: not for {wanted}, which Kaggle has. Build the dataset again." for files in lost]
 
 
 def _applies(requirement: Requirement, python: Python) -> bool:
     """Whether a requirement's marker holds at Kaggle."""
     short = f"{python[0]}.{python[1]}"
-    place = {
-        "python_version": short, "python_full_version": f"{short}.0", "sys_platform": "linux", "os_name": "posix",
-        "platform_system": "Linux", "platform_machine": "x86_64", "implementation_name": "cpython",
-        "platform_python_implementation": "CPython", "extra": "",
-    }  # fmt: skip
+    place = {"python_version": short, "python_full_version": f"{short}.0", "implementation_name": "cpython"}
+    place |= {"sys_platform": "linux", "os_name": "posix", "platform_system": "Linux", "platform_machine": "x86_64"}
+    place |= {"platform_python_implementation": "CPython", "extra": ""}
     return requirement.marker is None or requirement.marker.evaluate(place)
 
 
@@ -148,15 +122,15 @@ def find_conflicts(wheels: Sequence[Path], image: Image, needs: Mapping[str, Seq
             problems.append(f"{package} {version} is for Python {wanted}, Kaggle's has {short}")
     for asking, texts in asked.items():
         for requirement in map(Requirement, texts):
-            other, wish = canonicalize_name(requirement.name), f"{requirement.name}{requirement.specifier}"
-            if not _applies(requirement, image.python) or f"{asking}: {wish}" in image.tolerated:
+            other, wanted = canonicalize_name(requirement.name), f"{requirement.name}{requirement.specifier}"
+            if not _applies(requirement, image.python) or f"{asking}: {wanted}" in image.tolerated:
                 continue
             found = has.get(other)
             if other not in has:
-                problems.append(f"{asking} requires {wish}, which neither image nor wheels have (Python {short})")
+                problems.append(f"{asking} requires {wanted}, which neither image nor wheels have (Python {short})")
             elif found and not requirement.specifier.contains(found, prereleases=True):
                 whose = "the image has" if other in image.packages else "the wheels bring"
-                problems.append(f"{asking} requires {wish}, {whose} {other} {found} (Python {short})")
+                problems.append(f"{asking} requires {wanted}, {whose} {other} {found} (Python {short})")
     return problems
 
 

@@ -8,49 +8,54 @@ that one as it was.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import tomllib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rsna_kit.runtime.errors import RsnaKitError, UsageError
-from rsna_kit.session.contents import write_contents
+from rsna_kit.runtime.files import read_json, write_json
+from rsna_kit.session.contents import CONTENTS, write_contents
 from rsna_lab.kaggle.build.package import PACKAGE, SOURCES, State, read_state, write_library
-from rsna_lab.kaggle.build.place import check_place, exchange
 from rsna_lab.kaggle.credentials import known_secrets
-from rsna_lab.kaggle.metadata import check_owner
-from rsna_lab.kaggle.secrecy import check_folder
+from rsna_lab.kaggle.metadata import DATASET_FILE, check_owner, file_problem, filled, read_metadata
+from rsna_lab.kaggle.secrecy import secret_by_name, secret_in
 
-METADATA = ("dataset-metadata.json", "model-metadata.json", "model-instance-metadata.json")  # Kaggle keeps these
 _SHOWN = 5
 _ALWAYS = (r"README\.md", r"dataset-metadata\.json")
 _BUNDLE = r"model\.weights\.h5|config\.json|threshold\.json|metadata\.json"
-_PLACE = r"(?:[\w.-]+/)"
 # What each dataset may hold.
 KINDS: Mapping[str, tuple[str, ...]] = {
     "rsna-kit": (r"rsna_kit/(?:\w+/)*\w+\.py", r"rsna_kit/commit\.txt", "LICENSE"),
     "rsna-wheels": (r"[^/]+\.whl", r"requirements\.txt", "SHA256SUMS"),
-    "rsna-weights": (rf"{_PLACE}{{1,3}}(?:{_BUNDLE})", r"ensemble\.json", r"model-metadata\.json",
-                     r"model-instance-metadata\.json"),
+    "rsna-weights": (rf"(?:[\w.-]+/){{1,3}}(?:{_BUNDLE})", r"ensemble\.json"),
     "imagenet-starts": (r"[^/]+\.h5", "SHA256SUMS"),
-    "phantom": (r"(?:hidden/)?(?:train|test|truth|sample_submission)\.csv", r"phantom\.json",
-                r"(?:hidden/)?(?:train|test)_images/\d+/\d+\.dcm"),
-}  # fmt: skip
+    "phantom": (
+        r"(?:hidden/)?(?:train|test|truth|sample_submission)\.csv",
+        r"phantom\.json",
+        r"(?:hidden/)?(?:train|test)_images/\d+/\d+\.dcm",
+    ),
+}
 
 # Datasets that are made of a folder which a person names: one such folder, and where what is in it comes from.
-FROM: Mapping[str, str] = {"rsna-weights": "runs/model/bundles", "imagenet-starts": "~/.keras/models"}
+FROM: Mapping[str, str] = {
+    "rsna-weights": "runs/model/bundles",
+    "imagenet-starts": "~/.keras/models",
+    "phantom": "runs/phantom",
+}
 MADE_OF: Mapping[str, str] = {
     "rsna-weights": f"the bundles of a training, such as {FROM['rsna-weights']}. They come from `rsna-kit train …`, or "
-                    "from Kaggle with `scripts/push fetch train`.",
+    "from Kaggle with `scripts/push fetch train`.",
     "imagenet-starts": f"weights of keras.applications, such as {FROM['imagenet-starts']}. Where there is a network, "
-                       'this fills it: python -c "import keras; '
-                       'keras.applications.ConvNeXtTiny(include_top=False)"',
-}  # fmt: skip
+    'this fills it: python -c "import keras; keras.applications.ConvNeXtTiny(include_top=False)"',
+    "phantom": f"a synthetic competition, which `rsna-kit phantom {FROM['phantom']}` makes.",
+}
 
 # What of the checkout decides a dataset's bytes, beside its own folder.
-_SOURCES = {"rsna-kit": SOURCES, "rsna-wheels": ("constraints.txt",), "phantom": ("rsna_kit/phantom",)}
+_SOURCES = {"rsna-kit": SOURCES, "rsna-wheels": ("constraints.txt",)}
 
 
 @dataclass(frozen=True)
@@ -59,10 +64,9 @@ class Wanted:
 
     Attributes:
         name: of the dataset.
-        source: folder of bundles, or of ImageNet weights.
+        source: folder of bundles, of ImageNet weights, or a phantom.
         more: further requirement lists for rsna-wheels: "dali", "runtimes".
         accept_hashes: whether the wheels that are downloaded now become the only ones that may be.
-        patients, seed: of the phantom.
         owner: account to write into the metadata in the place of OWNER.
     """
 
@@ -70,8 +74,6 @@ class Wanted:
     source: Path | None = None
     more: Sequence[str] = ()
     accept_hashes: bool = False
-    patients: int = 24
-    seed: int = 7
     owner: str | None = None
 
 
@@ -97,22 +99,27 @@ def build(root: Path, wanted: Wanted, out: Path, say: Callable[[str], None]) -> 
     if wanted.source is not None and not wanted.source.is_dir():
         raise UsageError(f"--from {wanted.source}: no such folder. {wanted.name} is made of {MADE_OF[wanted.name]}")
     inputs = [root / "datasets", root / PACKAGE, *([wanted.source] if wanted.source else [])]
-    place = check_place(out, wanted.name, inputs)
+    place = _check_place(out, wanted.name, inputs)
     state = read_state(root, (f"datasets/{wanted.name}", *_SOURCES.get(wanted.name, ())))
     temporary = place.with_name(f"{place.name}.tmp-{os.getpid()}")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         _copy_plain(root / "datasets" / wanted.name, temporary)
         published = _FILL[wanted.name](root, temporary, wanted, state, say)
-        files = check_folder(temporary, (*_ALWAYS, *KINDS[wanted.name]), known_secrets(os.environ), published)
+        files = _check_files(temporary, (*_ALWAYS, *KINDS[wanted.name]), published)
         if wanted.owner:
-            _name_owner(temporary, wanted.owner)
+            metadata = temporary / DATASET_FILE
+            write_json(metadata, filled(read_metadata(metadata), wanted.owner))
         said = {"dataset": wanted.name, "commit": state.commit, "dirty": list(state.dirty)}
-        content = write_contents(temporary, said, [name for name in files if name not in METADATA])
+        content = write_contents(temporary, said, [name for name in files if name != DATASET_FILE])
         for path in [temporary, *temporary.rglob("*")]:
             path.chmod(0o755 if path.is_dir() else 0o644)
             os.utime(path, (state.epoch, state.epoch))
-        exchange(temporary, place)
+        old = place.with_name(f"{place.name}.old-{os.getpid()}")
+        if place.exists():
+            place.rename(old)
+        temporary.rename(place)
+        shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     _tell(out, content, state, say)
@@ -137,12 +144,63 @@ def _copy_plain(source: Path, target: Path) -> None:
     shutil.copytree(source, target, symlinks=True, dirs_exist_ok=True)
 
 
-def _name_owner(folder: Path, owner: str) -> None:
-    for name in METADATA:
-        if (folder / name).is_file():
-            text = (folder / name).read_text(encoding="utf-8")
-            text = text.replace('"OWNER/', f'"{owner}/').replace('"OWNER"', f'"{owner}"')
-            (folder / name).write_text(text, encoding="utf-8")
+def _check_place(out: Path, dataset: str, inputs: Iterable[Path]) -> Path:
+    """Where a build goes, behind links: nothing but an earlier build of this dataset is lost there.
+
+    Every dataset on Kaggle has a dataset-metadata.json, a person's own as well. What was built here is known by its
+    contents.json, which is of the same dataset and lists every file that is there.
+    """
+    place = out.resolve()
+    for path in inputs:
+        read = path.resolve()
+        if place.is_relative_to(read) or read.is_relative_to(place):
+            raise UsageError(f"{out} and {path}, which is read, lie in one another. Name another folder with --out.")
+    if not place.exists():
+        return place
+    there = {path.relative_to(place).as_posix() for path in place.rglob("*") if path.is_symlink() or not path.is_dir()}
+    why = ""
+    try:
+        content = read_json(place / CONTENTS) if there else {"dataset": dataset, "files": []}
+        if content["dataset"] != dataset:
+            why = f"it is the dataset {content['dataset']}"
+        elif foreign := sorted(there - {CONTENTS, DATASET_FILE, *content["files"]}):
+            why = f"its {CONTENTS} does not list {', '.join(foreign[:_SHOWN])}"
+    except (OSError, ValueError, KeyError, TypeError):
+        why = f"it has no {CONTENTS} of ours"
+    if why or not place.is_dir():
+        raise UsageError(
+            f"{out} is there and was not built by scripts/build {dataset}: {why or 'it is a file'}. Name a new or "
+            "empty folder with --out, or remove it."
+        )
+    return place
+
+
+def _check_files(folder: Path, kinds: Sequence[str], published: Collection[str]) -> list[str]:
+    """Refuse a folder with anything in it that should not travel; returns the relative paths of its files, sorted.
+
+    Args:
+        folder: what would be uploaded.
+        kinds: regular expressions; the path of every file must match one whole.
+        published: files whose bytes are known to be what someone else published; they are not searched.
+    """
+    known, refused, files = known_secrets(os.environ), [], []
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        reason = file_problem(folder, path)
+        if path.is_file() and not path.is_symlink():
+            files.append(name)
+            reason = secret_by_name(path) or reason
+            if not any(re.fullmatch(kind, name) for kind in kinds):
+                reason = reason or "no kind of file that this dataset holds"
+            if name not in published:
+                reason = reason or secret_in(path, known)
+        refused += [f"{name}: {reason}"] if reason else []
+    if refused:
+        raise RsnaKitError(
+            "this must not travel:\n  " + "\n  ".join(refused) + "\nRemove it where it comes from. A secret that "
+            "others could read there has to be renewed as well."
+        )
+    return files
 
 
 def _fill_library(root: Path, folder: Path, wanted: Wanted, state: State, say: Callable[[str], None]) -> set[str]:
@@ -226,21 +284,16 @@ def _fill_wheels(root: Path, folder: Path, wanted: Wanted, state: State, say: Ca
 
 
 def _fill_phantom(root: Path, folder: Path, wanted: Wanted, state: State, say: Callable[[str], None]) -> set[str]:
-    from rsna_kit.runtime.events import Events
-    from rsna_lab.phantom.writer import write_competition
-
-    made = folder.with_name(f"{folder.name}.phantom")
-    shutil.rmtree(made, ignore_errors=True)
-    try:
-        write_competition(made, wanted.patients, wanted.seed, prevalence=0.3, events=Events())
-        _copy_plain(made, folder)
-    finally:
-        shutil.rmtree(made, ignore_errors=True)
+    assert wanted.source is not None
+    _copy_plain(wanted.source, folder)
     return set()
 
 
 # Each fills a folder and names the files whose bytes it has compared with what was published.
 _FILL: Mapping[str, Callable[[Path, Path, Wanted, State, Callable[[str], None]], set[str]]] = {
-    "rsna-kit": _fill_library, "rsna-weights": _fill_weights, "imagenet-starts": _fill_starts,
-    "rsna-wheels": _fill_wheels, "phantom": _fill_phantom,
-}  # fmt: skip
+    "rsna-kit": _fill_library,
+    "rsna-weights": _fill_weights,
+    "imagenet-starts": _fill_starts,
+    "rsna-wheels": _fill_wheels,
+    "phantom": _fill_phantom,
+}

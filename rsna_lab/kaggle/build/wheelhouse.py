@@ -31,12 +31,30 @@ def download(requirements: Sequence[str], constraints: Path, out: Path) -> None:
     platforms = [word for name in _PLATFORMS for word in ("--platform", name)]
     for python in PYTHONS:
         version = f"{python[0]}.{python[1]}"
-        command = [sys.executable, "-m", "pip", "download", "--disable-pip-version-check", "--no-deps",
-                   "--only-binary=:all:", "--implementation", "cp", "--python-version", version, *platforms,
-                   "--constraint", str(constraints), "--dest", str(out), *requirements]  # fmt: skip
+        command = [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "--disable-pip-version-check",
+            "--no-deps",
+            "--only-binary=:all:",
+            "--implementation",
+            "cp",
+            "--python-version",
+            version,
+            *platforms,
+            "--constraint",
+            str(constraints),
+            "--dest",
+            str(out),
+            *requirements,
+        ]
         if subprocess.run(command, stdout=sys.stderr).returncode != 0:
-            raise RsnaKitError(f"pip could not download the wheels for Python {version}: see above. It needs the "
-                               "network; every package needs a wheel for this interpreter.")  # fmt: skip
+            raise RsnaKitError(
+                f"pip could not download the wheels for Python {version}: see above. It needs the "
+                "network; every package needs a wheel for this interpreter."
+            )
 
 
 def read_sums(path: Path) -> dict[str, str]:
@@ -70,8 +88,11 @@ def check_wheels(
     """
     sums = {path.name: sha256_file(path) for path in wheels}
     problems = [f"{name} is not on the list of hashes" for name in sums if name not in admitted]
-    problems += [f"{name} has sha256 {digest}, the list says {admitted[name]}"
-                 for name, digest in sums.items() if admitted.get(name, digest) != digest]  # fmt: skip
+    problems += [
+        f"{name} has sha256 {digest}, the list says {admitted[name]}"
+        for name, digest in sums.items()
+        if admitted.get(name, digest) != digest
+    ]
     packages = {parse_wheel_filename(name)[0] for name in sums}
     releases = {parse_wheel_filename(name)[:2] for name in sums}
     if len(releases) > len(packages):

@@ -4,7 +4,6 @@ The ledger is runs.jsonl, one JSON line for each event, only ever added to:
 
     upload   dataset version that is ready and checked: version, digest of its files
     send     dataset version that was sent, and is to be waited for
-    model    version of a Kaggle Model: the same
     push     kernel version: digest of script and metadata, versions of what it reads
     verify   look at a pushed version: image and accelerator, or the problem with it
     run      ended run: status, failure, seconds
@@ -12,7 +11,7 @@ The ledger is runs.jsonl, one JSON line for each event, only ever added to:
     submit   submission: its number on Kaggle
     score    scored submission, or the error
 
-Every line says when, of which commit, and whether the tree had changes. No line holds a secret. A lost ledger is no
+Every line says when, and of which commit. No line holds a secret. A lost ledger is no
 loss: what is on Kaggle says what it was made of, and is taken over.
 """
 
@@ -24,12 +23,11 @@ import json
 import os
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rsna_kit.runtime.clock import format_duration
 from rsna_kit.runtime.errors import MissingDependencyError, RsnaKitError
 from rsna_kit.runtime.events import Events
 from rsna_lab.kaggle.credentials import Scrubber, check_permissions, credential_files
@@ -38,7 +36,7 @@ from rsna_lab.kaggle.push.api import Client, Kaggle, find_python
 from rsna_lab.kaggle.push.errors import KaggleError, RefusedError
 
 LEDGER = "runs.jsonl"
-_NAMES = ("kernel", "dataset", "model")  # Kaggle writes them as it likes: Alice-K is alice-k
+_NAMES = ("kernel", "dataset")  # Kaggle writes them as it likes: Alice-K is alice-k
 
 
 def same(one: str, other: str) -> bool:
@@ -65,7 +63,7 @@ class Ledger:
     def add(self, kind: str, **fields: Any) -> None:
         """Append one line, whole and on disk when this returns."""
         now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        line = {"at": now, "kind": kind, **commit_of(self._project), **fields}
+        line = {"at": now, "kind": kind, "commit": commit_of(self._project), **fields}
         with open(self.path, "a+b") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             text = self._scrub(json.dumps(line, ensure_ascii=False)) + "\n"
@@ -102,61 +100,13 @@ class Ledger:
         return next(iter(reversed(self.lines(kind, **match))), {})
 
 
-def commit_of(project: Path) -> dict[str, Any]:
-    """`{"commit": …, "dirty": …}` of a checkout; None where git knows nothing of it."""
-    git = ["git", "-C", str(project)]
-    found = []
-    for words in (["rev-parse", "HEAD"], ["status", "--porcelain"]):
-        try:
-            done = subprocess.run([*git, *words], capture_output=True, text=True, check=True, timeout=60)
-        except (OSError, subprocess.SubprocessError):
-            return {"commit": None, "dirty": None}
-        found.append(done.stdout.strip())
-    return {"commit": found[0], "dirty": bool(found[1])}
-
-
-def short_commit(project: Path) -> str:
-    """The commit in a word, for descriptions on Kaggle."""
-    found = commit_of(project)
-    return f"{found['commit'][:8]}{'*' if found['dirty'] else ''}" if found["commit"] else "no-commit"
-
-
-def table(lines: Sequence[Mapping[str, Any]]) -> str:
-    """The ledger for people, oldest first; * marks a commit with changes that were not committed."""
-    if not lines:
-        return "Nothing was pushed from here yet."
-    cells = [("when (UTC)", "what", "which", "version", "commit", "outcome")]
-    for line in lines:
-        commit = str(line.get("commit") or "")[:8] + ("*" if line.get("dirty") else "")
-        which = next((line[name] for name in _NAMES if line.get(name)), "")
-        when = line["at"].replace("T", " ").rstrip("Z")
-        cells.append((when, line["kind"], str(which), str(line.get("version") or ""), commit, _outcome(line)))
-    return columns(cells)
-
-
-def columns(cells: Sequence[Sequence[str]]) -> str:
-    """A table whose last column may be as wide as it likes."""
-    widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]) - 1)]
-    rows = ([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[-1]] for row in cells)
-    return "\n".join("  ".join(row).rstrip() for row in rows)
-
-
-def _outcome(line: Mapping[str, Any]) -> str:
-    """The one thing a line is about."""
-    problem = " ".join(str(line.get("problem") or line.get("failure") or line.get("error") or "").split())
-    if line["kind"] == "run":
-        took = f"in {format_duration(line['seconds'])}" if line.get("seconds") else ""
-        return " ".join(filter(None, [str(line.get("status")), took, problem]))
-    if problem:
-        return problem
-    if line["kind"] in ("submit", "score"):
-        score = f": public {line.get('public')}, private {line.get('private')}" if line["kind"] == "score" else ""
-        return f"submission {line.get('submission')}{score}"
-    if line["kind"] == "fetch":
-        return f"{line.get('files')} files, {line.get('bytes', 0) / 1e6:.1f} MB"
-    if line["kind"] == "push":
-        return ", ".join(f"{name} v{version}" for name, version in (line.get("inputs") or {}).items())
-    return str(line.get("digest") or "")[:12]
+def commit_of(project: Path) -> str:
+    """The commit of a checkout, with -dirty where tracked files differ from it; "" where git knows nothing of it."""
+    words = ["git", "-C", str(project), "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"]
+    try:
+        return subprocess.run(words, capture_output=True, text=True, check=True, timeout=60).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""
 
 
 @dataclass(frozen=True)
@@ -243,30 +193,24 @@ def open_account(
 
 def _who(kaggle: Kaggle, environment: Mapping[str, str], poll_s: float) -> str:
     """The account's name. A token counts as dead only when Kaggle says so twice."""
-    try:
-        found = kaggle.whoami()
-    except RefusedError:
-        time.sleep(poll_s)
+    for last in (False, True):
         try:
-            found = kaggle.whoami()
-        except RefusedError as error:
-            raise _no_credentials(error, environment) from None
-    return str(found["username"])
-
-
-def _no_credentials(error: RefusedError, environment: Mapping[str, str]) -> KaggleError:
+            return str(kaggle.whoami()["username"])
+        except RefusedError as refused:
+            error = refused
+        if not last:
+            time.sleep(poll_s)
     places = list(dict.fromkeys(map(str, credential_files(environment))))
     there = [place for place in places if Path(place).is_file()]
     there += [name for name in ("KAGGLE_API_TOKEN", "KAGGLE_KEY", "KAGGLE_USERNAME") if environment.get(name)]
     if there:
-        what = f"{str(error).splitlines()[0]} There are {', '.join(there)}."
-        return KaggleError(
-            what,
+        raise KaggleError(
+            f"{str(error).splitlines()[0]} There are {', '.join(there)}.",
             error.said,
             "Put a new token or key in its place (https://www.kaggle.com/settings, API). A token is sent even where "
             "good keys lie beside it: where there are some, take it away",
         )
-    return KaggleError(
+    raise KaggleError(
         f"No credentials were found: not in KAGGLE_API_TOKEN, KAGGLE_USERNAME and KAGGLE_KEY, nor in "
         f"{', '.join(places)}.",
         advice="Make one at https://www.kaggle.com/settings (API, 'Create Legacy API Key'), then: "

@@ -218,12 +218,11 @@ class Kaggle:
             raise KaggleError(f"{what} failed.", str(answer["error"]))
         return answer
 
-    def upload(self, path: Path, kind: str, listen: Callable[[dict[str, Any]], None], slowest: float) -> str:
-        """Bring one file to Kaggle; returns the token that stands for it. It is no part of anything yet.
+    def upload(self, path: Path, listen: Callable[[dict[str, Any]], None], slowest: float) -> str:
+        """Bring one file of a dataset to Kaggle; returns the token that stands for it. It is no part of anything yet.
 
         Args:
             path: the file.
-            kind: DATASET or MODEL.
             listen: hears how many bytes are there.
             slowest: bytes a second below which it is given up.
         """
@@ -231,7 +230,7 @@ class Kaggle:
         for attempt in range(1, self._tries + 1):
             slot = self.ask(
                 "blobs/start_blob_upload",
-                type=kind,
+                type="DATASET",
                 name=path.name,
                 contentLength=size,
                 lastModifiedEpochSeconds=int(path.stat().st_mtime),
@@ -293,9 +292,7 @@ class Kaggle:
 def _named(call: str, body: Mapping[str, Any]) -> str:
     """What a call is about, for a message."""
     about = [
-        body[key]
-        for key in ("ownerSlug", "userName", "datasetSlug", "kernelSlug", "modelSlug", "competitionName")
-        if body.get(key)
+        body[key] for key in ("ownerSlug", "userName", "datasetSlug", "kernelSlug", "competitionName") if body.get(key)
     ]
     return f"{call.split('/')[1]} of {'/'.join(about)}" if about else call.split("/")[1]
 

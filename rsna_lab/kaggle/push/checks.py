@@ -2,21 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 from rsna_kit.competition.paths import SLUG
 from rsna_kit.runtime.errors import RsnaKitError, UsageError
-from rsna_lab.kaggle.metadata import (
-    KERNEL_FILE,
-    MetadataError,
-    dataset_problems,
-    filled,
-    is_true,
-    kernel_problems,
-    read_metadata,
-)
-from rsna_lab.kaggle.push import models, staging, submissions, uploads
+from rsna_lab.kaggle.metadata import KERNEL_FILE, MetadataError, check_folders, filled, is_true, read_metadata
+from rsna_lab.kaggle.push import staging, submissions, uploads
 from rsna_lab.kaggle.push.account import Account
 from rsna_lab.kaggle.push.choices import KERNELS, Choices
 from rsna_lab.kaggle.push.errors import KaggleError, RefusedError
@@ -24,29 +15,11 @@ from rsna_lab.kaggle.push.project import (
     WEIGHTS,
     all_folders,
     build_command,
-    kernel_folder,
     latest_run,
     look,
+    read_kernel_metadata,
     reference_of,
 )
-
-
-def check_folders(folders: Iterable[Path], public: bool = False) -> None:
-    """Check kernels and datasets without asking Kaggle.
-
-    Raises:
-        MetadataError: with every problem of every folder.
-        UsageError: a folder that is not there.
-    """
-    wrong = []
-    for folder in folders:
-        if not folder.is_dir():
-            raise UsageError(f"{folder}: no such folder. Expected one in kernels/, datasets/ or build/datasets/")
-        is_kernel = (folder / KERNEL_FILE).is_file()
-        problems = kernel_problems(folder, public) if is_kernel else dataset_problems(folder)
-        wrong += [f"{folder}: {problem}" for problem in problems]
-    if wrong:
-        raise MetadataError(wrong)
 
 
 def check_here(account: Account, choices: Choices) -> None:
@@ -88,8 +61,14 @@ def check_there(account: Account, choices: Choices) -> None:
             f"  What to do: leave out --skip train; or, with bundles of your own, {build_command(WEIGHTS)}, "
             f"scripts/push upload {WEIGHTS}, then --skip weights, too"
         )
-    if "weights" in skip and "infer" not in skip:
-        _check_weights(account, choices)
+    dataset = f"{account.owner}/{WEIGHTS}"
+    wanted = "weights" in skip and "infer" not in skip and choices.weights == "dataset"
+    reads = wanted and dataset in read_kernel_metadata(account, "infer").get("dataset_sources", [])
+    if reads and not uploads.find(account, dataset, private=False):
+        raise RsnaKitError(
+            f"infer reads the dataset {dataset}, which Kaggle does not have.\n"
+            f"  What to do: {build_command(WEIGHTS)}, scripts/push upload {WEIGHTS}, then this again"
+        )
     if "infer" in skip and "submit" not in skip and not latest_run(account, "infer").version:
         raise UsageError(
             "no infer was pushed from here that could be submitted. Leave out --skip infer, or name a version: "
@@ -103,42 +82,14 @@ def check_attached(account: Account, choices: Choices, kernel: str) -> None:
     Raises:
         KaggleError: it has not, or not for this account.
     """
-    advice = "Check the name, and that this account may use it"
-    for key, sources in filled(dict(choices.attached.get(kernel, {})), account.owner).items():
-        for source in sources:
-            if key == "model_sources":
-                variation, _, number = source.rpartition("/")
-                newest = models.newest_version(account, variation)
-                there = number.isdigit() and 0 < int(number) <= newest
-                advice = f"Its newest version is {newest}" if newest else advice
-            else:
-                owner, slug = source.split("/")[:2]
-                there = (
-                    account.kaggle.find("datasets/list_dataset_files", ownerSlug=owner, datasetSlug=slug) is not None
-                )
-            if not there:
-                own = build_command(slug) if key != "model_sources" and owner == account.owner else ""
-                raise KaggleError(
-                    f"--attach {source}: Kaggle has no such source for this account. Nothing was pushed.",
-                    advice=f"{own}, then scripts/push upload {slug}" if own else advice,
-                )
-
-
-def _check_weights(account: Account, choices: Choices) -> None:
-    """Whether the bundles that infer is to read are there already."""
-    dataset = f"{account.owner}/{WEIGHTS}"
-    metadata = filled(read_metadata(kernel_folder(account.project, "infer") / KERNEL_FILE), account.owner)
-    if choices.weights == "model":
-        models.newest(account)
-    elif (
-        choices.weights == "dataset"
-        and dataset in metadata.get("dataset_sources", [])
-        and not uploads.find(account, dataset, private=False)
-    ):
-        raise RsnaKitError(
-            f"infer reads the dataset {dataset}, which Kaggle does not have.\n"
-            f"  What to do: {build_command(WEIGHTS)}, scripts/push upload {WEIGHTS}, then this again"
-        )
+    for source in filled(list(choices.attached.get(kernel, [])), account.owner):
+        owner, slug = source.split("/")
+        if account.kaggle.find("datasets/list_dataset_files", ownerSlug=owner, datasetSlug=slug) is None:
+            own = f"{build_command(slug)}, then scripts/push upload {slug}"
+            raise KaggleError(
+                f"--attach {source}: Kaggle has no such source for this account. Nothing was pushed.",
+                advice=own if owner == account.owner else "Check the name, and that this account may use it",
+            )
 
 
 def _was_pushed(account: Account, kernel: str) -> bool:
@@ -162,7 +113,7 @@ def ask_first(account: Account, choices: Choices, names: Sequence[str], submits:
     Raises:
         KaggleError: something of it would end what is to come.
     """
-    data = [read_metadata(kernel_folder(account.project, name) / KERNEL_FILE) for name in names]
+    data = [read_kernel_metadata(account, name) for name in names]
     for call, group in (("kernels/list_kernels", "PROFILE"), ("datasets/list_datasets", "DATASET_SELECTION_GROUP_MY")):
         try:
             account.kaggle.ask(call, group=group, **({"pageSize": 1} if group == "PROFILE" else {}))
@@ -187,16 +138,8 @@ def ask_first(account: Account, choices: Choices, names: Sequence[str], submits:
             raise KaggleError(
                 "This week's GPU hours are spent.", advice=f"Run the same command again after {fresh} (UTC)."
             )
-    if submits:
-        made, left_now = submissions.left_today(account)
-        account.events.say(
-            f"submissions: {made} today, {left_now} left" if made or left_now else "submissions: none so far"
-        )
-        if made and not left_now and "train" in choices.skip:  # a training may end after midnight
-            raise KaggleError(
-                f"No submission is left today, {made} were made.",
-                advice="It ends at 00:00 UTC. Run this again then, or leave out the last step: --skip submit",
-            )
+    if submits and "train" in choices.skip:  # a training may end after midnight
+        account.events.say(submissions.check_left(account))
 
 
 def gpu_hours(account: Account) -> tuple[float, float, str]:

@@ -6,6 +6,7 @@ The kernels read their settings with the same functions (`rsna_kit.session.kerne
 
 from __future__ import annotations
 
+import argparse
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,8 +18,10 @@ from rsna_kit.runtime.errors import UsageError, did_you_mean
 from rsna_kit.training.learner import check_names
 from rsna_lab.kaggle.metadata import PLACEHOLDER
 
+WEIGHTS = ("dataset", "output")
 STEPS = ("build", "upload", "prepare", "train", "weights", "infer", "submit")
 KERNELS = ("prepare", "train", "infer")
+_FORMS = {"NAME=VALUE": r"[^=]+=.*", "[OWNER/]SLUG": r"[^/]+(/[^/]+)?"}
 SHORTEST_S, SESSION_H = 300, 12.0  # Kaggle ends a session after 12 hours
 SCORING_H = 9.0  # the competition's limit for a scoring run
 _OURS = {"rsna-kit", "rsna-wheels", "rsna-kit-prepare", "rsna-kit-train"}  # sources that hold no such weights
@@ -34,8 +37,8 @@ class Choices:
         image: docker image that is pinned, NAME@sha256:DIGEST.
         timeout_s: after which Kaggle is told to end a session.
         settings: name of a kernel → its settings.
-        attached: name of a kernel → key of its metadata → further sources.
-        weights: how infer gets its bundles: "dataset", "model" (a version of a Kaggle Model) or "output" (of train).
+        attached: name of a kernel → further datasets, owner/slug.
+        weights: how infer gets its bundles: as a "dataset", or as the "output" of train.
         partial: whether to go on with the folds that are there when the clock stopped the training.
         file_name: the output that is submitted.
     """
@@ -45,54 +48,52 @@ class Choices:
     image: str | None = None
     timeout_s: int | None = None
     settings: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
-    attached: Mapping[str, Mapping[str, list[str]]] = field(default_factory=dict)
-    weights: str = "dataset"
+    attached: Mapping[str, list[str]] = field(default_factory=dict)
+    weights: str = WEIGHTS[0]
     partial: bool = False
     file_name: str = "submission.csv"
 
 
-def settings(given: Sequence[Sequence[str]], kernel: str | None = None) -> dict[str, dict[str, str]]:
-    """Kernel → settings, of all --settings; without `kernel`, each begins with the name of one.
+def read_choices(options: argparse.Namespace, kernel: str | None = None) -> Choices:
+    """What the options of scripts/push say of all steps, or of the one kernel that is pushed."""
+    given = vars(options)
+    timeout = given["timeout"]
+    settings = by_kernel("--settings", "NAME=VALUE", given["settings"], kernel)
+    more = by_kernel("--attach", "[OWNER/]SLUG", given["attach"], kernel)
+    return Choices(
+        skip=frozenset(given.get("skip", ())),
+        accelerator=given["accelerator"],
+        image=given["image"],
+        timeout_s=round(session_seconds("--timeout", timeout)) if timeout else None,
+        settings={name: dict(word.split("=", 1) for word in words) for name, words in settings.items()},
+        attached={
+            name: [own if "/" in own else f"{PLACEHOLDER}/{own}" for own in words] for name, words in more.items()
+        },
+        weights=given.get("weights", WEIGHTS[0]),
+        partial=given.get("partial", False),
+        file_name=given.get("file", ""),
+    )
+
+
+def by_kernel(option: str, form: str, given: Sequence[Sequence[str]], kernel: str | None) -> dict[str, list[str]]:
+    """Kernel → words, of all uses of --settings or --attach; without `kernel`, each begins with the name of one.
 
     Raises:
-        UsageError: no such kernel, or something that is not NAME=VALUE.
+        UsageError: no such kernel, no word, or one of another form than NAME=VALUE or [OWNER/]SLUG.
 
     Example:
-        >>> settings([["train", "PRESET=seed", "FOLDS=0 1"]])
-        {'train': {'PRESET': 'seed', 'FOLDS': '0 1'}}
+        >>> by_kernel("--settings", "NAME=VALUE", [["train", "PRESET=seed", "FOLDS=0 1"]], None)
+        {'train': ['PRESET=seed', 'FOLDS=0 1']}
     """
-    found: dict[str, dict[str, str]] = {}
+    found: dict[str, list[str]] = {}
     for words in given:
-        name, pairs = _kernel_first("--settings", words, kernel, "NAME=VALUE")
-        if not all("=" in pair for pair in pairs):
-            raise UsageError(f"--settings {' '.join(words)}: expected NAME=VALUE")
-        found.setdefault(name, {}).update((pair.split("=", 1)[0], pair.split("=", 1)[1]) for pair in pairs)
-    return found
-
-
-def attached(given: Sequence[Sequence[str]], kernel: str | None = None) -> dict[str, dict[str, list[str]]]:
-    """Kernel → key of its metadata → further sources, of all --attach; a name alone is the account's own dataset.
-
-    Raises:
-        UsageError: no such kernel, or what is neither a dataset's nor a model's name.
-
-    Example:
-        >>> attached([["train", "imagenet-starts"]])
-        {'train': {'dataset_sources': ['OWNER/imagenet-starts']}}
-    """
-    found: dict[str, dict[str, list[str]]] = {}
-    for words in given:
-        name, sources = _kernel_first("--attach", words, kernel, "SOURCE")
-        for source in sources:
-            parts = source.split("/")
-            if not all(parts) or len(parts) not in (1, 2, 5):
-                raise UsageError(
-                    f"--attach {source}: expected a dataset (SLUG of your own, or OWNER/SLUG) or a version of a model "
-                    "(OWNER/MODEL/FRAMEWORK/VARIATION/VERSION)"
-                )
-            key = "model_sources" if len(parts) == 5 else "dataset_sources"
-            full = source if len(parts) > 1 else f"{PLACEHOLDER}/{source}"
-            found.setdefault(name, {}).setdefault(key, []).append(full)
+        name, *rest = words if kernel is None else [kernel, *words]
+        if kernel is None and name not in KERNELS:
+            hint = did_you_mean(name, KERNELS)
+            raise UsageError(f"{option} {name}: expected {', '.join(KERNELS)}, then {form}.{hint}")
+        if not rest or not all(re.fullmatch(_FORMS[form], word, re.DOTALL) for word in rest):
+            raise UsageError(f"{option} {' '.join(words)}: expected {form}")
+        found.setdefault(name, []).extend(rest)
     return found
 
 
@@ -115,17 +116,6 @@ def session_seconds(what: str, text: str, most_h: float = SESSION_H) -> float:
     return seconds
 
 
-def _kernel_first(option: str, words: Sequence[str], kernel: str | None, what: str) -> tuple[str, list[str]]:
-    """The kernel that an option is for, and what is said of it."""
-    name, *rest = words if kernel is None else [kernel, *words]
-    if kernel is None and name not in KERNELS:
-        hint = did_you_mean(name, KERNELS)
-        raise UsageError(f"{option} {name}: expected {', '.join(KERNELS)}, then {what}.{hint}")
-    if not rest:
-        raise UsageError(f"{option} {' '.join(words)}: expected {what}")
-    return name, rest
-
-
 def check_settings(
     kernel: str, settings: Mapping[str, str], sources: Sequence[str] = (), timeout_s: float | None = None
 ) -> None:
@@ -141,40 +131,27 @@ def check_settings(
         UsageError: which setting, what came and what was expected.
     """
     try:
-        config = _config(settings)
-        _check_folds(settings.get("FOLDS", ""), config)
+        config = with_overrides(preset(settings.get("PRESET", "default")), settings.get("SET", "").split())
+        check_names(config)
+        folds = settings.get("FOLDS", "")
+        if bad := [word for word in folds.split() if not word.isdigit() or int(word) >= config.train.folds]:
+            raise UsageError(
+                f"FOLDS={folds}: got {bad[0]!r}, expected numbers from 0 to {config.train.folds - 1} with blanks "
+                'between them, such as FOLDS="0 1" (train.folds says how many there are)'
+            )
         if (wanted := settings.get("REQUIRE_GPU", "auto")) not in ("yes", "no", "auto"):
             raise UsageError(f"REQUIRE_GPU: got {wanted!r}, expected yes, no or auto")
-        if "TIME_LIMIT" in settings:
-            most = SCORING_H if kernel == "infer" else SESSION_H
-            _check_time(session_seconds("TIME_LIMIT", settings["TIME_LIMIT"], most), settings["TIME_LIMIT"], timeout_s)
+        if limit := settings.get("TIME_LIMIT"):
+            seconds = session_seconds("TIME_LIMIT", limit, SCORING_H if kernel == "infer" else SESSION_H)
+            if timeout_s is not None and seconds > timeout_s:
+                raise UsageError(
+                    f"--timeout ends the session after {timeout_s / 3600:g}h, before it stops itself (TIME_LIMIT="
+                    f"{limit}): its output would be lost. Give less TIME_LIMIT with --settings, or more --timeout"
+                )
         if "WEIGHTS" in settings:
             _check_start(config, sources)
     except UsageError as error:
         raise UsageError(f"{kernel}: {error}") from None
-
-
-def _config(settings: Mapping[str, str]) -> Config:
-    config = with_overrides(preset(settings.get("PRESET", "default")), settings.get("SET", "").split())
-    check_names(config)
-    return config
-
-
-def _check_folds(text: str, config: Config) -> None:
-    for word in text.split():
-        if not word.isdigit() or int(word) >= config.train.folds:
-            raise UsageError(
-                f"FOLDS={text}: got {word!r}, expected numbers from 0 to {config.train.folds - 1} with blanks between "
-                'them, such as FOLDS="0 1" (train.folds says how many there are)'
-            )
-
-
-def _check_time(limit_s: float, text: str, timeout_s: float | None) -> None:
-    if timeout_s is not None and limit_s > timeout_s:
-        raise UsageError(
-            f"--timeout ends the session after {timeout_s / 3600:g}h, before it stops itself (TIME_LIMIT={text}): its "
-            "output would be lost. Give less TIME_LIMIT with --settings, or more --timeout"
-        )
 
 
 def _check_start(config: Config, sources: Sequence[str]) -> None:

@@ -7,7 +7,6 @@ After a push, Kaggle is asked what it really made of it: sources, privacy, inter
 
 from __future__ import annotations
 
-import json
 import re
 import time
 from collections.abc import Mapping, Sequence
@@ -90,9 +89,6 @@ def _judge(account: Account, staged: Staged, answer: Mapping[str, Any], what: st
             "Check the name, that your account may use it, and that it is ready (`scripts/push status`). This "
             "version runs without it: stop it in the browser, it cannot be stopped from here."
         )
-    elif answer.get("invalidTags"):
-        problem = f"{what}: Kaggle does not know the tags {', '.join(answer['invalidTags'])}."
-        advice = "Take these words out of `keywords` in the metadata."
     if problem:
         account.ledger.add("push", kernel=staged.reference, version=version, problem=problem)
         raise KaggleError(problem, advice=advice)
@@ -166,7 +162,6 @@ def verify(account: Account, staged: Staged, run: Run) -> None:
             break
         if attempt + 1 < LOOKS:  # right after a push the one before may still be shown
             time.sleep(account.poll_s)
-    match = {"kernel": run.reference, "version": run.version}
     if there is None:
         raise KaggleError(
             f"{run.reference}: version {run.version} is not there, or not for this account.",
@@ -186,7 +181,7 @@ def verify(account: Account, staged: Staged, run: Run) -> None:
     public = not data.get("isPrivate") and not account.public
     if problems or public:
         problem = "; ".join([*problems, *(["everybody can see it"] if public else [])])
-        account.ledger.add("verify", **match, **facts, problem=problem)
+        account.ledger.add("verify", **run.match, **facts, problem=problem)
         if public:
             raise _public(run.reference)
         raise KaggleError(
@@ -194,8 +189,8 @@ def verify(account: Account, staged: Staged, run: Run) -> None:
             advice="Check the names, and that the account may use them; then push again. This version runs as it is: "
             f"stop it in the browser (https://www.kaggle.com/code/{run.reference}), it cannot be stopped from here.",
         )
-    if not account.ledger.last("verify", **match):
-        account.ledger.add("verify", **match, **facts)
+    if not account.ledger.last("verify", **run.match):
+        account.ledger.add("verify", **run.match, **facts)
     asked, got = wanted.get("machine_shape") or "", str(data.get("machineShape") or "")
     if not same(asked, got) and asked:
         told = f"{run.reference}: version {run.version} asked for {asked}, and Kaggle says {got or 'nothing'}"
@@ -224,13 +219,8 @@ def _mark_of(text: str) -> str:
 
 
 def _words_of(text: str) -> list[str]:
-    """A source without our mark and without what a server may do to line ends; of a notebook, the cells."""
-    try:
-        cells = json.loads(text)["cells"]
-        text = "\n".join("".join(cell["source"]) for cell in cells)
-    except (ValueError, KeyError, TypeError):
-        text = text.rstrip().removesuffix(_mark_of(text))
-    return [line.rstrip() for line in text.strip().splitlines()]
+    """A source without our mark and without what a server may do to line ends."""
+    return [line.rstrip() for line in text.rstrip().removesuffix(_mark_of(text)).strip().splitlines()]
 
 
 def missing_sources(wanted: Sequence[str], there: Sequence[str]) -> list[str]:

@@ -27,6 +27,11 @@ class Run:
     version: int
 
     @property
+    def match(self) -> dict[str, Any]:
+        """How the ledger's lines about it are found."""
+        return {"kernel": self.reference, "version": self.version}
+
+    @property
     def body(self) -> dict[str, str]:
         """How Kaggle is asked about it."""
         owner, slug = self.reference.split("/")
@@ -63,6 +68,11 @@ def kernel_folder(project: Path, name: str) -> Path:
     if "/" in name or not folder.is_dir():
         raise _no_such("kernel", name, (path.parent.name for path in project.glob(f"kernels/*/{KERNEL_FILE}")))
     return folder
+
+
+def read_kernel_metadata(account: Account, name: str) -> dict[str, Any]:
+    """The metadata of a kernel of this project, with the account's name in it."""
+    return dict(filled(read_metadata(kernel_folder(account.project, name) / KERNEL_FILE), account.owner))
 
 
 def built_folder(project: Path, name: str) -> Path:
@@ -120,8 +130,7 @@ def reference_of(account: Account, kernel: str) -> str:
     """
     reference = kernel
     if "/" not in kernel:
-        folder = kernel_folder(account.project, kernel)
-        reference = str(filled(read_metadata(folder / KERNEL_FILE), account.owner)["id"])
+        reference = str(read_kernel_metadata(account, kernel)["id"])
     if not re.fullmatch(r"[\w-]+/[\w-]+", reference):
         raise UsageError(f"kernel: got {kernel!r}, expected a folder in kernels/, or owner/slug")
     return reference

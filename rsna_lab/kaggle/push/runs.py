@@ -8,14 +8,12 @@ with the checksums in the kernel's verdict.json. A kernel of ours without a whol
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import re
 import shutil
 import tempfile
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +21,13 @@ from rsna_kit.runtime.errors import UsageError
 from rsna_kit.runtime.files import sha256_file
 from rsna_kit.session.verdict import VERDICT
 from rsna_lab.kaggle.push.account import Account
-from rsna_lab.kaggle.push.api import LOOKS
 from rsna_lab.kaggle.push.errors import KaggleError
 from rsna_lab.kaggle.push.kernels import GOING
-from rsna_lab.kaggle.push.project import Run, is_own
+from rsna_lab.kaggle.push.project import Run, is_own, look
 from rsna_lab.kaggle.push.waiting import Waiting
 
 # No absolute path, no way up, no backslash, nothing invisible.
 _PLAIN_NAME = r"^(?!/)(?!(?:.*/)?\.{1,2}(?:/|$))(?!.*//)(?!.*[\\\x00-\x1f])."
-_MOST_NOTED = 100  # files whose checksums stand in the ledger one by one
 _SLOWEST_BYTES_S = 100_000  # a download slower than this is stopped
 
 
@@ -41,36 +37,28 @@ def follow(account: Account, run: Run) -> None:
     Raises:
         KaggleError: it failed, is not there, or did not end in time.
     """
-    match = {"kernel": run.reference, "version": run.version}
     last = account.ledger.last("run", kernel=run.reference, status="COMPLETE")
-    waiting = Waiting(account.events, f"{run.reference} v{run.version}", account.limit_s, last.get("seconds"))
+    label, page = f"{run.reference} v{run.version}", f"https://www.kaggle.com/code/{run.reference}"
+    waiting = Waiting(account.events, label, account.limit_s, account.poll_s, page, last.get("seconds"))
     shown: list[str] = []
-    stop, tail, missed = threading.Event(), None, 0
+    stop, tail = threading.Event(), None
 
     def tell(event: dict[str, Any]) -> None:
         for line in plain(account.scrub(event.get("log", ""))).splitlines():
             waiting.line(f"  | {line}")
             shown.append(line)
 
-    label = run.reference + (f"/{run.version}" if run.version else "")
+    log = run.reference + (f"/{run.version}" if run.version else "")
     try:
         while True:
-            answer = account.kaggle.find("kernels/get_kernel_session_status", **run.body)
-            missed = 0 if answer else missed + 1
-            if missed > LOOKS:
-                raise KaggleError(
-                    f"{label}: Kaggle does not show it to this account.",
-                    advice=f"Look at https://www.kaggle.com/code/{run.reference}. A token made lately may lack "
-                    "rights that kaggle.json has.",
-                )
-            status = str((answer or {}).get("status") or "not listed yet")
-            if answer and status not in GOING:
+            answer = account.kaggle.find("kernels/get_kernel_session_status", **run.body) or {}
+            status = str(answer.get("status") or "")
+            if status and status not in GOING:
                 break
             if status == "RUNNING" and tail is None:
-                tail = threading.Thread(target=account.kaggle.log, args=(label, tell, stop), daemon=True)
+                tail = threading.Thread(target=account.kaggle.log, args=(log, tell, stop), daemon=True)
                 tail.start()
-            waiting.look(status)
-            time.sleep(account.poll_s)
+            waiting.look(status or None)
         if tail:
             tail.join(10)  # the last lines
     finally:
@@ -79,8 +67,8 @@ def follow(account: Account, run: Run) -> None:
             tail.join()
         waiting.close()
     failure = str(answer.get("failureMessage") or "")
-    if not account.ledger.last("run", **match):
-        account.ledger.add("run", **match, status=status, failure=failure, seconds=round(waiting.seconds))
+    if not account.ledger.last("run", **run.match):
+        account.ledger.add("run", **run.match, status=status, failure=failure, seconds=round(waiting.seconds))
     if status == "COMPLETE":
         account.events.say(f"{run.reference}: version {run.version} is complete")
         return
@@ -123,23 +111,28 @@ def fetch(account: Account, run: Run, only: str = "", out: Path | None = None, n
         account: who asks.
         run: which version.
         only: a regular expression; other files stay where they are.
-        out: a new or empty folder; `runs/kaggle/<kernel>/v<version>` unless given, whose other files stay.
+        out: a new or empty folder. Otherwise `runs/kaggle/<kernel>/v<version>`, which belongs to this: files of these
+            names are replaced there, others stay.
         needed: whether it is an error that no file matches `only`.
 
     Raises:
         KaggleError: no verdict, or one that says no; files that are missing, cut short or exchanged, or that want to be
             written elsewhere.
-        UsageError: no file matches, or one would take the place of a file that was not fetched.
+        UsageError: no file matches, or there is no room.
     """
     if out is not None and out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"--out {out} is there already. Name a new or empty folder")
-    out = (out or output_folder(account, run)).absolute()
     try:
         wanted = re.compile(only)
     except re.error as error:
         raise UsageError(f"--only {only!r}: {error}") from None
-    if known := _here(account, run, only, out):
-        account.events.say(f"{run.reference}: version {run.version} lies in {_shown(account, out)} already")
+    if not run.version and (there := look(account, run)):  # not pushed from here: the newest
+        run = Run(run.reference, there.version)
+    out = (out or output_folder(account, run)).absolute()
+    shown = os.path.relpath(out, account.project)
+    known: dict[str, str] = account.ledger.last("fetch", **run.match, only=only).get("sha256") or {}
+    if known and all((out / name).is_file() and sha256_file(out / name) == known[name] for name in known):
+        account.events.say(f"{run.reference}: version {run.version} lies in {shown} already")
         return known
     left = list_files(account, run)
     rows = account.kaggle.every("kernels/list_kernel_session_output", "files", **run.body)
@@ -153,8 +146,9 @@ def fetch(account: Account, run: Run, only: str = "", out: Path | None = None, n
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".fetching-", dir=out.parent) as scratch:
         folder = Path(scratch)
-        verdict = _verdict(account, run, links, folder)
-        noted: dict[str, str] = verdict.get("sha256") or {}
+        if VERDICT in links:
+            account.kaggle.download({links[VERDICT]: folder / VERDICT}, lambda _: None, 300)
+        noted: dict[str, str] = _judge(account, run, folder / VERDICT).get("sha256") or {}
         # Names with two underscores are pages that Kaggle makes of a run and need not deliver.
         names = [name for name in {**left, **noted} if wanted.search(name) and not name.startswith("__")]
         if only and not names:
@@ -164,30 +158,14 @@ def fetch(account: Account, run: Run, only: str = "", out: Path | None = None, n
                 f"--only {only!r}: matches none of what {run.reference} left: "
                 f"{', '.join(list(left)[:8]) or 'no file'}. Nothing was changed"
             )
-        if lost := [name for name in names if name not in links]:
-            raise _broken(run, f"{', '.join(lost[:5])} did not come")
-        sizes = {name: left.get(name, 0) for name in names}
-        _download(account, run, {name: links[name] for name in names}, sizes, folder)
-        sums = {name: sha256_file(folder / name) for name in names}
-        for name, digest in sums.items():
-            size = (folder / name).stat().st_size
-            if noted.get(name, digest) != digest:
-                raise _broken(run, f"{name} is not what the kernel wrote (its sha256 in {VERDICT} is another)")
-            if name not in noted and left.get(name) not in (None, 0, size):
-                raise _broken(run, f"{name} has {size} bytes here and {left[name]} at Kaggle")
-            sizes[name] = size
-        _merge(account, run, folder, sums, out)
-    account.ledger.add(
-        "fetch",
-        kernel=run.reference,
-        version=run.version,
-        only=only,
-        files=len(sums),
-        bytes=sum(sizes.values()),
-        digest=_digest(sums),
-        sha256=sums if len(sums) <= _MOST_NOTED else {},
-    )
-    account.events.say(f"{run.reference}: {sum(sizes.values()) / 1e6:.1f} MB fetched to {_shown(account, out)}")
+        sums = _download(account, run, names, links, left, noted, folder)
+        size = sum((folder / name).stat().st_size for name in names)
+        for name in names:
+            (out / name).parent.mkdir(parents=True, exist_ok=True)
+            os.replace(folder / name, out / name)
+    out.mkdir(exist_ok=True)
+    account.ledger.add("fetch", **run.match, only=only, files=len(sums), bytes=size, sha256=sums)
+    account.events.say(f"{run.reference}: {size / 1e6:.1f} MB fetched to {shown}")
     return sums
 
 
@@ -197,28 +175,21 @@ def read_verdict(account: Account, run: Run) -> dict[str, Any]:
     Raises:
         KaggleError: a kernel of this project left none, or none that can be read; or it says that the run failed.
     """
-    if not (output_folder(account, run) / VERDICT).is_file():
-        fetch(account, run, only=rf"^{re.escape(VERDICT)}$", needed=False)
     path = output_folder(account, run) / VERDICT
-    return _judge(account, run, path.read_bytes()) if path.is_file() else {}
+    if not path.is_file():
+        fetch(account, run, only=rf"^{re.escape(VERDICT)}$", needed=False)
+    return _judge(account, run, path)
 
 
-def _verdict(account: Account, run: Run, links: dict[str, str], folder: Path) -> dict[str, Any]:
-    """The verdict of a run, fetched into a folder; what else is fetched is compared with it."""
-    if VERDICT in links:
-        account.kaggle.download({links[VERDICT]: folder / VERDICT}, lambda _: None, 300)
-    path = folder / VERDICT
-    return _judge(account, run, path.read_bytes() if path.is_file() else None)
-
-
-def _judge(account: Account, run: Run, text: bytes | None) -> dict[str, Any]:
-    if text is None and not is_own(account, run):
+def _judge(account: Account, run: Run, path: Path) -> dict[str, Any]:
+    """What a verdict says, if it is whole and says yes."""
+    if not path.is_file() and not is_own(account, run):
         account.events.say(f"{run.reference}: has no {VERDICT}; its files are compared with Kaggle's sizes alone")
         return {}
     try:
-        verdict = json.loads(text or b"")
+        verdict = json.loads(path.read_bytes())
         whole = isinstance(verdict["sha256"], dict) and isinstance(verdict["ok"], bool)
-    except (ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError):
         whole = False
     if not whole:
         raise KaggleError(
@@ -235,68 +206,40 @@ def _judge(account: Account, run: Run, text: bytes | None) -> dict[str, Any]:
     return dict(verdict)
 
 
-def _download(account: Account, run: Run, links: dict[str, str], sizes: dict[str, int], folder: Path) -> None:
-    needed, free = sum(sizes.values()), shutil.disk_usage(folder).free
+def _download(
+    account: Account,
+    run: Run,
+    names: list[str],
+    links: dict[str, str],
+    left: dict[str, int],
+    noted: dict[str, str],
+    folder: Path,
+) -> dict[str, str]:
+    """Fetch files into a folder and compare them with Kaggle's list and the verdict; returns name → sha256."""
+    if lost := [name for name in names if name not in links]:
+        raise _broken(run, f"{', '.join(lost[:5])} did not come")
+    needed, free = sum(left.get(name, 0) for name in names), shutil.disk_usage(folder).free
     if needed > 0.95 * free:
         raise UsageError(
             f"{folder.parent}: {needed / 1e9:.1f} GB to fetch and {free / 1e9:.1f} GB free. Make room, or "
             "fetch less: --only"
         )
-    for name in links:
+    for name in names:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-    with account.events.progress(len(links), run.reference, unit="files") as progress:
+    with account.events.progress(len(names), run.reference, unit="files") as progress:
         account.kaggle.download(
-            {url: folder / name for name, url in links.items()},
+            {links[name]: folder / name for name in names},
             lambda event: progress.advance(1 if "file" in event else 0),
             900 + needed / _SLOWEST_BYTES_S,
         )
-
-
-def _merge(account: Account, run: Run, folder: Path, sums: dict[str, str], out: Path) -> None:
-    """Move the files that came into `out`, over those of earlier fetches and beside everything else.
-
-    Raises:
-        UsageError: a file that was not fetched lies where one would come to lie; nothing is moved then.
-    """
-    lines = account.ledger.lines("fetch", kernel=run.reference, version=run.version)
-    ours = {name for line in lines for name in line["sha256"]}
-    anything = any(len(line["sha256"]) < line["files"] for line in lines)  # too many names to have been noted
+    sums = {name: sha256_file(folder / name) for name in names}
     for name, digest in sums.items():
-        path = out / name
-        inside = [parent for parent in path.parents if parent.is_relative_to(out)]
-        blocked = [parent for parent in inside if parent.exists() and not parent.is_dir()]
-        foreign = path.is_file() and not anything and name not in ours and sha256_file(path) != digest
-        if blocked or path.is_dir() or foreign:
-            place = _shown(account, blocked[0] if blocked else path)
-            raise UsageError(f"{place} was not fetched, and {name} would take its place. Move it, or fetch with --out")
-    if not run.version:  # the newest, whatever its number: what an earlier one left does not belong to it
-        for name in ours - set(sums):
-            (out / name).unlink(missing_ok=True)
-    for name in sums:
-        (out / name).parent.mkdir(parents=True, exist_ok=True)
-        os.replace(folder / name, out / name)
-    out.mkdir(exist_ok=True)
-
-
-def _digest(sums: dict[str, str]) -> str:
-    return hashlib.sha256(json.dumps(sums, sort_keys=True).encode()).hexdigest()
-
-
-def _here(account: Account, run: Run, only: str, out: Path) -> dict[str, str]:
-    """name → sha256 of what was fetched of this run, if it lies in `out` as it came; else empty."""
-    line = account.ledger.last("fetch", kernel=run.reference, version=run.version, only=only)
-    if not line or not run.version or not out.is_dir():
-        return {}
-    names = list(line["sha256"])
-    if len(names) < line["files"]:
-        paths = sorted(path for path in out.rglob("*") if path.is_file())
-        names = [name for path in paths if re.search(only, name := path.relative_to(out).as_posix())]
-    sums = {name: sha256_file(out / name) for name in names if (out / name).is_file()}
-    return sums if _digest(sums) == line.get("digest") else {}
-
-
-def _shown(account: Account, path: Path) -> Path:
-    return path.relative_to(account.project) if path.is_relative_to(account.project) else path
+        size = (folder / name).stat().st_size
+        if noted.get(name, digest) != digest:
+            raise _broken(run, f"{name} is not what the kernel wrote (its sha256 in {VERDICT} is another)")
+        if name not in noted and left.get(name) not in (None, 0, size):
+            raise _broken(run, f"{name} has {size} bytes here and {left[name]} at Kaggle")
+    return sums
 
 
 def _broken(run: Run, problem: str) -> KaggleError:

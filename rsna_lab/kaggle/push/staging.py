@@ -14,25 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rsna_kit.runtime.errors import UsageError
 from rsna_kit.runtime.files import write_json
 from rsna_lab.kaggle.credentials import CredentialError
-from rsna_lab.kaggle.metadata import (
-    KERNEL_FILE,
-    RETIRED,
-    SOURCE_KEYS,
-    MetadataError,
-    filled,
-    is_true,
-    kernel_problems,
-    read_metadata,
-)
+from rsna_lab.kaggle.metadata import KERNEL_FILE, SOURCE_KEYS, check_folders, filled, is_true
 from rsna_lab.kaggle.options import fill_settings, read_settings
 from rsna_lab.kaggle.push import uploads
 from rsna_lab.kaggle.push.account import Account, same
 from rsna_lab.kaggle.push.choices import Choices, check_settings
 from rsna_lab.kaggle.push.errors import KaggleError
-from rsna_lab.kaggle.push.project import Run, kernel_folder, look
+from rsna_lab.kaggle.push.project import Run, kernel_folder, look, read_kernel_metadata
 
 # Keys of the metadata as Kaggle's interface calls them.
 FIELDS = {
@@ -49,7 +39,6 @@ FIELDS = {
     "machine_shape": "machineShape",
     "docker_image": "dockerImage",
     "docker_image_pinning_type": "dockerImagePinningType",
-    "keywords": "categoryIds",
 }
 
 
@@ -78,14 +67,7 @@ class Staged:
         data = self.metadata
         booleans = {key: is_true(data[key]) for key in ("is_private", "enable_gpu", "enable_tpu", "enable_internet")}
         body = {FIELDS[key]: value for key, value in {**data, **booleans}.items() if key in FIELDS}
-        text = self.text
-        if data["kernel_type"] == "notebook":
-            cells = (value := json.loads(text))["cells"]
-            for cell in cells:  # without outputs, and each source one text
-                cell |= {"source": "".join(cell["source"])} | ({"outputs": []} if "outputs" in cell else {})
-            text = json.dumps(value)
-        elif data["language"] != "rmarkdown":  # in which it would be a heading
-            text = f"{text.rstrip()}\n{mark}\n"
+        text = f"{self.text.rstrip()}\n{mark}\n"
         timeout = {"sessionTimeoutSeconds": self.timeout_s} if self.timeout_s else {}
         return {"slug": data["id"], "newTitle": data["title"], "text": text, **body, **timeout}
 
@@ -105,23 +87,20 @@ def stage(account: Account, choices: Choices, name: str, sources: Mapping[str, l
         CredentialError: it holds a secret.
     """
     folder = kernel_folder(account.project, name)
-    if problems := kernel_problems(folder, account.public):
-        raise MetadataError([f"{folder}: {problem}" for problem in problems])
-    metadata = filled(read_metadata(folder / KERNEL_FILE), account.owner)
+    check_folders([folder], account.public)
+    metadata = read_kernel_metadata(account, name)
     script = folder / metadata["code_file"]
     if choices.accelerator and is_true(metadata["enable_gpu"]):
-        if instead := RETIRED.get(choices.accelerator.lower()):
-            raise UsageError(f"--accelerator {choices.accelerator} is retired: Kaggle would take {instead} instead")
         metadata["machine_shape"] = choices.accelerator
     if choices.image:
         metadata |= {"docker_image": choices.image, "docker_image_pinning_type": "original"}
     if account.public:
         metadata["is_private"] = False
     metadata |= filled(dict(sources or {}), account.owner)
-    for key, more in filled(dict(choices.attached.get(name, {})), account.owner).items():
-        metadata[key] = list(dict.fromkeys([*metadata.get(key, []), *more]))
+    more = filled(list(choices.attached.get(name, [])), account.owner)
+    metadata["dataset_sources"] = list(dict.fromkeys([*metadata.get("dataset_sources", []), *more]))
     text = fill_settings(script.read_text(encoding="utf-8"), choices.settings.get(name, {}))
-    settings = read_settings(text) if script.suffix == ".py" else {}
+    settings = read_settings(text)
     every = [source for key in SOURCE_KEYS for source in metadata.get(key, [])]
     check_settings(name, settings, every, choices.timeout_s)
     out = account.staging / "kernels" / name
@@ -135,8 +114,7 @@ def stage(account: Account, choices: Choices, name: str, sources: Mapping[str, l
             f"not pushed: {script}, its metadata or its settings hold a credential.\n"
             "  What to do: take it out, and make a new one."
         )
-    if problems := kernel_problems(out, account.public):  # of what was changed
-        raise MetadataError([f"{folder}: {problem}" for problem in problems])
+    check_folders([out], account.public)  # of what was changed
     return Staged(out, metadata, text, choices.timeout_s, settings)
 
 

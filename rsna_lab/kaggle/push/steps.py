@@ -13,12 +13,11 @@ from typing import Any
 
 from rsna_kit.runtime.files import read_json
 from rsna_kit.session.verdict import VERDICT
-from rsna_lab.kaggle.metadata import KERNEL_FILE, filled, read_metadata
-from rsna_lab.kaggle.push import checks, kernels, models, runs, staging, submissions, uploads
+from rsna_lab.kaggle.push import checks, kernels, runs, staging, submissions, uploads
 from rsna_lab.kaggle.push.account import Account
 from rsna_lab.kaggle.push.choices import Choices
 from rsna_lab.kaggle.push.errors import KaggleError
-from rsna_lab.kaggle.push.project import WEIGHTS, Run, build, kernel_folder, latest_run, look, own_datasets
+from rsna_lab.kaggle.push.project import WEIGHTS, Run, build, latest_run, look, own_datasets, read_kernel_metadata
 from rsna_lab.kaggle.push.staging import Staged
 
 _SMALL = r"\.(?:json|jsonl|csv|txt|md)$"  # of a prepared competition only this is fetched: its shards stay at Kaggle
@@ -131,9 +130,8 @@ def planned_training(account: Account, choices: Choices) -> Staged:
 
 def _going_on(account: Account, choices: Choices, earlier: Run) -> Staged:
     """The kernel with the output of its own newest version attached."""
-    attached = dict(choices.attached.get("train", {}))
-    attached["kernel_sources"] = [*attached.get("kernel_sources", []), earlier.reference]
-    return staging.stage(account, replace(choices, attached={**choices.attached, "train": attached}), "train")
+    sources = read_kernel_metadata(account, "train").get("kernel_sources", [])
+    return staging.stage(account, choices, "train", {"kernel_sources": [*sources, earlier.reference]})
 
 
 def _check_finished(account: Account, run: Run, partial: bool) -> None:
@@ -171,26 +169,16 @@ def _bring_weights(account: Account, choices: Choices, run: Run) -> dict[str, li
         return infer_sources(account, choices.weights)
     runs.fetch(account, run)
     built = build(account, WEIGHTS, "--from", runs.output_folder(account, run))
-    if choices.weights == "model":
-        return infer_sources(account, choices.weights, models.publish(account, built))
     uploads.upload(account, built)
     return {}
 
 
-def infer_sources(account: Account, weights: str, model: str = "") -> dict[str, list[str]]:
-    """The sources that infer gets in the place of its own.
-
-    Args:
-        account: whose they are.
-        weights: "dataset", "model" or "output".
-        model: version of the model; "" for the newest that is published.
-    """
+def infer_sources(account: Account, weights: str) -> dict[str, list[str]]:
+    """The sources that infer gets in the place of its own, with the bundles as a "dataset" or the "output" of train."""
     if weights == "dataset":
         return {}
-    metadata = filled(read_metadata(kernel_folder(account.project, "infer") / KERNEL_FILE), account.owner)
-    others = [source for source in metadata.get("dataset_sources", []) if source.split("/")[1] != WEIGHTS]
-    if weights == "model":
-        return {"dataset_sources": others, "model_sources": [model or models.newest(account)]}
+    sources = read_kernel_metadata(account, "infer").get("dataset_sources", [])
+    others = [source for source in sources if source.split("/")[1] != WEIGHTS]
     return {"dataset_sources": others, "kernel_sources": [latest_run(account, "train").reference]}
 
 

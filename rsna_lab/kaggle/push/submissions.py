@@ -12,7 +12,7 @@ from typing import Any
 from rsna_kit.competition.paths import SLUG
 from rsna_kit.runtime.errors import UsageError
 from rsna_lab.kaggle.push import runs
-from rsna_lab.kaggle.push.account import Account, short_commit
+from rsna_lab.kaggle.push.account import Account, commit_of
 from rsna_lab.kaggle.push.api import LOOKS
 from rsna_lab.kaggle.push.errors import KaggleError, UnreachableError, advice_for
 from rsna_lab.kaggle.push.kernels import missing_sources
@@ -29,17 +29,13 @@ def submit_and_wait(account: Account, run: Run, file_name: str = "submission.csv
         KaggleError: the version cannot be scored, Kaggle refused it, or it got no score.
     """
     number = _submit(account, run, file_name)
-    waiting, missed = Waiting(account.events, f"submission {number}", account.limit_s), 0
+    waiting = Waiting(account.events, f"submission {number}", account.limit_s, account.poll_s, _PAGE)
     while not (row := next((row for row in rows(account) if row.get("ref") == number), None)) or outcome(row) is None:
-        missed = 0 if row else missed + 1
-        if missed > 5 * LOOKS:
-            raise KaggleError(f"Kaggle does not list submission {number}.", advice=f"Look at {_PAGE}.")
-        waiting.look("PENDING" if row else "not listed yet")
-        time.sleep(account.poll_s)
+        waiting.look("PENDING" if row else None)
     waiting.close()
     error = outcome(row)
     facts = {"submission": number, "public": row.get("publicScore") or "", "private": row.get("privateScore") or ""}
-    line = {"kernel": run.reference, "version": run.version, "competition": SLUG, **facts, "error": error}
+    line = {**run.match, "competition": SLUG, **facts, "error": error}
     if not account.ledger.last("score", **line):
         account.ledger.add("score", **line)
     if error:
@@ -72,7 +68,7 @@ def _submit(account: Account, run: Run, file_name: str) -> int:
     if not run.version:
         raise UsageError(f"{run.reference} was not pushed from here: say which version is to be submitted, --version N")
     about = f"{run.reference.split('/')[1]} v{run.version}"
-    match = {"kernel": run.reference, "version": run.version, "competition": SLUG}
+    match = {**run.match, "competition": SLUG}
     known = {line.get("submission") for line in account.ledger.lines("submit", **match)}
 
     def made() -> list[dict[str, Any]]:
@@ -88,7 +84,7 @@ def _submit(account: Account, run: Run, file_name: str) -> int:
         account.events.say(f"{run.reference}: version {run.version} is submission {before[0]['ref']} already")
         return int(before[0]["ref"])
     check_submittable(account, run, file_name)
-    message = f"rsna_kit {short_commit(account.project)} {about}" + (f", time {len(before) + 1}" if before else "")
+    message = f"rsna_kit {commit_of(account.project)[:8]} {about}" + (f", time {len(before) + 1}" if before else "")
     owner, slug = run.reference.split("/")
     number = 0
     try:
@@ -156,12 +152,23 @@ def check_submittable(account: Account, run: Run, file_name: str) -> None:
             f"{name} left no {file_name}; its files: {', '.join(list(files)[:8]) or 'none'}.",
             advice="Let the kernel write it into /kaggle/working, rehearse it, and push again.",
         )
+    check_left(account)
+
+
+def check_left(account: Account) -> str:
+    """How many submissions were made and are left today, for people.
+
+    Raises:
+        KaggleError: none is left.
+    """
     made, left = left_today(account)
     if made and not left:  # both 0 before the first one ever
         raise KaggleError(
             f"No submission is left today, {made} were made.",
-            advice="The day ends at 00:00 UTC. Run the same command again then.",
+            advice="The day ends at 00:00 UTC: run the same command again then. Or leave out the last step of all, "
+            "--skip submit",
         )
+    return f"submissions: {made} today, {left} left" if made or left else "submissions: none so far"
 
 
 def left_today(account: Account) -> tuple[int, int]:

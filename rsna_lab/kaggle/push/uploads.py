@@ -18,8 +18,8 @@ from typing import Any
 
 from rsna_kit.runtime.files import sha256_file
 from rsna_lab.kaggle.credentials import CredentialError
-from rsna_lab.kaggle.metadata import DATASET_FILE, NOT_UPLOADED, MetadataError, dataset_problems, filled, read_metadata
-from rsna_lab.kaggle.push.account import Account, short_commit
+from rsna_lab.kaggle.metadata import DATASET_FILE, MetadataError, dataset_problems, filled, read_metadata
+from rsna_lab.kaggle.push.account import Account, commit_of
 from rsna_lab.kaggle.push.api import LOOKS
 from rsna_lab.kaggle.push.errors import KaggleError, UnreachableError
 from rsna_lab.kaggle.push.project import LIBRARY, build, build_command, built_folder
@@ -66,7 +66,7 @@ class Found:
     description: str
 
 
-def pack(account: Account, folder: Path, metadata_file: str = DATASET_FILE) -> Contents:
+def pack(account: Account, folder: Path) -> Contents:
     """Check a folder and list what goes out.
 
     Raises:
@@ -75,9 +75,8 @@ def pack(account: Account, folder: Path, metadata_file: str = DATASET_FILE) -> C
     """
     if problems := dataset_problems(folder):
         raise MetadataError([f"{folder}: {problem}" for problem in problems])
-    metadata = filled(read_metadata(folder / metadata_file), account.owner)
-    own = {folder / name for name in NOT_UPLOADED}
-    paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and path not in own]
+    metadata = filled(read_metadata(folder / DATASET_FILE), account.owner)
+    paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and path != folder / DATASET_FILE]
     if secret := account.scrub.found_in(paths):
         raise CredentialError(
             f"not uploaded: these files hold a credential, or are made for one: {', '.join(secret)}.\n"
@@ -88,8 +87,7 @@ def pack(account: Account, folder: Path, metadata_file: str = DATASET_FILE) -> C
     sums = {name: sha256_file(folder / name) for name in sizes}
     about = json.dumps(sums, sort_keys=True) + json.dumps(metadata, sort_keys=True).casefold()
     digest = hashlib.sha256(about.encode()).hexdigest()
-    reference = metadata.get("id") or f"{metadata['ownerSlug']}/{metadata['modelSlug']}"
-    return Contents(reference, folder, metadata, sizes, digest)
+    return Contents(metadata["id"], folder, metadata, sizes, digest)
 
 
 def bring(account: Account, name: str, skip: frozenset[str] = frozenset()) -> int | None:
@@ -164,27 +162,20 @@ def _send(account: Account, contents: Contents, now: Found | None) -> int:
     (owner, slug), data, number = contents.reference.split("/"), contents.metadata, (now.version if now else 0) + 1
     account.events.say(f"{contents.reference}: version {number} is sent, {contents.size / 1e6:.1f} MB")
     body = {
-        "files": send_files(account, contents, "DATASET"),
-        **{field: data[key] for key, field in (("subtitle", "subtitle"), ("keywords", "categoryIds")) if data.get(key)},
+        "files": _send_files(account, contents),
+        **({"subtitle": data["subtitle"]} if data.get("subtitle") else {}),
         "description": f"{data.get('description') or ''}\n\n{contents.mark(number)}".strip(),
     }
     what = f"The upload of {contents.reference}"
     try:
         if now is None:
             body |= {"slug": slug, "title": data["title"], "licenseName": data["licenses"][0]["name"]}
-            answer = account.kaggle.change(
+            account.kaggle.change(
                 "datasets/create_dataset", what, ownerSlug=owner, isPrivate=not account.public, **body
             )
         else:
-            body["versionNotes"] = f"{short_commit(account.project)}, files {contents.digest[:12]}"
-            answer = account.kaggle.change(
-                "datasets/create_dataset_version", what, ownerSlug=owner, datasetSlug=slug, body=body
-            )
-        if answer.get("invalidTags"):
-            raise KaggleError(
-                f"{what}: Kaggle does not know the tags {', '.join(answer['invalidTags'])}.",
-                advice="Take these words out of `keywords` in the metadata.",
-            )
+            body["versionNotes"] = f"{commit_of(account.project)[:8]}, files {contents.digest[:12]}"
+            account.kaggle.change("datasets/create_dataset_version", what, ownerSlug=owner, datasetSlug=slug, body=body)
     except UnreachableError:
         if not _arrived(account, contents, number, now):
             raise
@@ -203,7 +194,7 @@ def _arrived(account: Account, contents: Contents, number: int, before: Found | 
     return False
 
 
-def send_files(account: Account, contents: Contents, kind: str) -> list[dict[str, str]]:
+def _send_files(account: Account, contents: Contents) -> list[dict[str, str]]:
     """Bring every file and, as an archive that Kaggle unpacks, every folder at the top; returns their tokens."""
     tops = sorted({name.split("/")[0] for name in contents.sizes})
     archive = account.staging / "tmp" / "archive"
@@ -223,7 +214,7 @@ def send_files(account: Account, contents: Contents, kind: str) -> list[dict[str
                     for name in contents.sizes:
                         if name.startswith(f"{top}/"):
                             pack.write(contents.folder / name, name.removeprefix(f"{top}/"))
-            found.append({"token": account.kaggle.upload(path, kind, listen, _SLOWEST_BYTES_S)})
+            found.append({"token": account.kaggle.upload(path, listen, _SLOWEST_BYTES_S)})
             if path.parent == archive:
                 path.unlink()
             progress.advance(1, note=top)
@@ -237,16 +228,10 @@ def wait_ready(account: Account, name: str, at_least: int) -> Found:
         KaggleError: Kaggle could not make it, does not show the dataset, or took too long.
     """
     label = f"{name}: waiting for version {at_least}" if at_least else f"{name}: waiting for what is under way"
-    waiting, missed = Waiting(account.events, label, account.limit_s), 0
+    page = f"https://www.kaggle.com/datasets/{name}"
+    waiting = Waiting(account.events, label, account.limit_s, account.poll_s, page)
     while True:
         now = find(account, name)
-        missed = 0 if now else missed + 1
-        if missed > 5 * LOOKS:
-            raise KaggleError(
-                f"{name}: Kaggle does not show it to this account.",
-                advice=f"Look at https://www.kaggle.com/datasets/{name}. A token made lately may lack rights that "
-                "kaggle.json has.",
-            )
         if now and now.status == "READY" and now.version >= at_least:
             waiting.close()
             return now
@@ -259,8 +244,7 @@ def wait_ready(account: Account, name: str, at_least: int) -> Found:
                 f"See https://www.kaggle.com/datasets/{name}, then run "
                 "the same command again: it uploads a new version.",
             )
-        waiting.look(f"{now.status} at version {now.version}" if now else "not listed yet")
-        time.sleep(account.poll_s)
+        waiting.look(f"{now.status} at version {now.version}" if now else None)
 
 
 def _check(account: Account, contents: Contents, version: int) -> int:

@@ -1,7 +1,7 @@
 """A hidden test set of another size, with unseen machines and broken files; and what a submission scores on it.
 
-Three sources: a folder that has its truth (a phantom's `hidden/`), women drawn from a competition's training set, or
-a phantom made for it. The set is built afresh beside the run's output, out of links to the images:
+Two sources: a folder that has its truth (a phantom's `hidden/`), or women drawn from a competition's training set. The
+set is built afresh beside the run's output, out of links to the images:
 
     test.csv  sample_submission.csv  test_images/   what the scoring run puts in the place of the visible test
     truth.csv                                       prediction_id, patient_id, laterality, cancer; never mounted
@@ -19,7 +19,6 @@ import re
 import shutil
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,24 +37,11 @@ _CANCERS, _UNSEEN = 0.25, 0.2  # shares of the women drawn
 _MOST_BROKEN = 1 / 3  # of the images
 # Transfer syntaxes whose names are equally long, so that a header keeps its lengths.
 _OTHER_SYNTAX = {
-    b"1.2.840.10008.1.2.4.70": b"1.2.840.10008.1.2.4.90", b"1.2.840.10008.1.2.4.90": b"1.2.840.10008.1.2.4.70",
-    b"1.2.840.10008.1.2.4.57": b"1.2.840.10008.1.2.4.91", b"1.2.840.10008.1.2.1\0": b"1.2.840.10008.1.2.5\0",
-}  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Hidden:
-    """A hidden test set: what is mounted is in `folder`, beside `truth`."""
-
-    folder: Path
-    patients: int
-    images: int
-    broken: dict[str, int]
-
-    @property
-    def truth(self) -> Path:
-        """What only the host knows."""
-        return self.folder / "truth.csv"
+    b"1.2.840.10008.1.2.4.70": b"1.2.840.10008.1.2.4.90",
+    b"1.2.840.10008.1.2.4.90": b"1.2.840.10008.1.2.4.70",
+    b"1.2.840.10008.1.2.4.57": b"1.2.840.10008.1.2.4.91",
+    b"1.2.840.10008.1.2.1\0": b"1.2.840.10008.1.2.5\0",
+}
 
 
 def check_source(choice: str, competition: Path) -> None:
@@ -64,13 +50,11 @@ def check_source(choice: str, competition: Path) -> None:
     Raises:
         UsageError: a folder that lacks something.
     """
-    if choice == "phantom":
-        return
     folder, names = Path(choice), ["test.csv", "truth.csv", "test_images"]
-    advice = f"Give a folder with {', '.join(names)}, such as a phantom's hidden/, or --hidden train or phantom."
+    advice = f"Give a folder with {', '.join(names)}, such as a phantom's hidden/, or --hidden train"
     if choice == "train":
         folder, names = competition, ["train.csv", "train_images"]
-        advice = "--hidden train draws from the training set. Give a --competition that has one, or --hidden phantom."
+        advice = "--hidden train draws from the training set. Give a --competition that has one"
     for name in names:
         if not (folder / name).exists():
             raise UsageError(f"{folder / name}: no such file. {advice}")
@@ -78,14 +62,14 @@ def check_source(choice: str, competition: Path) -> None:
 
 def make_hidden(
     choice: str, competition: Path, out: Path, patients: int, broken: int, seed: int, events: Events
-) -> Hidden:
+) -> None:
     """Build a hidden test set in `out`.
 
     Args:
-        choice: "train" (drawn from the competition's training set), "phantom", or a folder with truth.csv.
+        choice: "train" (drawn from the competition's training set), or a folder with truth.csv.
         competition: folder with train.csv and train_images, for "train".
         out: a folder that is not there yet.
-        patients: how many women, for "train" and "phantom".
+        patients: how many women are drawn.
         broken: how many files to break, at most a third of them, in turn in each way; the first that is missing takes
             the other images of its breast along.
         seed: of every choice.
@@ -95,15 +79,12 @@ def make_hidden(
         UsageError: a source that lacks something.
     """
     check_source(choice, competition)
-    rng = np.random.default_rng(seed)
+    rng, folder = np.random.default_rng(seed), Path(choice)
     if choice == "train":
         test, truth, images = _draw(competition, patients, rng)
-    elif choice == "phantom":
-        made = out.with_name(f"{out.name}.phantom")
-        _write_phantom(made, patients, seed, events)
-        test, truth, images = _take(made / "hidden")
     else:
-        test, truth, images = _take(Path(choice))
+        test, truth = (read_rows(folder / name).frame for name in ("test.csv", "truth.csv"))
+        images = folder / "test_images"
     out.mkdir(parents=True)
     test.to_csv(out / "test.csv", index=False)
     truth.to_csv(out / "truth.csv", index=False)
@@ -117,11 +98,9 @@ def make_hidden(
             progress.advance()
     table = test[test["image_id"].isin(how)][["image_id", "patient_id"]]
     table.assign(how=table["image_id"].map(how)).to_csv(out / "broken.csv", index=False)
-    shutil.rmtree(out.with_name(f"{out.name}.phantom"), ignore_errors=True)
-    counts = dict(Counter(how.values()))
-    events.say(f"hidden test set: {test['patient_id'].nunique()} women, {len(test)} images, broken: "
-               + (", ".join(f"{count} {way}" for way, count in counts.items()) or "none"))  # fmt: skip
-    return Hidden(out, int(test["patient_id"].nunique()), len(test), counts)
+    said = ", ".join(f"{count} {way}" for way, count in Counter(how.values()).items()) or "none"
+    women = test["patient_id"].nunique()
+    events.say(f"hidden test set: {women} women, {len(test)} images, broken: {said}")
 
 
 def score(submission: Path, truth: Path) -> dict[str, Any]:
@@ -131,32 +110,6 @@ def score(submission: Path, truth: Path) -> dict[str, Any]:
 
     summary = summarise(read_predictions(submission, truth), 0.5)
     return {"metric": "pF1", **summary["metrics"]["pf1"], **summary["counts"]}
-
-
-def compare_failures(working: Path, made: Hidden) -> dict[str, Any] | None:
-    """What a run could not use, held against what was broken on purpose.
-
-    Args:
-        working: what the run left.
-        made: the set that it saw.
-
-    Returns:
-        `failed` (how many images), `others` (ids of those that were whole) and `unnoticed` (ids of broken ones that
-        were used), ready for JSON; None where the kernel left no failures.csv with an image_id.
-    """
-    path = working / "failures.csv"
-    if not path.is_file():
-        return None
-    table = _read(path)
-    if "image_id" not in table:
-        return None
-    failed, broken = set(table["image_id"]), set(_read(made.folder / "broken.csv")["image_id"])
-    return {"failed": len(failed), "others": sorted(failed - broken), "unnoticed": sorted(broken - failed)}
-
-
-def _take(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame, Path]:
-    """A folder that is one already."""
-    return read_rows(folder / "test.csv").frame, read_rows(folder / "truth.csv").frame, folder / "test_images"
 
 
 def _draw(competition: Path, patients: int, rng: np.random.Generator) -> tuple[pd.DataFrame, pd.DataFrame, Path]:
@@ -176,18 +129,6 @@ def _draw(competition: Path, patients: int, rng: np.random.Generator) -> tuple[p
         patient_id=("patient_id", "first"), laterality=("laterality", "first"), cancer=("cancer", "max")
     )
     return test[list(TEST_COLUMNS)], truth.reset_index()[list(TRUTH_COLUMNS)], competition / "train_images"
-
-
-def _write_phantom(out: Path, patients: int, seed: int, events: Events) -> None:
-    from rsna_lab.phantom.writer import write_competition
-
-    shutil.rmtree(out, ignore_errors=True)
-    write_competition(out, 1, seed, test_patients=patients, workers=1, events=events)
-
-
-def _read(path: Path) -> pd.DataFrame:
-    """A table as it is written: every cell a text."""
-    return pd.read_csv(path, dtype=str, keep_default_na=False)
 
 
 def _choose_broken(test: pd.DataFrame, count: int, rng: np.random.Generator) -> dict[str, str]:

@@ -18,7 +18,7 @@ from typing import Any
 from rsna_kit.runtime.errors import UsageError, did_you_mean
 from rsna_lab.kaggle.metadata import KERNEL_FILE, SOURCE_KEYS, is_true, read_metadata
 
-LAYOUTS = ("new", "old", "both")
+LAYOUTS = ("new", "old")
 TEST_FILES = ("test.csv", "sample_submission.csv", "test_images")  # what the scoring run exchanges
 # In a competition folder here and never in Kaggle's: the host's knowledge, and the phantom's notes on itself.
 _HOST_ONLY = {"truth.csv", "hidden", "phantom.json", "phantom.begun.json"}
@@ -57,10 +57,9 @@ class Kernel:
         return is_true(self.metadata.get("enable_internet"), default=True)
 
     def sources(self, layout: str = "new") -> list[Source]:
-        """Everything that is attached, in the metadata's order; with "both", everything twice."""
+        """Everything that is attached, in the metadata's order."""
         return [
-            _source(key.removesuffix("_sources"), str(reference), one)
-            for one in (LAYOUTS[:2] if layout == "both" else (layout,))
+            _source(key.removesuffix("_sources"), str(reference), layout)
             for key in SOURCE_KEYS
             for reference in self.metadata.get(key) or ()
         ]
@@ -110,7 +109,7 @@ def find_mounts(
     """
     found: dict[str, Path] = {}
     absent: list[Source] = []
-    used: dict[str, str] = {}  # a folder stands for one source
+    used: dict[str, str] = {}  # a folder stands for one source, the competition's under ""
     for source in kernel.sources(layout):
         names = [name for name in (source.reference, source.slug) if name in given]
         if source.kind == "competition" and competition is not None:

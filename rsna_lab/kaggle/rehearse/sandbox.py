@@ -19,13 +19,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rsna_kit.runtime.errors import UsageError
-
 TOKEN_FILE = "KAGGLE_API_V1_TOKEN"
-LEVELS = ("auto", "bubblewrap", "plain")
 INPUT, WORKING, SCRIPT, INSTALLED = "/kaggle/input", "/kaggle/working", "/kaggle/src/script.py", "/kaggle/lib"
 # Where programs and their libraries lie. Whoever has his interpreter elsewhere gets that folder, too.
 _SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/etc", "/opt", "/sys", "/nix")
+TOKENS = ("KAGGLE_USER_SECRETS_TOKEN", "KAGGLE_DATA_PROXY_TOKEN", TOKEN_FILE)
+_PLACES = {
+    "KAGGLE_URL_BASE": "https://www.kaggle.com",
+    "KAGGLE_DATA_PROXY_URL": "https://dp.kaggle.net",
+    "KAGGLE_GRPC_DATA_PROXY_URL": "dp.kaggle.net:443",
+    "KAGGLE_KERNEL_INTEGRATIONS": "",
+    "KAGGLE_CONTAINER_NAME": "rehearsal",
+    "KAGGLE_DOCKER_IMAGE": "rehearsal",
+}
+GPUS = list(Path("/dev").glob("nvidia[0-9]*"))
 HOW_TO_INSTALL = "Install bubblewrap for a sandbox; on Debian or Ubuntu: apt-get install bubblewrap."
 _PLAIN_UNCHECKED = (
     "network off",
@@ -55,7 +62,6 @@ class Cell:
         working: becomes /kaggle/working.
         scratch: an empty folder here, for /tmp and what pip installs; removed by the caller.
         environment: of the kernel. What it says for TOKEN_FILE goes into a file, and the variable names that.
-        python: the interpreter.
     """
 
     inputs: Mapping[str, Path]
@@ -63,7 +69,6 @@ class Cell:
     working: Path
     scratch: Path
     environment: Mapping[str, str]
-    python: str = sys.executable
 
 
 @dataclass(frozen=True)
@@ -76,24 +81,18 @@ class Jail:
     unchecked: list[str] = field(default_factory=list)
 
 
-def open_jail(cell: Cell, level: str = "auto") -> Jail:
-    """The best jail that works here, or the one that is asked for.
-
-    Raises:
-        UsageError: a level that is asked for by name and does not work here; says why.
-    """
+def open_jail(cell: Cell, sandbox: bool = True) -> Jail:
+    """Bubblewrap, where it works here and `sandbox` says so; else a plain process."""
     places = {"/tmp": cell.scratch / "tmp", "/kaggle/temp": cell.scratch / "temp", INSTALLED: cell.scratch / "lib"}
     for folder in places.values():
         folder.mkdir(exist_ok=True)
     why_not = "not asked for"
-    if level != "plain":
+    if sandbox:
         command = _bubblewrap(cell, {**places, WORKING: cell.working})
-        why_not = _why_not([*command, cell.python, "-c", ""])
+        why_not = _why_not([*command, sys.executable, "-c", ""])
         if not why_not:
             environment = _environment(cell, places["/tmp"], "/tmp", INSTALLED)
-            return Jail("bubblewrap", [*command, cell.python, SCRIPT], environment)
-        if level != "auto":
-            raise UsageError(f"--sandbox {level} does not work here ({why_not}). {HOW_TO_INSTALL}")
+            return Jail("bubblewrap", [*command, sys.executable, SCRIPT], environment)
     root, alone, patch = cell.scratch / "input", cell.scratch / "src" / "script.py", cell.scratch / "patch"
     for folder in (root, alone.parent, patch):
         folder.mkdir(exist_ok=True)
@@ -105,7 +104,18 @@ def open_jail(cell: Cell, level: str = "auto") -> Jail:
     environment = _environment(cell, places["/tmp"], str(places["/tmp"]), str(places[INSTALLED]))
     environment |= {"RSNA_KIT_INPUT": str(root), "RSNA_KIT_WORKING": str(cell.working)}
     environment["PYTHONPATH"] += f"{os.pathsep}{patch}"
-    return Jail(None, [cell.python, str(alone)], environment, [*_PLAIN_UNCHECKED, f"sandbox: {why_not}"])
+    return Jail(None, [sys.executable, str(alone)], environment, [*_PLAIN_UNCHECKED, f"sandbox: {why_not}"])
+
+
+def session_environment(tokens: Mapping[str, str], rerun: bool) -> dict[str, str]:
+    """The variables of a Kaggle session, with stand-ins for its tokens; and what the person sets for the kernels."""
+    kept = {name: value for name, value in os.environ.items() if name.startswith("RSNA_KIT_")}
+    if GPUS and "LD_LIBRARY_PATH" in os.environ:
+        kept["LD_LIBRARY_PATH"] = os.environ["LD_LIBRARY_PATH"]
+    path = os.pathsep.join([str(Path(sys.executable).parent), "/usr/local/bin", "/usr/bin", "/bin"])
+    common = {"PATH": path, "LANG": "C.UTF-8", "PYTHONUNBUFFERED": "1", "TF_CPP_MIN_LOG_LEVEL": "2"}
+    scoring = {"KAGGLE_IS_COMPETITION_RERUN": "1"} if rerun else {}
+    return {**common, "KAGGLE_KERNEL_RUN_TYPE": "Batch", **_PLACES, **tokens, **scoring, **kept}
 
 
 def _environment(cell: Cell, here: Path, temporary: str, installed: str) -> dict[str, str]:
@@ -113,10 +123,9 @@ def _environment(cell: Cell, here: Path, temporary: str, installed: str) -> dict
 
     Packages that it installs go to `installed`. Kaggle keeps one token in a file, and the variable says where.
     """
-    said = {
-        "HOME": temporary, "TMPDIR": temporary, **cell.environment, "PIP_TARGET": installed, "PYTHONPATH": installed,
-        "PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_ROOT_USER_ACTION": "ignore", "PIP_NO_CACHE_DIR": "1",
-    }  # fmt: skip
+    said = {"HOME": temporary, "TMPDIR": temporary, **cell.environment, "PIP_TARGET": installed}
+    said |= {"PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_ROOT_USER_ACTION": "ignore", "PIP_NO_CACHE_DIR": "1"}
+    said["PYTHONPATH"] = installed
     if TOKEN_FILE in said:
         (here / TOKEN_FILE).write_text(said[TOKEN_FILE])
         said[TOKEN_FILE] = f"{temporary}/{TOKEN_FILE}"
@@ -132,9 +141,7 @@ def _bubblewrap(cell: Cell, writable: Mapping[str, Path]) -> list[str]:
             command += ["--dev-bind-try", device, device]
     for inside, folder in writable.items():  # /tmp first: the interpreter may itself lie below it
         command += ["--bind", str(folder), inside]
-    asked = "import sys; print(sys.prefix, sys.base_prefix, sys.executable, sep='\\n')"
-    said = subprocess.run([cell.python, "-I", "-c", asked], capture_output=True, text=True, check=True).stdout
-    prefix, base, executable = map(Path, said.splitlines()[:3])
+    prefix, base, executable = map(Path, (sys.prefix, sys.base_prefix, sys.executable))
     own = {prefix, base, prefix.resolve(), base.resolve(), executable.resolve().parent}
     own = {folder for folder in own if not any(folder.is_relative_to(place) for place in _SYSTEM)}
     for folder in (*map(Path, _SYSTEM), *sorted(own)):

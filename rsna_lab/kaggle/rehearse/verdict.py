@@ -22,32 +22,51 @@ EXCEPTION = "Notebook Threw Exception"
 EXCEEDED = "Notebook Exceeded Allowed Compute"
 NOT_FOUND = "Submission CSV Not Found"
 SCORING = "Submission Scoring Error"
-PUSH = "Kernel push error"
 SECRET = "Secret In Output"  # no word of Kaggle's: nobody there looks
-_OWN = ("It is not a stand-in but your own, which a plain process can read. Find out what in the kernel does, delete "
-        "what holds it, and make a new one if that was ever given away.")  # fmt: skip
+_OWN = (
+    "It is not a stand-in but your own, which a plain process can read. Find out what in the kernel does, delete "
+    "what holds it, and make a new one if that was ever given away."
+)
+_LIVE = "At Kaggle it is a live token, and logs and outputs can be downloaded. Print names of variables, never values."
 _REBUILD = (
     "Build it from sample_submission.csv of the same run, which has other rows in the scoring run, and fill what has "
     "no score."
 )
 # What a log says → what it means here.
 _SIGNS = (
-    (r"No module named '([\w.]+)'", "{0} is not there. Attach a dataset with its wheel and install it with pip "
-     "--no-index, or put the module into the dataset rsna-kit."),
-    (r"Read-only file system|Permission denied: '/kaggle/(?:input|src)", "Inputs and source are read-only: write below "
-     "/kaggle/working (kept) or /tmp (not kept)."),
-    (r"Name or service not known|name resolution|Network is unreachable|NewConnectionError|ENETUNREACH",
-     "There is no network: attach what is needed as a dataset; give pip --no-index and --find-links."),
-    (r"No matching distribution found|is not a supported wheel", "pip found no wheel that fits this interpreter. "
-     "Give --no-index and --find-links with the folder of wheels; build them for Kaggle's Python 3.12."),
-    (r"No such file or directory: '(?!/kaggle|/tmp)(/[^']*)'", "{0} lies on this machine and not at Kaggle: attach it, "
-     "and look below /kaggle/input."),
-    (r"No such file or directory: '(/kaggle/[^']*)'", "{0} is not there: attach its source (kernel-metadata.json), or "
-     "give its folder here with --dataset; look in both mount layouts."),
-    (r"MemoryError|Unable to allocate|std::bad_alloc|ResourceExhausted|OOM when", "It ran out of memory: smaller "
-     "batches, fewer workers."),
+    (
+        r"No module named '([\w.]+)'",
+        "{0} is not there. Attach a dataset with its wheel and install it with pip "
+        "--no-index, or put the module into the dataset rsna-kit.",
+    ),
+    (
+        r"Read-only file system|Permission denied: '/kaggle/(?:input|src)",
+        "Inputs and source are read-only: write below /kaggle/working (kept) or /tmp (not kept).",
+    ),
+    (
+        r"Name or service not known|name resolution|Network is unreachable|NewConnectionError|ENETUNREACH",
+        "There is no network: attach what is needed as a dataset; give pip --no-index and --find-links.",
+    ),
+    (
+        r"No matching distribution found|is not a supported wheel",
+        "pip found no wheel that fits this interpreter. "
+        "Give --no-index and --find-links with the folder of wheels; build them for Kaggle's Python 3.12.",
+    ),
+    (
+        r"No such file or directory: '(?!/kaggle|/tmp)(/[^']*)'",
+        "{0} lies on this machine and not at Kaggle: attach it, and look below /kaggle/input.",
+    ),
+    (
+        r"No such file or directory: '(/kaggle/[^']*)'",
+        "{0} is not there: attach its source (kernel-metadata.json), or "
+        "give its folder here with --dataset; look in both mount layouts.",
+    ),
+    (
+        r"MemoryError|Unable to allocate|std::bad_alloc|ResourceExhausted|OOM when",
+        "It ran out of memory: smaller batches, fewer workers.",
+    ),
     (r"No space left on device", "The disk is full: /kaggle/working holds 20 GB."),
-)  # fmt: skip
+)
 
 
 @dataclass(frozen=True)
@@ -76,14 +95,26 @@ def of_run(ended: Ended, limits: Limits, siblings: Sequence[str] = ()) -> Verdic
     log = tuple(ended.tail[-20:])
     memory, disk = f"{limits.memory_bytes / 1e9:.1f} GB", f"{limits.working_bytes / 1e9:g} GB"
     if ended.stopped == "time":
-        return Verdict(TIMEOUT, f"It was stopped after {format_duration(limits.seconds)}.",
-                       ("Do less, or watch the clock and write what there is before the limit.",), log)  # fmt: skip
+        return Verdict(
+            TIMEOUT,
+            f"It was stopped after {format_duration(limits.seconds)}.",
+            ("Do less, or watch the clock and write what there is before the limit.",),
+            log,
+        )
     if ended.stopped == "memory":
-        return Verdict(EXCEEDED, f"Your notebook tried to allocate more memory than is available ({memory}).",
-                       ("Smaller batches, fewer workers, float32 instead of float64.",), log)  # fmt: skip
+        return Verdict(
+            EXCEEDED,
+            f"Your notebook tried to allocate more memory than is available ({memory}).",
+            ("Smaller batches, fewer workers, float32 instead of float64.",),
+            log,
+        )
     if ended.stopped == "disk":
-        return Verdict(EXCEEDED, f"/kaggle/working held {ended.working_bytes / 1e9:.3g} GB, more than {disk}.",
-                       ("Write what is not needed afterwards to /tmp, or delete it.",), log)  # fmt: skip
+        return Verdict(
+            EXCEEDED,
+            f"/kaggle/working held {ended.working_bytes / 1e9:.3g} GB, more than {disk}.",
+            ("Write what is not needed afterwards to /tmp, or delete it.",),
+            log,
+        )
     if ended.code in (-9, 137):
         seen = f"{ended.memory_bytes / 1e9:.1f} GB were seen. Smaller batches, fewer workers."
         return Verdict(EXCEEDED, "It was killed (signal 9), as Linux does when memory runs out.", (seen,), log)
@@ -100,8 +131,11 @@ def of_submission(submission: Path, sample: Path) -> Verdict:
     ids its, each once; values finite numbers from 0 to 1.
     """
     if not submission.is_file():
-        return Verdict(NOT_FOUND, f"There is no {submission.name} in /kaggle/working.",
-                       ("Write it first thing, with a value for every row of sample_submission.csv.",))  # fmt: skip
+        return Verdict(
+            NOT_FOUND,
+            f"There is no {submission.name} in /kaggle/working.",
+            ("Write it first thing, with a value for every row of sample_submission.csv.",),
+        )
     try:
         table, wanted = (pd.read_csv(path, dtype=str, keep_default_na=False) for path in (submission, sample))
     except (OSError, ValueError) as error:
@@ -117,9 +151,12 @@ def of_submission(submission: Path, sample: Path) -> Verdict:
 
 
 def of_secrets(
-    tokens: Mapping[str, str], log: Path, working: Path, own: Mapping[str, str] | None = None,
+    tokens: Mapping[str, str],
+    log: Path,
+    working: Path,
+    own: Mapping[str, str] | None = None,
     said: Sequence[str] = (),
-) -> Verdict:  # fmt: skip
+) -> Verdict:
     """Whether a stand-in for one of Kaggle's tokens, or a secret of the person's own, was printed or written.
 
     Args:
@@ -139,9 +176,7 @@ def of_secrets(
         if found:
             where = "the log" if path == log else f"/kaggle/working/{path.relative_to(working)}"
             shown = " and ".join(found)
-            advice = _OWN if set(own.values()).intersection(found) else (
-                "At Kaggle it is a live token, and logs and outputs can be downloaded. Print names of variables, never "
-                "values.")  # fmt: skip
+            advice = _OWN if set(own.values()).intersection(found) else _LIVE
             return Verdict(SECRET, f"The value of {shown} stands in {where}.", (advice,))
     return Verdict(COMPLETE)
 

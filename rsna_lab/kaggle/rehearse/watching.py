@@ -92,9 +92,14 @@ def watch(
     os.sched_setaffinity(0, sorted(cores)[: limits.cores])  # a child inherits it
     try:
         process = subprocess.Popen(
-            command, env=dict(environment), cwd=working, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT, start_new_session=True,
-        )  # fmt: skip
+            command,
+            env=dict(environment),
+            cwd=working,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
     finally:
         os.sched_setaffinity(0, cores)
     with open(log, "wb") as kept:
