@@ -131,7 +131,7 @@ print(json.dumps(np.asarray(network(pictures, training=False)).ravel().tolist())
 
 @pytest.mark.slow
 def test_jax_scores_as_tensorflow_does(tmp_path: Path) -> None:
-    """The same weights file in a process of its own; the other backbones: scripts/prove-backbones."""
+    """The same weights file in a process of its own."""
     pytest.importorskip("jax")
     keras.utils.set_random_seed(2)
     network = build_classifier(ModelConfig(backbone="convnext_tiny", tap=16), ImageConfig(height=32, width=32))
