@@ -44,7 +44,6 @@ def explain(
     *,
     images: Sequence[str] = (),
     top: int = TOP,
-    method: str | None = None,
     split: str | None = None,
     decode: DecodeConfig | None = None,
 ) -> dict[str, Any]:
@@ -63,7 +62,6 @@ def explain(
         events: progress, with the time that is left.
         images: these pictures; empty: the `top` highest scores of the split.
         top: how many.
-        method: `grad-cam`, `occlusion` or `error`; None: errors for a CVAE, Grad-CAM for all others.
         split: "train" or "test"; None takes the table that is there, the test table where both are.
         decode: the decode section of the configuration.
 
@@ -72,13 +70,13 @@ def explain(
         `max_failure_share` of the pictures could not be used. A picture that cannot be used costs no other.
 
     Raises:
-        UsageError: an id that the table does not have, a method that the model does not have, nothing to show.
+        UsageError: an id that the table does not have, nothing to show.
         BundleError: no bundle, or bundles of different image sections.
     """
     from rsna_kit.models.ensemble import Ensemble
     from rsna_kit.models.members import common_image, open_members
     from rsna_kit.recipes.images import open_stream
-    from rsna_lab.analysis.explain import build_explainer, choose_method, combine
+    from rsna_lab.analysis.explain import build_explainer, combine, method_of
 
     decode = decode or DecodeConfig()
     if decode.backend != "threads":
@@ -90,8 +88,8 @@ def explain(
     chosen = open_members(bundle_paths, events.say)
     bundles, weights = zip(*((member.bundle, member.weight) for member in chosen.members), strict=True)
     image = common_image(bundles)
-    methods = " and ".join(dict.fromkeys(choose_method(bundle, method) for bundle in bundles))
-    explainers = [build_explainer(bundle, method, settings.batch_size) for bundle in bundles]
+    methods = " and ".join(dict.fromkeys(method_of(bundle) for bundle in bundles))
+    explainers = [build_explainer(bundle) for bundle in bundles]
     ensemble = Ensemble(chosen.members, settings.batch_size, chosen.tta)
     events.say(f"explain: {len(table)} pictures of {competition.root} ({split}), {len(bundles)} bundles")
 
@@ -169,8 +167,7 @@ def _draw(
         Its row of explain.csv, ready for JSON, and the figure for the page.
     """
     from rsna_kit.imaging.render import encode_picture
-    from rsna_lab.analysis.explain import peak
-    from rsna_lab.analysis.overlay import draw_map, draw_peak, point_in_picture
+    from rsna_lab.analysis.explain import draw_map, peak, point_in_picture
 
     picture, box, point = rendered.image, rendered.box, peak(heat, rendered.image)
     place = (None, None) if point is None else point_in_picture(*point, box, image)
@@ -183,9 +180,7 @@ def _draw(
     files = {"maps": np.rint(heat * 65535).astype(np.uint16)}
     if box.flip:
         picture, heat = picture[:, ::-1], heat[:, ::-1]
-        point = None if point is None else (point[0], picture.shape[1] - 1 - point[1])
     drawn = draw_map(picture, heat)
-    drawn = drawn if point is None else draw_peak(drawn, *point)
     plain = np.repeat(picture[..., None], 3, axis=2)
     figure = np.hstack([plain, np.zeros((len(plain), _GAP, 3), np.uint8), drawn])[..., ::-1]  # OpenCV writes blue first
     files["pictures"] = figure = np.ascontiguousarray(figure)
