@@ -52,8 +52,14 @@ def checkout(tmp_path: Path) -> Path:
 def knock(checkout: Path, *words: str) -> tuple[int, str, str]:
     """Open the door with the bare interpreter first on PATH, as somebody does who stands elsewhere."""
     path = f"{checkout.parent / 'bare/bin'}{os.pathsep}{os.environ['PATH']}"
-    done = subprocess.run([checkout / "scripts/door", *words], cwd="/", env={**os.environ, "PATH": path},
-                          capture_output=True, text=True, timeout=60)  # fmt: skip
+    done = subprocess.run(
+        [checkout / "scripts/door", *words],
+        cwd="/",
+        env={**os.environ, "PATH": path},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
     assert "Traceback" not in done.stderr
     return done.returncode, done.stdout, done.stderr
 
