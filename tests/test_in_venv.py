@@ -1,4 +1,4 @@
-"""Doors find the project's own .venv, whichever python3 comes first on PATH."""
+"""Scripts find the project's own .venv, whichever python3 comes first on PATH."""
 
 from __future__ import annotations
 
@@ -73,13 +73,6 @@ def set_up(checkout: Path, *marks: str) -> None:
 def test_an_interpreter_without_the_packages_hands_over_to_the_environment(checkout: Path) -> None:
     set_up(checkout)
     assert knock(checkout, "a b", "--c") == (3, f"{checkout / '.venv'} ['a b', '--c'] 0\n", "")
-
-
-def test_options_of_the_interpreter_are_kept(checkout: Path) -> None:
-    set_up(checkout)
-    bare = checkout.parent / "bare/bin/python3"
-    done = subprocess.run([bare, "-X", "utf8", checkout / "scripts/door"], capture_output=True, text=True)
-    assert done.stdout == f"{checkout / '.venv'} [] 1\n"
 
 
 def test_an_interpreter_with_the_packages_is_left_alone(checkout: Path) -> None:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from rsna_kit.imaging.stream import ImageStream
     from rsna_kit.models.ensemble import Ensemble
 
-TOP = 20
+TOP, PAGE = 20, "index.html"
 _PAGE_HEIGHT = 560  # rows of a picture on the page; the files are as large as what the model sees
 _GAP = 4  # black columns between the mammogram and its map
 _MEANING = (
@@ -63,11 +63,11 @@ def explain(
         images: these pictures; empty: the `top` highest scores of the split.
         top: how many.
         split: "train" or "test"; None takes the table that is there, the test table where both are.
-        decode: the decode section of the configuration.
+        decode: that section of the configuration.
 
     Returns:
-        Counts, paths and the pictures with their scores and peaks, ready for JSON; `ok` is False when more than
-        `max_failure_share` of the pictures could not be used. A picture that cannot be used costs no other.
+        Counts, paths and the pictures with scores and peaks, ready for JSON; `ok` is False when more than
+        `max_failure_share` of the pictures could not be used, each of which costs no other.
 
     Raises:
         UsageError: an id that the table does not have, nothing to show.
@@ -81,10 +81,8 @@ def explain(
     decode = decode or DecodeConfig()
     if decode.backend != "threads":
         raise UsageError(f"decode.backend: got {decode.backend!r}, explain decodes in threads of its own process")
-    if top < 1:
-        raise UsageError(f"--top: got {top}, expected at least 1 picture")
     competition = find_competition(where)
-    split, table = _table(competition, split, images)
+    split, table = _table(competition, split, images, top)
     chosen = open_members(bundle_paths, events.say)
     bundles, weights = zip(*((member.bundle, member.weight) for member in chosen.members), strict=True)
     image = common_image(bundles)
@@ -103,28 +101,25 @@ def explain(
             heat = combine([explainer(one[2].image[None, ..., None]) for explainer in explainers], weights)[0]
             drawn.append(_draw(out, *one, heat, image))
             progress.advance()
-    shown = [facts for facts, _ in drawn]
-    write_csv(out / "explain.csv", pd.DataFrame(shown))
-    write_csv(out / "failures.csv", pd.DataFrame(failures, columns=["image_id", "stage", "reason"]))
-    if failures:
-        events.say(f"{len(failures)} of {len(table)} pictures could not be used: {out / 'failures.csv'}")
     paths = [str(bundle.path) for bundle in bundles]
     said = {"competition": str(competition.root), "split": split, "method": methods, "bundles": ", ".join(paths)}
-    _write_page(out / "index.html", drawn, said)
+    _write(out, drawn, failures, said)
     return {
-        "ok": bool(shown) and len(failures) <= settings.max_failure_share * len(table),
-        "page": str(out / "index.html"),
+        "ok": bool(drawn) and len(failures) <= settings.max_failure_share * len(table),
+        "page": str(out / PAGE),
         "scored": len(table) - len(failures),
         "failed": len(failures),
-        "explained": len(shown),
+        "explained": len(drawn),
         **said,
         "bundles": paths,
-        "pictures": shown,
+        "pictures": [facts for facts, _ in drawn],
     }
 
 
-def _table(competition: Competition, split: str | None, images: Sequence[str]) -> tuple[str, pd.DataFrame]:
+def _table(competition: Competition, split: str | None, images: Sequence[str], top: int) -> tuple[str, pd.DataFrame]:
     """The split and its rows, all or those asked for, in the order asked for."""
+    if top < 1:
+        raise UsageError(f"--top: got {top}, expected at least 1 picture")
     split = split or ("test" if competition.test_csv is not None else "train")
     table = (read_train if split == "train" else read_test)(competition.table(f"{split}.csv"))
     if not images:
@@ -156,6 +151,8 @@ def _score(
                 for (image_id, rendered), score in zip(good, np.sum(parts, axis=0), strict=True):
                     yield float(score), table.iloc[numbers[image_id]], rendered
             progress.advance(len(batch))
+    if failures:
+        events.say(f"{len(failures)} of {len(table)} pictures could not be used: failures.csv names them")
 
 
 def _draw(
@@ -198,15 +195,20 @@ def _caption(facts: dict[str, Any]) -> str:
     return f"{facts['image_id']} ({side}): score {facts['score']:.3f}{truth}{nothing}"
 
 
-def _write_page(path: Path, drawn: Sequence[tuple[dict[str, Any], bytes]], said: dict[str, str]) -> None:
+def _write(
+    out: Path, drawn: Sequence[tuple[dict[str, Any], bytes]], failures: Sequence[dict[str, str]], said: dict[str, str]
+) -> None:
+    """The tables and the page."""
     from rsna_lab.report.cases import pictures
     from rsna_lab.report.page import Section
     from rsna_lab.report.sections import provenance, write_report
 
+    write_csv(out / "explain.csv", pd.DataFrame([facts for facts, _ in drawn]))
+    write_csv(out / "failures.csv", pd.DataFrame(failures, columns=["image_id", "stage", "reason"]))
     sections = [
         Section("How to read this", f"<p>{_MEANING}</p>"),
         pictures("Pictures", [(figure, _caption(facts)) for facts, figure in drawn]),
         provenance({"rsna_kit": __version__, **said}),
     ]
     under = f"{len(drawn)} mammograms, {said['method']}"
-    write_report(path, "Where the scores come from", sections, under)
+    write_report(out / PAGE, "Where the scores come from", sections, under)
