@@ -149,15 +149,19 @@ def _kit(decode: Literal["reduced", "exact"]) -> Callable[[Path, Size], np.ndarr
 
 CONTENDERS = (
     Contender(
-        REFERENCE, "pydicom with pylibjpeg and apply_voi_lut, then the steps of a notebook at full size",
-        ("pydicom", "pylibjpeg", "openjpeg", "libjpeg"), _pydicom("pylibjpeg"),
+        REFERENCE,
+        "pydicom with pylibjpeg and apply_voi_lut, then the steps of a notebook at full size",
+        ("pydicom", "pylibjpeg", "openjpeg", "libjpeg"),
+        _pydicom("pylibjpeg"),
     ),
     Contender(
-        "tuned", "the same with a window in float32 and in place",
-        ("pydicom", "pylibjpeg", "openjpeg", "libjpeg"), _tuned,
+        "tuned",
+        "the same with a window in float32 and in place",
+        ("pydicom", "pylibjpeg", "openjpeg", "libjpeg"),
+        _tuned,
     ),
     Contender("gdcm", "the same, pydicom with gdcm", ("pydicom", "gdcm"), _pydicom("gdcm")),
     Contender("seed", "tuned, but dicomsdl, and a PNG on disk", ("dicomsdl",), _seed),
     Contender("exact", "rsna_kit with image.decode=exact: every pixel is decoded", (), _kit("exact")),
     Contender("rsna_kit", "rsna_kit as it is: JPEG 2000 at the resolution that the image needs", (), _kit("reduced")),
-)  # fmt: skip
+)

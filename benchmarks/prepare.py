@@ -11,7 +11,6 @@ RSNA_KIT_REALDATA=FOLDER adds the mammograms in it as rows of their own. What is
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import sys
 from pathlib import Path
 from typing import Any
@@ -51,9 +50,11 @@ def run(samples: list[Sample], sizes: list[Size], rounds: int, events: Events) -
     for size in sizes:
         seconds, levels = measure.in_turn(samples, able, size, rounds, events)
         result["sizes"]["{}x{}".format(*size)] = {
-            "seconds": seconds, "mix": report.of_mix(seconds), "levels": levels,
+            "seconds": seconds,
+            "mix": report.of_mix(seconds),
+            "levels": levels,
             "after_decoding_s": measure.after_decoding(middle, size, 3 * rounds),
-        }  # fmt: skip
+        }
     with events.progress(len(generated), "memory", "kinds") as progress:
         result["memory"] = {}
         for sample in generated:
@@ -81,7 +82,7 @@ def main() -> int:
     )
     parser.add_argument("--sizes", type=parse_size, nargs="+", default=[(1536, 768), (1024, 512)], metavar="HxW")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--out", type=Path, help="JSON file; with matplotlib a chart beside it, as PNG")
+    parser.add_argument("--out", type=Path, help="JSON file")
     parser.add_argument("--soak", type=int, metavar="COUNT", help="only: memory of one process over COUNT images")
     options = parser.parse_args()
 
@@ -100,8 +101,6 @@ def main() -> int:
         print(*report.lines(result), sep="\n")
     if options.out:
         write_json(options.out, result)
-        if not options.soak and importlib.util.find_spec("matplotlib"):
-            report.draw(result, options.out.with_suffix(".png"))
     return 0
 
 

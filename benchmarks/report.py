@@ -1,4 +1,4 @@
-"""Measured seconds → tables, bars that are met or not, a chart."""
+"""Measured seconds → tables, and bars that are met or not."""
 
 from __future__ import annotations
 
@@ -176,32 +176,3 @@ def verdict(bar: dict[str, Any]) -> str:
     """Met or not met, the figure, and below it what it is about."""
     note = f"\n         {bar['note']}" if bar["note"] else ""
     return f"{'met    ' if bar['met'] else 'NOT MET'}  {bar['claim']}: {bar['figure']:.2f}{bar['unit']}{note}"
-
-
-def draw(result: dict[str, Any], path: Path) -> None:
-    """The ratios as bars, one panel a size."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    names = [name for name in result["contenders"] if name != REFERENCE]
-    rows = [MIX, *result["samples"]]
-    size_in = (6 * len(result["sizes"]) + 2, 0.42 * len(rows) + 1.5)
-    figure, panels = pyplot.subplots(1, len(result["sizes"]), sharey=True, squeeze=False, figsize=size_in)
-    for panel, (size, part) in zip(panels[0], result["sizes"].items(), strict=True):
-        seconds: Seconds = {MIX: part["mix"], **part["seconds"]}
-        for k, name in enumerate(names):
-            measured = [y for y, row in enumerate(rows) if {REFERENCE, name} <= set(seconds[row])]
-            heights = [y + (k + 0.5) / len(names) * 0.8 - 0.4 for y in measured]
-            panel.barh(heights, [ratio(seconds[rows[y]], name).middle for y in measured], 0.8 / len(names), label=name)
-        panel.axvline(1, color="black", linewidth=0.8)
-        panel.set(title=f"images of {size}", xlabel="times less CPU time than pydicom with pylibjpeg")
-        panel.grid(axis="x", alpha=0.3)
-        panel.margins(y=0.01)
-    panels[0][0].set_yticks(range(len(rows)), rows)
-    panels[0][0].invert_yaxis()
-    panels[0][-1].legend(loc="lower right")
-    figure.tight_layout()
-    figure.savefig(path, dpi=100)
-    pyplot.close(figure)

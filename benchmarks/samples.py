@@ -114,9 +114,13 @@ def _expose(kind: Kind, view: str, folder: Path) -> None:
     detector, habits = kind.detector, BY_ID[HABITS[kind.bits]]
     air, air_noise = NOISY_AIR if kind.noisy else (habits.air, habits.air_noise)
     machine = dataclasses.replace(
-        habits, sizes=((detector.rows, detector.columns, detector.pitch),), syntax=SYNTAXES[kind.syntax],
-        noise=habits.noise * detector.noise, air=air, air_noise=air_noise,
-    )  # fmt: skip
+        habits,
+        sizes=((detector.rows, detector.columns, detector.pitch),),
+        syntax=SYNTAXES[kind.syntax],
+        noise=habits.noise * detector.noise,
+        air=air,
+        air_noise=air_noise,
+    )
     plan = plan_patients(np.random.default_rng(detector.woman), 1, 0, (machine,), set())[0]
     breast = build_breasts(plan, np.random.default_rng([detector.woman, 1]))["L"]
     image = next(image for image in plan.images if (image.laterality, image.view) == ("L", view))
@@ -142,10 +146,11 @@ def mix() -> list[tuple[str, float, Kind]]:
 def _nearest(machine: Machine, size: int) -> Kind:
     rows, columns, _ = machine.sizes[size]
     alike = [
-        kind for kind in KINDS
+        kind
+        for kind in KINDS
         if (SYNTAXES[kind.syntax], kind.bits, kind.noisy)
         == (machine.syntax, machine.bits_stored, machine.air_noise > 0)
-    ]  # fmt: skip
+    ]
     return min(alike, key=lambda kind: abs(math.log(kind.detector.rows * kind.detector.columns / (rows * columns))))
 
 

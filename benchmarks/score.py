@@ -8,17 +8,13 @@ of every resample. Peers are what a notebook does: `loop` writes the rows of the
 the other, and asks scikit-learn; `scipy` takes the rows by one index, ranks with SciPy and sums with NumPy. All draw
 the same patients, and a peer whose intervals differ ends the run. Seconds are CPU time for each resample,
 median of the rounds; peers do fewer resamples a round, since each of theirs takes as long as any other, and 10,000 are
-scaled from that. Seconds and memory of the kit's 10,000 are measured as they are, each in a process of its own.
+scaled from that.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
-import json
-import subprocess
 import sys
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -34,12 +30,11 @@ from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
 from rsna_kit.runtime.events import Events
 from rsna_kit.runtime.files import write_json
-from rsna_kit.scoring.intervals import bootstrap, paired
+from rsna_kit.scoring.intervals import bootstrap
 
 PATIENTS, CANCERS, THRESHOLD, SEED = 11_913, 492, 0.3, 0
 MANY = 10_000  # resamples that are promised in seconds
 METRICS = ("roc_auc", "pr_auc", "pf1", "pf1_binary")
-RUNS = ("bootstrap", "paired")
 Table = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
@@ -131,28 +126,8 @@ def in_turn(rounds: int, events: Events) -> dict[str, list[float]]:
     return seconds
 
 
-def run_alone(which: str) -> None:
-    """The process that is watched: prints wall and CPU seconds of MANY resamples, and memory in MB (10^6 bytes)."""
-    data = table()
-    other = np.clip(data[1] + np.random.default_rng(1).normal(0, 0.01, len(data[1])), 0, 1)
-    one, two = frame(data), frame((data[0], other, data[2]))
-    base, begun, used = _megabytes("VmHWM"), time.perf_counter(), time.process_time()
-    if which == "paired":
-        paired(one, two, METRICS, MANY, SEED)
-    else:
-        bootstrap(one, METRICS, MANY, SEED)
-    seconds = {"wall_s": time.perf_counter() - begun, "cpu_s": time.process_time() - used}
-    print(json.dumps(seconds | {"base_mb": base, "peak_mb": _megabytes("VmHWM")}))
-
-
-def _megabytes(key: str) -> float:
-    """Memory of this process; not ru_maxrss, which a child inherits from its parent."""
-    status = Path("/proc/self/status").read_text()
-    return int(status.split(f"{key}:")[1].split()[0]) * 1024 / 1e6
-
-
 def lines(result: dict[str, Any]) -> list[str]:
-    """Two Markdown tables."""
+    """A Markdown table."""
     ours, promised = result["seconds"]["rsna_kit"], f"{MANY:,} resamples"
     text = [f"| | CPU ms a resample | {promised} | x rsna_kit |", "|---|---|---|---|"]
     for name, theirs in result["seconds"].items():
@@ -161,10 +136,6 @@ def lines(result: dict[str, Any]) -> list[str]:
         span = f"{median(ratios):.0f} ({min(ratios):.0f} to {max(ratios):.0f})"
         scaled = f"{middle * MANY:.1f} s, scaled from {CONTENDERS[name][1]}"
         text.append(f"| {name} | {1000 * middle:.2f} | {scaled} | {span} |")
-    text += ["", f"| rsna_kit, {promised} | wall s | CPU s | memory before, MB | peak, MB |", "|---|---|---|---|---|"]
-    for which, run in result["alone"].items():
-        figures = [f"{run['wall_s']:.1f}", f"{run['cpu_s']:.1f}", f"{run['base_mb']:.0f}", f"{run['peak_mb']:.0f}"]
-        text.append(f"| {which} | {' | '.join(figures)} |")
     return text
 
 
@@ -173,20 +144,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", type=Path, help="JSON file")
-    parser.add_argument("--alone", choices=RUNS, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.alone:
-        run_alone(options.alone)
-        return 0
-    versions = {name: importlib.metadata.version(name) for name in ("scikit-learn", "scipy")}
-    result: dict[str, Any] = {"machine": machine(), "versions": versions, "rounds": options.rounds}
+    result: dict[str, Any] = {"machine": machine(), "rounds": options.rounds}
     result["seconds"] = in_turn(options.rounds, Events())
-    result["alone"] = {}
-    for which in RUNS:
-        done = subprocess.run(
-            [sys.executable, __file__, "--alone", which], check=True, stdout=subprocess.PIPE, text=True
-        )
-        result["alone"][which] = json.loads(done.stdout)
     print(*lines(result), sep="\n")
     where = f"{result['machine']['cores']} cores of {result['machine']['cpu']}, load {result['machine']['load'][0]}"
     print(f"median of {options.rounds} rounds (lowest to highest); {where} before")

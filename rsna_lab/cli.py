@@ -34,7 +34,7 @@ def _explain(options: argparse.Namespace) -> dict[str, Any]:
 
     settings, events = read_config(options), Events(options.out / "events.jsonl")
     given = (options.competition, options.out, options.bundle)
-    chosen = {"images": options.images or (), "top": options.top, "method": options.method, "split": options.split}
+    chosen = {"images": options.images or (), "top": options.top, "split": options.split}
     return explain(*given, settings.infer, events, decode=settings.decode, **chosen)
 
 
@@ -57,7 +57,7 @@ def _compare(options: argparse.Namespace) -> dict[str, Any]:
     from rsna_lab.recipes.compare import compare
 
     told = {"results": options.csv, "data": options.data, "command": options.command}
-    chosen = {"truth": options.truth, "measured": options.metric or USUAL, "shake_up": options.shake_up}
+    chosen = {"truth": options.truth, "measured": options.metric or USUAL}
     return compare(options.models, Events(), **chosen, **told)
 
 
@@ -91,7 +91,7 @@ def _add_folds(verbs: Any) -> None:
 
 
 def _add_explain(verbs: Any) -> None:
-    summary = "Draw where the scores come from: Grad-CAM, occlusion or error maps."
+    summary = "Draw where the scores come from: Grad-CAM, or a CVAE's errors."
     example = "explain runs/phantom/hidden runs/maps --bundle runs/model/bundles --top 12"
     explain = cli.add_verb(verbs, "explain", _explain, summary, example, needs=("pydicom", "cv2", "keras"))
     explain.add_argument("competition", type=Path, help="folder with test.csv or train.csv and their images")
@@ -101,8 +101,6 @@ def _add_explain(verbs: Any) -> None:
     which = explain.add_mutually_exclusive_group()
     which.add_argument("--images", nargs="+", metavar="ID", help="these pictures")
     which.add_argument("--top", type=int, default=20, metavar="N", help="the N highest scores (default 20)")
-    method = "default: error for a CVAE, grad-cam for all others"
-    explain.add_argument("--method", choices=["grad-cam", "occlusion", "error"], help=method)
     split = "where both tables are there (default test)"
     explain.add_argument("--split", choices=["train", "test"], help=split)
     add_config(explain, ["decode", "infer"], "infer.batch_size=8")
@@ -148,11 +146,6 @@ def _add_compare(verbs: Any) -> None:
     rows = "append rows in the columns of docs/results.csv"
     compare.add_argument("--csv", type=Path, metavar="FILE", help=rows)
     compare.add_argument("--data", default="", metavar="TEXT", help="what the rows call the data")
-    boards = (
-        "draw public and private boards of the competition's size: how far the two lie apart by chance, and how often "
-        "the best on public is the best on private"
-    )
-    compare.add_argument("--shake-up", action="store_true", help=boards)
 
 
 VERBS = (_add_phantom, *cli.VERBS, _add_report, _add_compare, _add_explain, _add_folds, _add_leaderboard)

@@ -14,9 +14,19 @@ from rsna_lab.cli import build_parser, main
 
 ROOT = Path(__file__).parent.parent
 VERBS = [
-    "check", "phantom", "prepare", "folds", "train", "infer", "explain", "blend", "score", "report", "leaderboard",
+    "check",
+    "phantom",
+    "prepare",
+    "folds",
+    "train",
+    "infer",
+    "explain",
+    "blend",
+    "score",
+    "report",
+    "leaderboard",
     "compare",
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(
@@ -84,18 +94,16 @@ def test_results_are_json_on_stdout_and_talk_is_on_stderr(tmp_path: Path) -> Non
     assert not (tmp_path / "report" / "report.html").exists()
 
 
-def test_a_report_is_the_scores_and_their_page(tmp_path: Path) -> None:
+def test_a_report_is_the_scores_and_their_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = "".join(f"{n}_L,{n / 40},{int(n > 30)}\n" for n in range(40))
     (tmp_path / "oof.csv").write_text("prediction_id,score,cancer\n" + rows)
-    command = [sys.executable, "-m", "rsna_lab", "report", tmp_path, "--out", tmp_path / "report"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    result = json.loads(done.stdout)
-    assert result["report"] == str(tmp_path / "report" / "report.html")
+    assert main(["report", str(tmp_path), "--out", str(tmp_path / "report")]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result.pop("report") == str(tmp_path / "report" / "report.html")
     assert (tmp_path / "report" / "report.html").read_text().startswith("<!doctype html>")
-    scores = json.loads((tmp_path / "report" / "scores.json").read_text())
-    assert scores == {name: value for name, value in result.items() if name != "report"}
-    command = [sys.executable, "-m", "rsna_kit", "score", tmp_path]
-    assert json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout) == scores
+    assert json.loads((tmp_path / "report" / "scores.json").read_text()) == result
+    assert main(["score", str(tmp_path)]) == 0
+    assert json.loads(capsys.readouterr().out) == result
 
 
 def test_the_threshold_of_the_first_file_serves_the_others(tmp_path: Path) -> None:

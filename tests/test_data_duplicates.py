@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import cv2
@@ -20,6 +21,7 @@ from rsna_lab.analysis.duplicates import SAME, SIMILAR, TURNS, agreement, candid
 ROWS, COLUMNS = 384, 192
 
 
+@cache
 def breast(seed: int) -> np.ndarray:
     """Half an ellipse of smooth tissue at the left edge, air 0: uint8 (384, 192)."""
     rng = np.random.default_rng(seed)
@@ -62,7 +64,7 @@ def search(pictures: dict[str, np.ndarray], patients: list[str]) -> pd.DataFrame
 
 @pytest.mark.parametrize("how", COPIES)
 def test_a_film_that_was_stored_again_is_found_and_no_other(how: str) -> None:
-    films = {f"film{seed}": breast(seed) for seed in range(8)}
+    films = {f"film{seed}": breast(seed) for seed in range(5)}
     films["copy"] = COPIES[how](films["film3"])
     pairs = search(films, [str(number) for number in range(len(films))])
     assert pairs.loc[pairs["same"], ["first", "second", "turn"]].values.tolist() == [["film3", "copy", "as it is"]]
@@ -123,7 +125,7 @@ def real_films(part: str) -> tuple[pd.DataFrame, dict[str, np.ndarray]]:
     root = realdata(part)
     table = pd.read_csv(root / "labels.csv", dtype=str)
     folder: Path = root / ("img" if part.startswith("cbis") else "half_512")
-    table = table.iloc[: 400 if part.startswith("cbis") else 160]
+    table = table.iloc[:120]
     films = {name: cv2.imread(str(folder / f"{name}.png"), cv2.IMREAD_GRAYSCALE) for name in table["image_id"]}
     return table, films
 
@@ -142,8 +144,8 @@ def test_no_two_real_films_of_different_women_are_taken_for_one(part: str) -> No
 @pytest.mark.parametrize("part", ["cbis_ddsm_mass256", "mini_mias"])
 def test_two_views_and_both_breasts_of_a_woman_are_not_the_same_film(part: str) -> None:
     table, films = real_films(part)
-    pairs = [(a, b) for _, own in table.groupby("patient_id")["image_id"] for a in own for b in own if a < b][:24]
-    assert len(pairs) >= 20
+    pairs = [(a, b) for _, own in table.groupby("patient_id")["image_id"] for a in own for b in own if a < b][:12]
+    assert len(pairs) == 12
     for first, second in pairs:
         both = (agreement(films[first], turned(films[second], turn)) for turn in ("as it is", "mirrored"))
         assert max(both) < SAME

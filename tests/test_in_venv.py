@@ -1,4 +1,4 @@
-"""Doors find the project's own .venv, whichever python3 comes first on PATH."""
+"""Scripts find the project's own .venv, whichever python3 comes first on PATH."""
 
 from __future__ import annotations
 
@@ -52,8 +52,14 @@ def checkout(tmp_path: Path) -> Path:
 def knock(checkout: Path, *words: str) -> tuple[int, str, str]:
     """Open the door with the bare interpreter first on PATH, as somebody does who stands elsewhere."""
     path = f"{checkout.parent / 'bare/bin'}{os.pathsep}{os.environ['PATH']}"
-    done = subprocess.run([checkout / "scripts/door", *words], cwd="/", env={**os.environ, "PATH": path},
-                          capture_output=True, text=True, timeout=60)  # fmt: skip
+    done = subprocess.run(
+        [checkout / "scripts/door", *words],
+        cwd="/",
+        env={**os.environ, "PATH": path},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
     assert "Traceback" not in done.stderr
     return done.returncode, done.stdout, done.stderr
 
@@ -67,13 +73,6 @@ def set_up(checkout: Path, *marks: str) -> None:
 def test_an_interpreter_without_the_packages_hands_over_to_the_environment(checkout: Path) -> None:
     set_up(checkout)
     assert knock(checkout, "a b", "--c") == (3, f"{checkout / '.venv'} ['a b', '--c'] 0\n", "")
-
-
-def test_options_of_the_interpreter_are_kept(checkout: Path) -> None:
-    set_up(checkout)
-    bare = checkout.parent / "bare/bin/python3"
-    done = subprocess.run([bare, "-X", "utf8", checkout / "scripts/door"], capture_output=True, text=True)
-    assert done.stdout == f"{checkout / '.venv'} [] 1\n"
 
 
 def test_an_interpreter_with_the_packages_is_left_alone(checkout: Path) -> None:

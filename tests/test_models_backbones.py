@@ -132,7 +132,7 @@ print(json.dumps(np.asarray(network(pictures, training=False)).ravel().tolist())
 
 @pytest.mark.slow
 def test_jax_scores_as_tensorflow_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same weights file in a process of its own; the other backbones: scripts/prove-backbones."""
+    """The same weights file in a process of its own."""
     pytest.importorskip("jax")
     keras.utils.set_random_seed(2)
     monkeypatch.setitem(DEPTHS, "convnext_tiny", (1, 1, 1, 1))  # one block of each stage will do

@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from toy_networks import SIZE, toy_mammogram, toy_network
+from toy_networks import toy_mammogram, toy_network
 
-from rsna_kit.config import Config, CvaeConfig, ImageConfig, ModelConfig
-from rsna_kit.runtime.errors import UsageError
-from rsna_lab.analysis import explain
+from rsna_kit.config import CvaeConfig, ImageConfig, ModelConfig
+from rsna_kit.dicom.frame import EncodedFrame
+from rsna_kit.imaging.breast import Box
+from rsna_kit.imaging.render import render
 from rsna_lab.analysis.explain import (
-    build_explainer,
     cell_centres,
     combine,
+    draw_map,
     error_map,
     grad_cam,
-    local_mean,
-    occlusion,
+    gradient_of_logit,
     peak,
+    point_in_picture,
 )
 
 keras = pytest.importorskip("keras")
@@ -69,7 +66,7 @@ def test_gradients_match_finite_differences() -> None:
     pooled = keras.layers.GlobalAveragePooling2D()(dense(6, activation="tanh")(features))
     head = keras.Model(features, dense(1)(pooled))
     maps = np.random.default_rng(0).uniform(1, 2, size=(2, 4, 3, 5)).astype(np.float32)
-    found = explain.gradient_of_logit(head, maps)
+    found = gradient_of_logit(head, maps)
     assert found.shape == maps.shape
     step = 0.05
     for place in [(0, 0, 0, 0), (0, 2, 1, 3), (1, 3, 2, 4)]:
@@ -119,69 +116,6 @@ def test_the_cells_of_efficientnet_lite_look_half_a_cell_down_and_right() -> Non
     assert cell_centres(trunk) == ((31.5, 32.0), (31.5, 32.0))
 
 
-def test_jax_draws_the_same_map(tmp_path: Path) -> None:
-    pytest.importorskip("jax")
-    expected = grad_cam(toy_network((3.0, -0.5)))(toy_mammogram())
-    code = (
-        "import sys, keras, numpy as np; from toy_networks import toy_mammogram, toy_network\n"
-        "from rsna_lab.analysis.explain import grad_cam\n"
-        "maps = grad_cam(toy_network((3.0, -0.5)))(toy_mammogram())\n"
-        "assert keras.backend.backend() == 'jax'; np.save(sys.argv[1], maps)"
-    )
-    here = Path(__file__).parent
-    path = os.pathsep.join([str(here), str(here.parent)])
-    environment = {**os.environ, "KERAS_BACKEND": "jax", "PYTHONPATH": path, "JAX_PLATFORMS": "cpu"}
-    command = [sys.executable, "-c", code, str(tmp_path / "maps.npy")]
-    subprocess.run(command, env=environment, check=True, capture_output=True, timeout=120)
-    np.testing.assert_allclose(np.load(tmp_path / "maps.npy"), expected, rtol=1e-5, atol=1e-8)
-
-
-# ---- occlusion ----
-
-
-class Brightest:
-    """A network whose logit is the brightest pixel; remembers how many pictures of tissue it saw."""
-
-    def __init__(self) -> None:
-        self.seen = 0
-
-    def predict_on_batch(self, pictures: np.ndarray) -> np.ndarray:
-        assert pictures.shape == (16, *SIZE, 1)
-        assert pictures.dtype == np.uint8
-        self.seen += int(pictures.any(axis=(1, 2, 3)).sum())
-        return pictures.max(axis=(1, 2, 3)).astype(np.float32)[:, None] / 10
-
-
-def test_hiding_the_lesion_lowers_the_logit_most(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(explain, "_PATCH", 1 / 4)  # as large as the lesion
-    picture = toy_mammogram()
-    heat = occlusion(Brightest(), 16)(picture)
-    assert heat.shape == (1, 64, 32)
-    assert heat.dtype == np.float32
-    row, column = peak(heat[0], picture[0, ..., 0]) or (-1, -1)
-    assert 40 <= row < 48
-    assert 8 <= column < 16
-    lowest, highest = heat[0, :24].max(), heat.max()
-    assert lowest == 0  # squares that do not cover the lesion change nothing
-    assert 5 < highest < 25.5  # the local mean is left, no black hole
-
-
-def test_squares_of_air_are_not_tried() -> None:
-    scorer = Brightest()
-    occlusion(scorer, 16)(toy_mammogram())
-    assert scorer.seen == 1 + 31 * 12  # the picture itself, and the squares of 4 x 4, 2 apart, that show tissue
-
-
-def test_the_local_mean_knows_no_air() -> None:
-    picture = np.zeros((20, 20), np.uint8)
-    picture[:, :10] = 100
-    picture[8:12, 2:6] = 200
-    filled = local_mean(picture, 5)
-    assert (filled[:, 10:] == 0).all()
-    assert (filled[0:5, 7:10] == 100).all()  # beside air it is not darker
-    assert filled[10, 4] == round((16 * 200 + 4 * 100 + 5 * 100) / 25)  # rows 8 to 12, columns 2 to 6
-
-
 # ---- reconstruction errors, and what all share ----
 
 
@@ -216,14 +150,60 @@ def test_the_peak_lies_on_the_breast() -> None:
     assert peak(heat, np.zeros((2, 2), np.uint8)) is None
 
 
-def test_methods_belong_to_kinds_of_models(bundle: Path) -> None:
-    from rsna_kit.models.bundle import Bundle, open_bundle
+# ---- the picture with its map, and places in the full picture ----
 
-    opened = open_bundle(bundle)
-    with pytest.raises(UsageError, match="expected one of grad-cam, occlusion, error"):
-        build_explainer(opened, "lime", 1)
-    with pytest.raises(UsageError, match="is of kind image"):
-        build_explainer(opened, "error", 1)
-    cvae = Bundle(bundle, Config(model=ModelConfig(kind="cvae")), 0.5, {})
-    with pytest.raises(UsageError, match="is of kind cvae"):
-        build_explainer(cvae, "grad-cam", 1)
+
+def test_a_map_colours_only_tissue_where_it_is_strong_and_rings_its_peak() -> None:
+    picture = np.full((40, 40), 100, np.uint8)
+    picture[:, 30:] = 0
+    heat = np.zeros((40, 40), np.float32)
+    heat[:, :5], heat[20, 20], heat[0, 35] = 0.2, 1, 1
+    drawn = draw_map(picture, heat)
+    assert drawn[0, 0].tolist() == [100] * 3  # weak: the mammogram
+    assert drawn[0, 35].tolist() == [0, 0, 0]  # air
+    # plasma ends in yellow, 240 249 33
+    assert drawn[20, 20].tolist() == [round(30 + 0.7 * 240), round(30 + 0.7 * 249), round(30 + 0.7 * 33)]
+    assert drawn[20, 25].min() > 150
+    assert draw_map(picture, np.zeros_like(heat))[20, 25].tolist() == [100] * 3
+    with pytest.raises(ValueError, match="expected uint8"):
+        draw_map(picture.astype(np.float32), heat)
+
+
+@pytest.mark.parametrize("right", [False, True])
+@pytest.mark.parametrize("size", [(128, 64), (64, 128), (600, 300)])  # tall, flat, enlarged
+def test_a_point_goes_back_to_where_the_full_picture_has_it(right: bool, size: tuple[int, int]) -> None:
+    """Against `render` itself: the middle of the bright dot that it shows."""
+    y, x = np.mgrid[:400, :300]
+    pixels = np.where(np.hypot((y - 190) / 150, x / 200) < 1, 1200, 0).astype(np.uint16)
+    pixels[np.hypot(y - 210, x - 110) <= 12] = 3600
+    frame = EncodedFrame(
+        image_id="77",
+        path=None,
+        transfer_syntax="1.2.840.10008.1.2.1",
+        codestream=b"",
+        rows=400,
+        columns=300,
+        bits_allocated=16,
+        bits_stored=12,
+        signed=False,
+        photometric="MONOCHROME2",
+        windows=((2048.0, 4096.0),),
+        voi_function="LINEAR",
+        voi_luts=(),
+        modality_lut=None,
+        slope=1.0,
+        intercept=0.0,
+        padding=None,
+    )
+    image = ImageConfig(height=size[0], width=size[1])
+    rendered = render(np.ascontiguousarray(pixels[:, ::-1] if right else pixels), frame, image)
+    assert rendered.box.flip == right
+    row, column = np.mean(np.nonzero(rendered.image > 150), axis=1)
+    found = point_in_picture(round(row), round(column), rendered.box, image)
+    assert np.hypot(found[0] - 210, found[1] - (189 if right else 110)) < 6
+
+
+def test_a_point_of_the_padding_gives_the_nearest_of_the_box() -> None:
+    box, image = Box(1, 5, 5, 7, True), ImageConfig(height=4, width=4)
+    assert point_in_picture(0, 0, box, image) == (1, 6)
+    assert point_in_picture(3, 3, box, image) == point_in_picture(3, 1, box, image) == (4, 5)

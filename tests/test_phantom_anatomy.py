@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
-from rsna_lab.phantom import lesions, texture
+from rsna_lab.phantom import lesions
 from rsna_lab.phantom.acquisition import acquire
 from rsna_lab.phantom.anatomy import Breast, Finding, build_breasts, project
 from rsna_lab.phantom.machines import BY_ID, MACHINES
@@ -50,18 +50,10 @@ def spectral_slope(image: np.ndarray, mask: np.ndarray, pitch: float) -> float:
     return -float(np.polyfit(*np.transpose(points), 1)[0])
 
 
-@pytest.mark.parametrize("beta", [2.0, 3.0])
-def test_power_law_fields_have_the_asked_exponent(beta: float) -> None:
-    field = texture.power_law_field(np.random.default_rng(0), (600, 500), 0.3, beta)
-    assert (field.shape, field.dtype) == ((600, 500), np.float32)
-    assert np.allclose([field.mean(), field.std()], [0, 1], atol=1e-3)
-    assert spectral_slope(field, np.ones_like(field, bool), 0.3) == pytest.approx(beta, abs=0.25)
-
-
 def test_breast_texture_falls_as_in_mammograms(plans: list[PatientPlan]) -> None:
     """Burgess 2001: exponent about 3. The same measure gives 3.1 on a GE mammogram, 2.7-3.4 on mini-MIAS."""
     slopes, shares = [], []
-    for plan in plans[:6]:
+    for plan in plans[:4]:
         breasts = build_breasts(plan, np.random.default_rng(1))
         pixels, _ = acquire(plan, plan.images[0], breasts["L"], BY_ID["21"], np.random.default_rng(2), False)
         mask = (pixels > 150).astype(np.uint8)
@@ -137,28 +129,6 @@ def test_projection_literals() -> None:
     assert project((50.0, 10.0, 20.0), "MLO") == (pytest.approx(30 / np.sqrt(2)), 50.0)
 
 
-def test_a_mass_is_plain_in_fat_and_lost_in_dense_tissue() -> None:
-    """Contrast is the chord times the difference to what was there: 0.0388 per mm in fat, 0.0042 in gland."""
-    finding = Finding("cancer", (0, 0, 0), 12.0, 1.0, seed=1)
-    peaks = []
-    for share in (0.0, 1.0):
-        excess = np.zeros((200, 200), np.float32)
-        mass = np.random.default_rng(finding.seed)
-        lesions._add_mass(excess, (100.0, 100.0), finding, 0.2, np.full_like(excess, share), mass)
-        peaks.append(float(excess.max()))
-    assert peaks[0] / peaks[1] == pytest.approx(0.0388 / 0.0042, rel=1e-3)
-    assert 0.5 * 12 * 0.0388 < peaks[0] <= 12 * 0.0388
-
-
-@pytest.mark.parametrize("pitch", [0.07, 0.28, 0.4])
-def test_a_speck_weighs_the_same_at_every_pitch(pitch: float) -> None:
-    """Area-averaged drawing: coarser samples fade the speck, they neither lose nor add calcium."""
-    excess = np.zeros((60, 60), np.float32)
-    lesions._add_speck(excess, (30.2, 29.7), (0.0, 0.0), (0.5, 0.5), 0.0, pitch)
-    volume = 4 / 3 * np.pi * 0.25**3  # mm3 of a ball of 0.5 mm
-    assert excess.sum() * pitch**2 == pytest.approx(0.9 * volume, rel=0.06)
-
-
 def test_findings_outside_the_detector_are_lost_quietly() -> None:
     excess = np.zeros((20, 20), np.float32)
     for kind in ("cancer", "round", "node", "cluster", "coarse"):
@@ -191,7 +161,7 @@ def test_the_chest_wall_is_left_for_left_breasts_and_seldom_the_other_way(plans:
 def test_benign_findings_are_as_frequent_with_a_cancer_as_without() -> None:
     """A distractor that only normal breasts had would give the label away."""
     counts: dict[int, list[int]] = {0: [], 1: []}
-    for plan in plan_patients(np.random.default_rng(7), 1500, 0.3, MACHINES, set()):
+    for plan in plan_patients(np.random.default_rng(7), 800, 0.3, MACHINES, set()):
         for side, breast in build_breasts(plan, np.random.default_rng([7, plan.index])).items():
             benign = [finding for finding in breast.findings if finding.kind in ("round", "coarse", "node")]
             counts[plan.breasts[side].cancer].append(len(benign))
@@ -208,6 +178,3 @@ def test_cancers_have_the_documented_sizes() -> None:
                 sizes.get(finding.kind, []).append(finding.size_mm)
     assert all(8 <= size <= 25 for size in sizes["cancer"])
     assert all(5 <= size <= 20 for size in sizes["cluster"])
-    specks = lesions._cluster(np.random.default_rng(0), 10.0)
-    assert 5 <= len(specks) <= 30
-    assert all(0.2 <= axes[0] <= 0.6 for _, axes, _ in specks)

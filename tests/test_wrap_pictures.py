@@ -19,6 +19,7 @@ import pytest
 from rsna_kit.runtime.errors import RsnaKitError, TableError
 from rsna_kit.runtime.events import Events
 from rsna_lab.phantom.dicom_file import JPEG2000, JPEG_LOSSLESS
+from rsna_lab.phantom.tables import counts
 from rsna_lab.phantom.wrap import read_labels, wrap_pictures
 
 ROOT = Path(__file__).parent.parent
@@ -42,8 +43,14 @@ def source(tmp_path: Path) -> Path:
     rng = np.random.default_rng(0)
     (tmp_path / "img").mkdir()
     (tmp_path / "labels.csv").write_text(LABELS)
-    for name, dtype in (("007.png", np.uint8), ("b.png", np.uint16), ("c.pgm", np.uint8), ("d.pgm", np.uint16),
-                        ("e.PNG", np.uint8), ("f.jpg", np.uint8)):  # fmt: skip
+    for name, dtype in (
+        ("007.png", np.uint8),
+        ("b.png", np.uint16),
+        ("c.pgm", np.uint8),
+        ("d.pgm", np.uint16),
+        ("e.PNG", np.uint8),
+        ("f.jpg", np.uint8),
+    ):
         values = rng.integers(0, np.iinfo(dtype).max + 1, (40, 31)).astype(dtype)
         encoded = cv2.imencode(Path(name).suffix.lower(), values)[1]
         (tmp_path / "img" / name).write_bytes(encoded.tobytes())
@@ -78,14 +85,6 @@ def test_pixels_survive_and_two_decoders_agree(source: Path) -> None:
         assert (dataset.WindowCenter, dataset.WindowWidth) == (scale / 2, scale)
 
 
-def test_both_syntaxes_appear_and_a_patient_has_one(source: Path) -> None:
-    out = wrap(source)
-    syntaxes: dict[str, set[str]] = {}
-    for path in out.rglob("*.dcm"):
-        syntaxes.setdefault(path.parent.name, set()).add(str(pydicom.dcmread(path).file_meta.TransferSyntaxUID))
-    assert syntaxes == {"P_1": {JPEG_LOSSLESS}, "02": {JPEG2000}, "x9": {JPEG_LOSSLESS}}
-
-
 def test_tables_keep_patients_sides_and_ids(source: Path) -> None:
     out = wrap(source, split_column="split")
     assert (out / "train.csv").read_text().splitlines() == [
@@ -106,10 +105,14 @@ def test_tables_keep_patients_sides_and_ids(source: Path) -> None:
     assert not (out / "test.csv").exists()
 
 
-def test_without_a_split_everything_is_training(source: Path) -> None:
+def test_without_a_split_everything_is_training_and_a_patient_has_one_syntax(source: Path) -> None:
     out = wrap(source)
     assert sorted(path.name for path in out.iterdir()) == ["train.csv", "train_images", "wrapped.json"]
     assert len(pd.read_csv(out / "train.csv")) == 6
+    syntaxes: dict[str, set[str]] = {}
+    for path in out.rglob("*.dcm"):
+        syntaxes.setdefault(path.parent.name, set()).add(str(pydicom.dcmread(path).file_meta.TransferSyntaxUID))
+    assert syntaxes == {"P_1": {JPEG_LOSSLESS}, "02": {JPEG2000}, "x9": {JPEG_LOSSLESS}}
 
 
 def test_a_breast_has_one_label(source: Path) -> None:
@@ -141,31 +144,24 @@ def test_bad_tables_are_refused_before_anything_is_written(source: Path, old: st
     assert not (source / "out").exists()
 
 
-def test_a_missing_picture_is_refused_before_anything_is_written(source: Path) -> None:
-    (source / "img" / "f.jpg").unlink()
-    with pytest.raises(RsnaKitError, match="no picture for 1 of 6 rows, first 'f'"):
-        wrap(source)
-    assert not (source / "out").exists()
-
-
-def test_two_pictures_of_one_id_are_refused(source: Path) -> None:
+def test_bad_pictures_and_folders_are_refused_by_name(source: Path) -> None:
+    with pytest.raises(RsnaKitError, match="is not an empty folder"):
+        wrap_pictures(source / "img", source / "labels.csv", source, events=silent())
     (source / "img" / "b.pgm").write_bytes((source / "img" / "c.pgm").read_bytes())
     with pytest.raises(RsnaKitError, match=r"several pictures for 'b' \(b.pgm, b.png\)"):
         wrap(source)
-
-
-def test_colour_and_rubbish_are_refused_by_name(source: Path) -> None:
+    (source / "img" / "b.pgm").unlink()
+    (source / "img" / "f.jpg").rename(source / "g.jpg")
+    with pytest.raises(RsnaKitError, match="no picture for 1 of 6 rows, first 'f'"):
+        wrap(source)
+    assert not (source / "out").exists()
+    (source / "g.jpg").rename(source / "img" / "f.jpg")
     cv2.imwrite(str(source / "img" / "b.png"), np.random.default_rng(0).integers(0, 255, (9, 9, 3), np.uint8))
     with pytest.raises(RsnaKitError, match=r"b.png: got uint8 \(9, 9, 3\), expected 8- or 16-bit gray"):
         wrap(source)
     (source / "img" / "007.png").write_text("no picture")
     with pytest.raises(RsnaKitError, match=r"007.png: not a picture"):
         wrap_pictures(source / "img", source / "labels.csv", source / "again", events=silent())
-
-
-def test_a_folder_in_use_is_left_alone(source: Path) -> None:
-    with pytest.raises(RsnaKitError, match="is not an empty folder"):
-        wrap_pictures(source / "img", source / "labels.csv", source, events=silent())
 
 
 def test_the_script_prints_json_and_exit_codes(source: Path) -> None:
@@ -193,13 +189,13 @@ REAL = os.environ.get("RSNA_KIT_REALDATA", "")
 def test_the_real_sets_wrap(
     tmp_path: Path, folder: str, images: str, split: str | None, train: tuple[int, ...], hidden: tuple[int, ...]
 ) -> None:
-    """Patients, breasts, images and cancer breasts of the published sets; every 50th picture compared."""
+    """Patients, breasts, images and cancer breasts of the published sets; the first pictures are wrapped."""
     source = Path(REAL) / folder
-    summary = wrap_pictures(
-        source / images, source / "labels.csv", tmp_path / "out", split_column=split, events=silent()
-    )
-    assert tuple(summary["train"].values()) == train
-    assert tuple(summary["hidden"].values()) == hidden
-    for path in sorted((tmp_path / "out").rglob("*.dcm"))[::50]:
+    table = read_labels(source / "labels.csv", split)
+    assert tuple(counts(table[table["split"] == "train"]).values())[:4] == train
+    assert tuple(counts(table[table["split"] == "test"]).values())[:4] == hidden
+    (tmp_path / "labels.csv").write_text("\n".join((source / "labels.csv").read_text().splitlines()[:31]) + "\n")
+    wrap_pictures(source / images, tmp_path / "labels.csv", tmp_path / "out", events=silent())
+    for path in sorted((tmp_path / "out").rglob("*.dcm"))[::5]:
         expected = cv2.imread(str(source / images / f"{path.stem}.png"), cv2.IMREAD_UNCHANGED)
         assert np.array_equal(pydicom.dcmread(path).pixel_array, expected)

@@ -1,12 +1,10 @@
-"""A network and pictures → maps of what speaks for cancer in them: Grad-CAM, occlusion, reconstruction error.
+"""A network and pictures → maps of what speaks for cancer in them: Grad-CAM, for a CVAE reconstruction errors.
 
-Every method gives non-negative maps of the picture's size, in units of its own: `combine` makes them comparable. A map
+Both give non-negative maps of the picture's size, in units of their own: `combine` makes them comparable. A map
 says where a score comes from. It does not say that there is a lesion, nor that the score is right.
 
 * **grad-cam**, one pass and one gradient: Selvaraju et al., ICCV 2017. The map is as coarse as the features are, so it
   matters where their cells look (`cell_centres`).
-* **occlusion**, some hundred passes: Zeiler and Fergus, ECCV 2014. It asks nothing but scores, so it works for every
-  network.
 * **error**, for the CVAE: where the picture is unlike what a network that knows no cancer makes of it.
 """
 
@@ -19,56 +17,35 @@ from typing import Any
 import cv2
 import numpy as np
 
+from rsna_kit.config import ImageConfig
+from rsna_kit.imaging.breast import Box
 from rsna_kit.models.bundle import Bundle, load_model
 from rsna_kit.models.cvae import error_model
 from rsna_kit.models.network import split_classifier
 from rsna_kit.runtime.errors import UsageError
 from rsna_kit.runtime.lazy import require
 
-METHODS = ("grad-cam", "occlusion", "error")
 # uint8 (B, h, w, 1) → float32 (B, h, w), at least 0. B pictures must fit in memory at once; another B is traced anew.
 Explainer = Callable[[np.ndarray], np.ndarray]
 
-# Sides of squares as shares of the picture's shorter side.
-_PATCH = 1 / 8  # what occlusion hides; from one to the next is half a side
-_WINDOW = 1 / 32  # what errors are averaged over; the error of a single pixel is noise
+_WINDOW = 1 / 32  # of the picture's shorter side: what errors are averaged over, since that of one pixel is noise
+_WEAK = 1 / 3  # below this share of its maximum a map is not drawn
+_OPACITY = 0.7  # how far the strongest colour covers the picture
 
 
-def choose_method(bundle: Bundle, method: str | None) -> str:
-    """The method that explains a bundle: the one asked for, or `error` for a CVAE and `grad-cam` for all others.
-
-    Raises:
-        UsageError: an unknown method, or one that this kind of model does not have.
-    """
-    kind = bundle.config.model.kind
-    method = method or ("error" if kind == "cvae" else "grad-cam")
-    if method not in METHODS:
-        raise UsageError(f"--method: got {method!r}, expected one of {', '.join(METHODS)}")
-    if (method == "error") != (kind == "cvae") and method != "occlusion":
-        raise UsageError(
-            f"--method {method}: {bundle.path} is of kind {kind}. Reconstruction errors belong to a CVAE, Grad-CAM to "
-            "a classifier; occlusion works for every network."
-        )
-    return method
+def method_of(bundle: Bundle) -> str:
+    """How a bundle's scores are explained: by reconstruction errors for a CVAE, by Grad-CAM for all others."""
+    return "reconstruction errors" if bundle.config.model.kind == "cvae" else "Grad-CAM"
 
 
-def build_explainer(bundle: Bundle, method: str | None, batch_size: int) -> Explainer:
-    """Load a bundle's network and make it explain pictures.
-
-    Args:
-        bundle: opened; any kind of model. One for breasts is asked for each picture's own logit.
-        method: see `choose_method`.
-        batch_size: variants of a picture that occlusion scores at once.
+def build_explainer(bundle: Bundle) -> Explainer:
+    """Load a bundle's network and make it explain pictures. One for breasts is asked for each picture's own logit.
 
     Raises:
-        UsageError: see `choose_method`.
         BundleError: the weights do not fit the network.
     """
-    method = choose_method(bundle, method)
     network = load_model(bundle)
-    if method == "occlusion":
-        return occlusion(network, batch_size)
-    return grad_cam(network) if method == "grad-cam" else error_map(network)
+    return error_map(network) if bundle.config.model.kind == "cvae" else grad_cam(network)
 
 
 def combine(maps: Sequence[np.ndarray], weights: Sequence[float] | None = None) -> np.ndarray:
@@ -97,6 +74,51 @@ def peak(heat: np.ndarray, picture: np.ndarray) -> tuple[int, int] | None:
         return None
     row, column = np.unravel_index(int(np.argmax(inside)), inside.shape)
     return int(row), int(column)
+
+
+def point_in_picture(row: int, column: int, box: Box, image: ImageConfig) -> tuple[int, int]:
+    """Row and column of the full picture in the middle of what one pixel of the image shows.
+
+    `render` cuts a box out of the full picture, scales it, mirrors it where the chest wall is right, and places it in
+    the image; a point goes the way back.
+    A pixel of the padding gives the nearest point of the box.
+    """
+    rows, columns = box.fitted(image.height, image.width)
+    down = (row - (image.height - rows) // 2 + 0.5) / rows
+    across = (column + 0.5) / columns
+    across = 1 - across if box.flip else across
+    return (
+        box.top + int(np.clip(down * box.height, 0, box.height - 1)),
+        box.left + int(np.clip(across * box.width, 0, box.width - 1)),
+    )
+
+
+def draw_map(picture: np.ndarray, heat: np.ndarray) -> np.ndarray:
+    """A map in colour over its mammogram, its peak in a ring, white in black so that it shows on any ground.
+
+    The colours are matplotlib's plasma, dark blue to yellow: perceptually uniform, readable with any colour vision,
+    and never grey as the mammogram is. The weakest third of the range is not drawn, so that the tissue stays to be
+    seen; air stays black.
+
+    Args:
+        picture: uint8 (h, w), air 0.
+        heat: float (h, w) in [0, 1].
+
+    Returns:
+        uint8 (h, w, 3), red, green, blue.
+    """
+    if picture.shape != heat.shape or picture.dtype != np.uint8:
+        raise ValueError(f"got a {picture.dtype} picture {picture.shape} and a map {heat.shape}, expected uint8, equal")
+    strength = np.clip(heat, 0, 1).astype(np.float32)
+    colours = cv2.applyColorMap(np.rint(strength * 255).astype(np.uint8), cv2.COLORMAP_PLASMA)[..., ::-1]
+    cover = _OPACITY * np.clip((strength - _WEAK) / (1 - _WEAK), 0, 1) * (picture > 0)
+    mixed = picture[..., None] * (1 - cover[..., None]) + colours * cover[..., None]
+    drawn = np.ascontiguousarray(np.rint(mixed).astype(np.uint8))
+    if (point := peak(heat, picture)) is not None:
+        radius = max(5, round(max(picture.shape) / 50))
+        for colour, thickness in (((0, 0, 0), 3), ((255, 255, 255), 1)):
+            cv2.circle(drawn, point[::-1], radius, colour, thickness, cv2.LINE_AA)
+    return drawn
 
 
 # ---- Grad-CAM ----
@@ -134,21 +156,17 @@ def gradient_of_logit(head: Any, features: np.ndarray) -> np.ndarray:
         float32 (B, h', w', c).
 
     Raises:
-        UsageError: a Keras backend other than TensorFlow and JAX.
+        UsageError: a Keras backend other than TensorFlow.
     """
     keras = require("keras", "train")
-    backend = keras.backend.backend()
+    if (backend := keras.backend.backend()) != "tensorflow":
+        raise UsageError(f"Grad-CAM: got KERAS_BACKEND={backend}, expected tensorflow; it reads the same weights")
+    tensorflow = require("tensorflow", "train")
     inputs = keras.ops.convert_to_tensor(features)
-    if backend == "tensorflow":
-        tensorflow = require("tensorflow", "train")
-        with tensorflow.GradientTape() as tape:
-            tape.watch(inputs)
-            logits = head(inputs, training=False)[:, 0]
-        return np.asarray(tape.gradient(logits, inputs), np.float32)
-    if backend == "jax":
-        jax = require("jax", "train")
-        return np.asarray(jax.grad(lambda maps: keras.ops.sum(head(maps, training=False)[:, 0]))(inputs), np.float32)
-    raise UsageError(f"--method grad-cam: got KERAS_BACKEND={backend}, expected tensorflow or jax")
+    with tensorflow.GradientTape() as tape:
+        tape.watch(inputs)
+        logits = head(inputs, training=False)[:, 0]
+    return np.asarray(tape.gradient(logits, inputs), np.float32)
 
 
 def cell_centres(trunk: Any) -> tuple[tuple[float, float], tuple[float, float]]:
@@ -166,8 +184,7 @@ def cell_centres(trunk: Any) -> tuple[tuple[float, float], tuple[float, float]]:
         For rows and for columns: centre of the first cell, in pixels from the picture's edge, and the step from one
         cell to the next.
     """
-    rows, columns = (_centre(trunk, axis) for axis in (0, 1))
-    return rows, columns
+    return _centre(trunk, 0), _centre(trunk, 1)
 
 
 def _centre(trunk: Any, axis: int) -> tuple[float, float]:
@@ -196,64 +213,6 @@ def _interpolation(cells: int, pixels: int, centre: float, step: float) -> np.nd
     """Weights (pixels, cells) of linear interpolation between cells; beyond the outer centres, the outer cell."""
     at = np.clip((np.arange(pixels) + 0.5 - centre) / step, 0, cells - 1)
     return np.maximum(0, 1 - np.abs(at[:, None] - np.arange(cells))).astype(np.float32)
-
-
-# ---- occlusion ----
-
-
-def occlusion(network: Any, batch_size: int) -> Explainer:
-    """How far the cancer logit falls when a square of tissue is hidden, in logits.
-
-    Hidden means: replaced by its surroundings' mean grey, over a window three squares wide, tissue only. A black square
-    would be a hole such as no mammogram has, and would darken the picture besides; the local mean takes away the
-    structure and keeps the brightness. Air stays air, and squares of air alone are not tried.
-
-    Args:
-        network: anything that gives a logit in column 0.
-        batch_size: variants of a picture that are scored at once.
-    """
-
-    def logits(pictures: np.ndarray) -> np.ndarray:
-        """float32 (N,) of uint8 (N, h, w), in batches that are filled up, so that one size is traced."""
-        padded = np.zeros((-(-len(pictures) // batch_size) * batch_size, *pictures.shape[1:], 1), np.uint8)
-        padded[: len(pictures), ..., 0] = pictures
-        parts = [network.predict_on_batch(part) for part in np.split(padded, len(padded) // batch_size)]
-        return np.concatenate(parts)[: len(pictures), 0].astype(np.float32)
-
-    def explain(picture: np.ndarray) -> np.ndarray:
-        side = max(2, round(_PATCH * min(picture.shape)))
-        filled = local_mean(picture, 3 * side)
-        (tops, down), (lefts, across) = (_squares(length, side) for length in picture.shape)
-        cells = np.zeros((len(tops), len(lefts)), np.float32)
-        (whole,) = logits(picture[None])
-        for i, top in enumerate(tops):  # a row of squares at a time
-            squares = {j: np.s_[top : top + side, left : left + side] for j, left in enumerate(lefts)}
-            squares = {j: square for j, square in squares.items() if picture[square].any()}
-            if squares:
-                hidden = np.repeat(picture[None], len(squares), axis=0)
-                for variant, square in zip(hidden, squares.values(), strict=True):
-                    variant[square] = filled[square]
-                cells[i, list(squares)] = np.maximum(whole - logits(hidden), 0)
-        return np.asarray(down @ cells @ across.T, np.float32)
-
-    return lambda pictures: np.stack([explain(picture) for picture in pictures[..., 0]])
-
-
-def local_mean(picture: np.ndarray, window: int) -> np.ndarray:
-    """The mean of the tissue around every pixel of tissue: uint8 (h, w) like `picture`, air (0) stays 0."""
-    tissue = (picture > 0).astype(np.float32)
-    size, border = (window | 1, window | 1), cv2.BORDER_REPLICATE
-    total = cv2.blur(picture.astype(np.float32), size, borderType=border)
-    share = cv2.blur(tissue, size, borderType=border)
-    return np.where(picture > 0, np.rint(np.clip(total / np.maximum(share, 1e-6), 1, 255)), 0).astype(np.uint8)
-
-
-def _squares(length: int, side: int) -> tuple[np.ndarray, np.ndarray]:
-    """First pixels of the squares along one axis, from edge to edge, and the interpolation between their centres."""
-    count = 1 + math.ceil((length - side) / max(1, side // 2))
-    step = (length - side) / max(count - 1, 1)
-    starts = np.rint(np.arange(count) * step).astype(int)
-    return starts, _interpolation(count, length, side / 2, step or 1.0)
 
 
 # ---- reconstruction error ----

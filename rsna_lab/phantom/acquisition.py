@@ -50,12 +50,19 @@ def acquire(
     if (image.laterality == "R") != (rng.random() < 0.02):
         values = values[:, ::-1]
     facts = DicomFacts(
-        patient_id=plan.patient_id, image_id=image.image_id, laterality=image.laterality,
-        transfer_syntax=machine.syntax, bits_stored=machine.bits_stored, photometric=machine.photometric,
-        windows=_windows(machine, centre), voi_function=_voi_function(machine, rng), padding=padding,
-        relationship_sign=machine.sign, rescale=not (machine.drops_rescale and rng.random() < 0.5),
+        patient_id=plan.patient_id,
+        image_id=image.image_id,
+        laterality=image.laterality,
+        transfer_syntax=machine.syntax,
+        bits_stored=machine.bits_stored,
+        photometric=machine.photometric,
+        windows=_windows(machine, centre),
+        voi_function=_voi_function(machine, rng),
+        padding=padding,
+        relationship_sign=machine.sign,
+        rescale=not (machine.drops_rescale and rng.random() < 0.5),
         instance_number=1 + plan.images.index(image),
-    )  # fmt: skip
+    )
     return np.ascontiguousarray(values), facts
 
 

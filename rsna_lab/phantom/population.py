@@ -42,12 +42,11 @@ class BreastPlan:
 
 @dataclass(frozen=True)
 class ImagePlan:
-    """One image. `take` counts the images of the same breast and view; `displaced`: the implant is pushed back."""
+    """One image; `displaced`: the implant is pushed back."""
 
     image_id: str
     laterality: str
     view: str
-    take: int
     displaced: bool = False
 
 
@@ -168,10 +167,18 @@ def _patient(
     density = _density(rng, age)
     breasts = {side: _breast(rng, machine.site_id, side in cancer_sides) for side in "LR"}
     return PatientPlan(
-        index=index, patient_id=patient_id, machine_id=machine.machine_id, site_id=machine.site_id, age=age,
-        show_age=show_age, density=density, show_density=machine.site_id == 1 and rng.random() > 0.002,
-        implant=int(implant), breasts=breasts, images=_images(rng, implant, taken, num_images),
-    )  # fmt: skip
+        index=index,
+        patient_id=patient_id,
+        machine_id=machine.machine_id,
+        site_id=machine.site_id,
+        age=age,
+        show_age=show_age,
+        density=density,
+        show_density=machine.site_id == 1 and rng.random() > 0.002,
+        implant=int(implant),
+        breasts=breasts,
+        images=_images(rng, implant, taken, num_images),
+    )
 
 
 def _density(rng: np.random.Generator, age: int) -> str:
@@ -207,10 +214,5 @@ def _images(rng: np.random.Generator, implant: bool, taken: set[int], num_images
         else:
             views.append((side, ("CC", "MLO")[int(rng.random() < 0.6)], False))
     numbers = _unused(rng, len(views), 1_000_000, 2_147_483_647, taken)
-    seen: dict[tuple[str, str], int] = {}
-    images = []
-    for number, (side, view, displaced) in zip(numbers, views, strict=True):
-        take = seen.get((side, view), 0)
-        seen[(side, view)] = take + 1
-        images.append(ImagePlan(str(number), side, view, take, displaced))
+    images = [ImagePlan(str(number), *view) for number, view in zip(numbers, views, strict=True)]
     return tuple(sorted(images, key=lambda image: (image.laterality, int(image.image_id))))

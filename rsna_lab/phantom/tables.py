@@ -24,16 +24,23 @@ def image_rows(plans: Iterable[PatientPlan]) -> pd.DataFrame:
             breast = plan.breasts[image.laterality]
             rows.append(
                 {
-                    "site_id": plan.site_id, "patient_id": plan.patient_id, "image_id": image.image_id,
-                    "laterality": image.laterality, "view": image.view,
-                    "age": float(plan.age) if plan.show_age else None, "cancer": breast.cancer,
-                    "biopsy": breast.biopsy, "invasive": breast.invasive,
+                    "site_id": plan.site_id,
+                    "patient_id": plan.patient_id,
+                    "image_id": image.image_id,
+                    "laterality": image.laterality,
+                    "view": image.view,
+                    "age": float(plan.age) if plan.show_age else None,
+                    "cancer": breast.cancer,
+                    "biopsy": breast.biopsy,
+                    "invasive": breast.invasive,
                     "BIRADS": None if breast.birads is None else float(breast.birads),
-                    "implant": plan.implant, "density": plan.density if plan.show_density else None,
-                    "machine_id": plan.machine_id, "difficult_negative_case": breast.difficult,
+                    "implant": plan.implant,
+                    "density": plan.density if plan.show_density else None,
+                    "machine_id": plan.machine_id,
+                    "difficult_negative_case": breast.difficult,
                     "prediction_id": prediction_id(plan.patient_id, image.laterality),
                 }
-            )  # fmt: skip
+            )
     return pd.DataFrame(rows)
 
 
@@ -56,3 +63,15 @@ def write_test(rows: pd.DataFrame, folder: Path) -> None:
 def write_truth(rows: pd.DataFrame, path: Path) -> None:
     """truth.csv of a hidden test: one row a breast, in the order of the sample submission."""
     write_csv(path, rows.drop_duplicates("prediction_id").loc[:, list(TRUTH_COLUMNS)])
+
+
+def counts(rows: pd.DataFrame) -> dict[str, int]:
+    """What a table of images holds, for people."""
+    breasts = rows.drop_duplicates("prediction_id")
+    return {
+        "patients": int(rows["patient_id"].nunique()),
+        "breasts": len(breasts),
+        "images": len(rows),
+        "cancers": int(breasts["cancer"].sum()),
+        "machines": int(rows["machine_id"].nunique()),
+    }

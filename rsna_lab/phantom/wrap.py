@@ -30,7 +30,7 @@ from rsna_kit.runtime.errors import RsnaKitError, TableError, did_you_mean
 from rsna_kit.runtime.events import Events
 from rsna_kit.runtime.files import write_json
 from rsna_lab.phantom.dicom_file import JPEG2000, JPEG_LOSSLESS, DicomFacts, write_dicom
-from rsna_lab.phantom.tables import write_test, write_train, write_truth
+from rsna_lab.phantom.tables import counts, write_test, write_train, write_truth
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".pgm")
 _NEEDED = ("image_id", "patient_id", "laterality", "cancer")
@@ -74,7 +74,7 @@ def wrap_pictures(
     if hidden.any():
         write_test(table[hidden], out / "hidden")
         write_truth(table[hidden], out / "hidden" / "truth.csv")
-    summary = {name: _counts(part) for name, part in (("train", table[~hidden]), ("hidden", table[hidden]))}
+    summary = {name: counts(part) for name, part in (("train", table[~hidden]), ("hidden", table[hidden]))}
     write_json(out / _DONE, summary)
     return summary
 
@@ -186,16 +186,13 @@ def read_picture(path: Path) -> tuple[np.ndarray, int]:
 def _wrap(source: Path, target: Path, row: dict[Any, Any]) -> None:
     pixels, bits = read_picture(source)
     facts = DicomFacts(
-        patient_id=row["patient_id"], image_id=row["image_id"], laterality=row["laterality"],
-        transfer_syntax=JPEG_LOSSLESS if row["site_id"] == 1 else JPEG2000, bits_stored=bits,
-        windows=((float(1 << (bits - 1)), float(1 << bits)),), voi_function="LINEAR", padding=None,
-    )  # fmt: skip
+        patient_id=row["patient_id"],
+        image_id=row["image_id"],
+        laterality=row["laterality"],
+        transfer_syntax=JPEG_LOSSLESS if row["site_id"] == 1 else JPEG2000,
+        bits_stored=bits,
+        windows=((float(1 << (bits - 1)), float(1 << bits)),),
+        voi_function="LINEAR",
+        padding=None,
+    )
     write_dicom(target, pixels, facts)
-
-
-def _counts(rows: pd.DataFrame) -> dict[str, int]:
-    breasts = rows.drop_duplicates("prediction_id")
-    return {
-        "patients": int(rows["patient_id"].nunique()), "breasts": len(breasts), "images": len(rows),
-        "cancers": int(breasts["cancer"].sum()),
-    }  # fmt: skip

@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from rsna_kit.runtime.errors import RsnaKitError, UsageError
 from rsna_kit.runtime.events import Events
@@ -35,7 +34,7 @@ from rsna_lab.phantom.anatomy import build_breasts
 from rsna_lab.phantom.dicom_file import write_dicom
 from rsna_lab.phantom.machines import BY_ID, HIDDEN_MACHINE, MACHINES
 from rsna_lab.phantom.population import PatientPlan, plan_patients, plan_visible_test
-from rsna_lab.phantom.tables import image_rows, write_test, write_train, write_truth
+from rsna_lab.phantom.tables import counts, image_rows, write_test, write_train, write_truth
 
 VERSION = 1  # raised whenever the same arguments give other bytes
 PREVALENCE = 0.15  # share of breasts with cancer; the real train.csv has 492 of 23,826 = 0.0207
@@ -86,9 +85,13 @@ def write_competition(
     hidden = max(round(HIDDEN_SHARE * patients), 2) if test_patients is None else test_patients
     _check(patients, hidden, seed, prevalence, workers)
     options = {
-        "version": VERSION, "patients": patients, "test_patients": hidden, "seed": seed, "prevalence": prevalence,
+        "version": VERSION,
+        "patients": patients,
+        "test_patients": hidden,
+        "seed": seed,
+        "prevalence": prevalence,
         "full_size": full_size,
-    }  # fmt: skip
+    }
     done = _claim(out, options)
     if done is not None:
         return done
@@ -108,7 +111,7 @@ def write_competition(
     write_test(visible, out)
     write_test(secret, out / "hidden")
     write_truth(secret, out / "hidden" / "truth.csv")
-    summary = {**options, "train": _counts(train), "test": _counts(visible), "hidden": _counts(secret)}
+    summary = {**options, "train": counts(train), "test": counts(visible), "hidden": counts(secret)}
     write_json(out / _DONE, summary)
     (out / _BEGUN).unlink(missing_ok=True)
     return summary
@@ -134,8 +137,11 @@ def _claim(out: Path, options: dict[str, Any]) -> dict[str, Any] | None:
         if not (out / name).is_file():
             continue
         found: dict[str, Any] = read_json(out / name)
-        different = [f"{key}: {found.get(key)!r} there, {value!r} asked" for key, value in options.items()
-                     if found.get(key) != value]  # fmt: skip
+        different = [
+            f"{key}: {found.get(key)!r} there, {value!r} asked"
+            for key, value in options.items()
+            if found.get(key) != value
+        ]
         if different:
             raise RsnaKitError(
                 f"phantom: {out} holds another phantom ({'; '.join(different)}). Choose another folder or remove it."
@@ -189,11 +195,3 @@ def _expose_patient(job: _Job) -> int:
         pixels, facts = acquire(plan, image, breasts[image.laterality], machine, rng, job.full_size)
         write_dicom(folder / f"{image.image_id}.dcm", pixels, facts)
     return len(plan.images)
-
-
-def _counts(rows: pd.DataFrame) -> dict[str, int]:
-    breasts = rows.drop_duplicates("prediction_id")
-    return {
-        "patients": int(rows["patient_id"].nunique()), "breasts": len(breasts), "images": len(rows),
-        "cancers": int(breasts["cancer"].sum()), "machines": int(rows["machine_id"].nunique()),
-    }  # fmt: skip

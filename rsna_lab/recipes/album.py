@@ -151,13 +151,11 @@ def draw_maps(
         BundleError: no bundle, or one that is damaged.
     """
     from rsna_kit.models.members import common_image, open_members
-    from rsna_lab.analysis.explain import build_explainer, combine, peak
-    from rsna_lab.analysis.overlay import draw_map, draw_peak
+    from rsna_lab.analysis.explain import build_explainer, combine, draw_map, method_of
 
     members = open_members([run], lambda line: None).members
     if common_image([member.bundle for member in members]) != image:
         raise UsageError(f"{run} was trained on other images than these, which are of {image}")
-    kinds = dict.fromkeys(member.bundle.config.model.kind for member in members)
     drawn: dict[str, np.ndarray] = {}
     longest = _FOLD_S
     for fold in dict.fromkeys(folds[image_id] for image_id in pictures):
@@ -169,15 +167,12 @@ def draw_maps(
         if not asked:
             events.say(f"maps: no bundle of fold {fold} in {run}, its pictures go without")
             continue
-        explainers = [build_explainer(member.bundle, None, 1) for member in asked]
+        explainers = [build_explainer(member.bundle) for member in asked]
         for image_id, picture in pictures.items():
             if folds[image_id] != fold:
                 continue
             batch = picture[None, ..., None]
             heat = combine([explain(batch) for explain in explainers], [member.weight for member in asked])[0]
-            point = peak(heat, picture)
             drawn[image_id] = draw_map(picture, heat)
-            if point is not None:
-                drawn[image_id] = draw_peak(drawn[image_id], *point)
         longest = max(longest, clock.elapsed_s() - began)
-    return drawn, " and ".join("reconstruction errors" if kind == "cvae" else "Grad-CAM" for kind in kinds)
+    return drawn, " and ".join(dict.fromkeys(method_of(member.bundle) for member in members))

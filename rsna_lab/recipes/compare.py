@@ -9,18 +9,13 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pandas as pd
-
 from rsna_kit.recipes.score import read_breasts, short_names
 from rsna_kit.runtime.errors import TableError, UsageError
 from rsna_kit.runtime.events import Events
 from rsna_kit.runtime.files import write_text
 from rsna_kit.runtime.hardware import commit
-from rsna_kit.scoring.intervals import shown
 from rsna_kit.scoring.threshold import with_calls
 from rsna_lab.analysis import comparison
-from rsna_lab.analysis.shakeup import PREVALENCE, boards
 
 COLUMNS = ("date", "commit", "what", "data", "metric", "value", "low", "high", "hardware", "minutes", "command")
 
@@ -31,7 +26,6 @@ def compare(
     truth: Path | None = None,
     measured: Sequence[str] = comparison.USUAL,
     results: Path | None = None,
-    shake_up: bool = False,
     data: str = "",
     command: str = "",
 ) -> dict[str, Any]:
@@ -43,13 +37,11 @@ def compare(
         truth: labels of the files that have no column `cancer`.
         measured: names of `rsna_kit.scoring.metrics.METRICS`.
         results: CSV file to which rows in the columns of docs/results.csv are appended; begun where it is absent.
-        shake_up: draw public and private boards of the competition's size for all models together.
         data, command: what the rows in `results` call the data, and what was typed.
 
     Returns:
         `breasts`, `patients` and `cancers` in common; `models`: name → `source`, `threshold` (how the calls came
-        about), `metrics` and `differences` as `rsna_lab.analysis.comparison.compare` has them; with `shake_up` the
-        boards. Ready for JSON.
+        about), `metrics` and `differences` as `rsna_lab.analysis.comparison.compare` has them. Ready for JSON.
 
     Raises:
         UsageError: fewer than two models, the same one twice, or an unknown metric.
@@ -86,8 +78,6 @@ def compare(
     result["models"] = {
         name: {"source": str(read[name][0]), "threshold": judged[name][1], **row} for name, row in found.items()
     }
-    if shake_up:
-        result["shake_up"] = _shake_up(called, events)
     if results is not None:
         rows = result_rows(found, reference)
         append_results(results, [{**row, "data": f"{data} ({on})".lstrip(), "command": command} for row in rows])
@@ -129,26 +119,3 @@ def _read_results(path: Path) -> str:
     if tuple(header) != COLUMNS:
         raise TableError(f"{path}, line 1: got columns {', '.join(header)}, expected {', '.join(COLUMNS)}")
     return text if text.endswith("\n") else text + "\n"
-
-
-def _shake_up(models: Mapping[str, pd.DataFrame], events: Events) -> dict[str, Any]:
-    """Boards of all models together, told in a line each."""
-    drawn = boards(models)
-    drawn["fall"] = drawn["private"] - drawn["public"]
-    rows: list[dict[str, Any]] = []
-    events.say(f"boards of the competition's size, {PREVALENCE:.2%} of the breasts with cancer, 95 % of the draws:")
-    for number, name in enumerate(models):
-        parts = {}
-        for board, values in drawn.items():
-            low, high = np.quantile(values[:, number], [0.025, 0.975]).tolist()
-            parts[board] = {"value": float(values[:, number].mean()), "low": low, "high": high}
-        rows.append({"model": name, **parts})
-        told = ", ".join(f"{board} {shown(part)}" for board, part in parts.items())
-        events.say(f"  {name}: {told} (private - public)")
-    best = drawn["private"].max(axis=1)
-    by_public = drawn["private"][np.arange(len(best)), drawn["public"].argmax(axis=1)]
-    share, loss = float((by_public == best).mean()), float((best - by_public).mean())
-    events.say(
-        f"  the best on public is the best on private in {share:.0%} of the draws; choosing by public loses {loss:.3f}"
-    )
-    return {"models": rows, "public_is_best": share, "public_loss": loss}

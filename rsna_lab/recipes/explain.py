@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from rsna_kit.imaging.stream import ImageStream
     from rsna_kit.models.ensemble import Ensemble
 
-TOP = 20
+TOP, PAGE = 20, "index.html"
 _PAGE_HEIGHT = 560  # rows of a picture on the page; the files are as large as what the model sees
 _GAP = 4  # black columns between the mammogram and its map
 _MEANING = (
@@ -44,7 +44,6 @@ def explain(
     *,
     images: Sequence[str] = (),
     top: int = TOP,
-    method: str | None = None,
     split: str | None = None,
     decode: DecodeConfig | None = None,
 ) -> dict[str, Any]:
@@ -63,35 +62,32 @@ def explain(
         events: progress, with the time that is left.
         images: these pictures; empty: the `top` highest scores of the split.
         top: how many.
-        method: `grad-cam`, `occlusion` or `error`; None: errors for a CVAE, Grad-CAM for all others.
         split: "train" or "test"; None takes the table that is there, the test table where both are.
-        decode: the decode section of the configuration.
+        decode: that section of the configuration.
 
     Returns:
-        Counts, paths and the pictures with their scores and peaks, ready for JSON; `ok` is False when more than
-        `max_failure_share` of the pictures could not be used. A picture that cannot be used costs no other.
+        Counts, paths and the pictures with scores and peaks, ready for JSON; `ok` is False when more than
+        `max_failure_share` of the pictures could not be used, each of which costs no other.
 
     Raises:
-        UsageError: an id that the table does not have, a method that the model does not have, nothing to show.
+        UsageError: an id that the table does not have, nothing to show.
         BundleError: no bundle, or bundles of different image sections.
     """
     from rsna_kit.models.ensemble import Ensemble
     from rsna_kit.models.members import common_image, open_members
     from rsna_kit.recipes.images import open_stream
-    from rsna_lab.analysis.explain import build_explainer, choose_method, combine
+    from rsna_lab.analysis.explain import build_explainer, combine, method_of
 
     decode = decode or DecodeConfig()
     if decode.backend != "threads":
         raise UsageError(f"decode.backend: got {decode.backend!r}, explain decodes in threads of its own process")
-    if top < 1:
-        raise UsageError(f"--top: got {top}, expected at least 1 picture")
     competition = find_competition(where)
-    split, table = _table(competition, split, images)
+    split, table = _table(competition, split, images, top)
     chosen = open_members(bundle_paths, events.say)
     bundles, weights = zip(*((member.bundle, member.weight) for member in chosen.members), strict=True)
     image = common_image(bundles)
-    methods = " and ".join(dict.fromkeys(choose_method(bundle, method) for bundle in bundles))
-    explainers = [build_explainer(bundle, method, settings.batch_size) for bundle in bundles]
+    methods = " and ".join(dict.fromkeys(method_of(bundle) for bundle in bundles))
+    explainers = [build_explainer(bundle) for bundle in bundles]
     ensemble = Ensemble(chosen.members, settings.batch_size, chosen.tta)
     events.say(f"explain: {len(table)} pictures of {competition.root} ({split}), {len(bundles)} bundles")
 
@@ -105,28 +101,25 @@ def explain(
             heat = combine([explainer(one[2].image[None, ..., None]) for explainer in explainers], weights)[0]
             drawn.append(_draw(out, *one, heat, image))
             progress.advance()
-    shown = [facts for facts, _ in drawn]
-    write_csv(out / "explain.csv", pd.DataFrame(shown))
-    write_csv(out / "failures.csv", pd.DataFrame(failures, columns=["image_id", "stage", "reason"]))
-    if failures:
-        events.say(f"{len(failures)} of {len(table)} pictures could not be used: {out / 'failures.csv'}")
     paths = [str(bundle.path) for bundle in bundles]
     said = {"competition": str(competition.root), "split": split, "method": methods, "bundles": ", ".join(paths)}
-    _write_page(out / "index.html", drawn, said)
+    _write(out, drawn, failures, said)
     return {
-        "ok": bool(shown) and len(failures) <= settings.max_failure_share * len(table),
-        "page": str(out / "index.html"),
+        "ok": bool(drawn) and len(failures) <= settings.max_failure_share * len(table),
+        "page": str(out / PAGE),
         "scored": len(table) - len(failures),
         "failed": len(failures),
-        "explained": len(shown),
+        "explained": len(drawn),
         **said,
         "bundles": paths,
-        "pictures": shown,
+        "pictures": [facts for facts, _ in drawn],
     }
 
 
-def _table(competition: Competition, split: str | None, images: Sequence[str]) -> tuple[str, pd.DataFrame]:
+def _table(competition: Competition, split: str | None, images: Sequence[str], top: int) -> tuple[str, pd.DataFrame]:
     """The split and its rows, all or those asked for, in the order asked for."""
+    if top < 1:
+        raise UsageError(f"--top: got {top}, expected at least 1 picture")
     split = split or ("test" if competition.test_csv is not None else "train")
     table = (read_train if split == "train" else read_test)(competition.table(f"{split}.csv"))
     if not images:
@@ -158,6 +151,8 @@ def _score(
                 for (image_id, rendered), score in zip(good, np.sum(parts, axis=0), strict=True):
                     yield float(score), table.iloc[numbers[image_id]], rendered
             progress.advance(len(batch))
+    if failures:
+        events.say(f"{len(failures)} of {len(table)} pictures could not be used: failures.csv names them")
 
 
 def _draw(
@@ -169,8 +164,7 @@ def _draw(
         Its row of explain.csv, ready for JSON, and the figure for the page.
     """
     from rsna_kit.imaging.render import encode_picture
-    from rsna_lab.analysis.explain import peak
-    from rsna_lab.analysis.overlay import draw_map, draw_peak, point_in_picture
+    from rsna_lab.analysis.explain import draw_map, peak, point_in_picture
 
     picture, box, point = rendered.image, rendered.box, peak(heat, rendered.image)
     place = (None, None) if point is None else point_in_picture(*point, box, image)
@@ -183,9 +177,7 @@ def _draw(
     files = {"maps": np.rint(heat * 65535).astype(np.uint16)}
     if box.flip:
         picture, heat = picture[:, ::-1], heat[:, ::-1]
-        point = None if point is None else (point[0], picture.shape[1] - 1 - point[1])
     drawn = draw_map(picture, heat)
-    drawn = drawn if point is None else draw_peak(drawn, *point)
     plain = np.repeat(picture[..., None], 3, axis=2)
     figure = np.hstack([plain, np.zeros((len(plain), _GAP, 3), np.uint8), drawn])[..., ::-1]  # OpenCV writes blue first
     files["pictures"] = figure = np.ascontiguousarray(figure)
@@ -203,15 +195,20 @@ def _caption(facts: dict[str, Any]) -> str:
     return f"{facts['image_id']} ({side}): score {facts['score']:.3f}{truth}{nothing}"
 
 
-def _write_page(path: Path, drawn: Sequence[tuple[dict[str, Any], bytes]], said: dict[str, str]) -> None:
+def _write(
+    out: Path, drawn: Sequence[tuple[dict[str, Any], bytes]], failures: Sequence[dict[str, str]], said: dict[str, str]
+) -> None:
+    """The tables and the page."""
     from rsna_lab.report.cases import pictures
     from rsna_lab.report.page import Section
     from rsna_lab.report.sections import provenance, write_report
 
+    write_csv(out / "explain.csv", pd.DataFrame([facts for facts, _ in drawn]))
+    write_csv(out / "failures.csv", pd.DataFrame(failures, columns=["image_id", "stage", "reason"]))
     sections = [
         Section("How to read this", f"<p>{_MEANING}</p>"),
         pictures("Pictures", [(figure, _caption(facts)) for facts, figure in drawn]),
         provenance({"rsna_kit": __version__, **said}),
     ]
     under = f"{len(drawn)} mammograms, {said['method']}"
-    write_report(path, "Where the scores come from", sections, under)
+    write_report(out / PAGE, "Where the scores come from", sections, under)
