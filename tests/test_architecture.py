@@ -16,7 +16,7 @@ PACKAGES = {
     # Top to bottom: a room may import itself and the rooms before it. `rsna_lab` may import all of `rsna_kit`, too.
     "rsna_kit": [
         "runtime", "config", "competition", "dicom", "imaging", "data", "models", "training", "scoring",
-        "session", "recipes", "arguments", "cli", "__main__",
+        "session", "recipes", "cli", "__main__",
     ],
     "rsna_lab": ["analysis", "report", "phantom", "recipes", "kaggle", "cli", "__main__"],
 }  # fmt: skip

@@ -69,13 +69,7 @@ def kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     return start
 
 
-ENDS = [
-    KILLED,
-    "os.abort()",
-    "os.kill(os.getpid(), 40)",
-    "os._exit(1)",
-    "raise RuntimeError('CUDA_ERROR_LAUNCH_FAILED')",
-]
+ENDS = [KILLED, "os._exit(1)", "raise RuntimeError('CUDA_ERROR_LAUNCH_FAILED')"]
 
 
 @pytest.mark.parametrize("end", ENDS)
@@ -94,12 +88,6 @@ def test_a_run_that_ended_is_not_undone_by_a_thread_that_does_not(kernel) -> Non
     code, said, verdict, rows = kernel("pass", grow=forever)
     assert (code, verdict["ok"], rows) == (0, True, [1, 1])
     assert "attempt" not in said
-
-
-@pytest.mark.parametrize("rerun", [True, False])
-def test_an_exit_without_a_word_still_ends_in_a_verdict(kernel, rerun: bool) -> None:
-    code, _, verdict, _ = kernel("os._exit(1)", grow="rows = rows[:3]", rerun=rerun)
-    assert (code, verdict["ok"], verdict["reason"]) == (0 if rerun else 1, False, "exit code 1")
 
 
 def test_whatever_happens_to_the_one_that_waits_what_is_scored_stands(
