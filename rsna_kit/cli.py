@@ -60,9 +60,13 @@ def add_config(parser: argparse.ArgumentParser, sections: Sequence[str], example
     group = parser.add_argument_group("configuration")
     group.add_argument("--preset", default="default", metavar="NAME", help=f"one of {', '.join(PRESETS)}")
     group.add_argument(
-        "--set", action="append", default=[], metavar="SECTION.KEY=VALUE", dest="overrides",
+        "--set",
+        action="append",
+        default=[],
+        metavar="SECTION.KEY=VALUE",
+        dest="overrides",
         help=f"change one key of {', '.join(sections)}, e.g. --set {example}; may be repeated",
-    )  # fmt: skip
+    )
     parser.set_defaults(sections=sections)
 
 

@@ -15,9 +15,19 @@ from rsna_kit.runtime.events import Events
 if TYPE_CHECKING:
     from push_world import World
 
-TINY = ["image.height=64", "image.width=32", "data.save=none", "model.weights=none",
-        "model.tap=32", "model.head=linear", "model.pool=avg", "model.trunk=train", "train.epochs=1",
-        "train.batch_size=8", "infer.batch_size=8"]  # fmt: skip
+TINY = [
+    "image.height=64",
+    "image.width=32",
+    "data.save=none",
+    "model.weights=none",
+    "model.tap=32",
+    "model.head=linear",
+    "model.pool=avg",
+    "model.trunk=train",
+    "train.epochs=1",
+    "train.batch_size=8",
+    "infer.batch_size=8",
+]
 
 
 @pytest.fixture(scope="session")

@@ -14,9 +14,19 @@ from rsna_lab.cli import build_parser, main
 
 ROOT = Path(__file__).parent.parent
 VERBS = [
-    "check", "phantom", "prepare", "folds", "train", "infer", "explain", "blend", "score", "report", "leaderboard",
+    "check",
+    "phantom",
+    "prepare",
+    "folds",
+    "train",
+    "infer",
+    "explain",
+    "blend",
+    "score",
+    "report",
+    "leaderboard",
     "compare",
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(

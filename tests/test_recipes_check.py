@@ -47,17 +47,22 @@ def mixed(tmp_path: Path) -> Path:
     windows = {"WindowCenter": ["1000", "2000"], "WindowWidth": ["500", "800"], "VOILUTFunction": "SIGMOID"}
     good = make_dicom(breast(), SV1, WindowCenter="1000", WindowWidth="800")
     contents = {
-        "a/1": good, "a/2": good, "a/3": good,
+        "a/1": good,
+        "a/2": good,
+        "a/3": good,
         "b/4": make_dicom(breast(96, 64), J2K, PhotometricInterpretation="MONOCHROME1", **windows),
-        "b/5": make_dicom(breast(), EXPLICIT), "b/6": make_dicom(breast(), LOSSLESS),
-        "bad/text": b"image_id,laterality\n", "bad/empty": b"",
-        "bad/cut": good[:-300], "bad/cut2": good[:-200],
+        "b/5": make_dicom(breast(), EXPLICIT),
+        "b/6": make_dicom(breast(), LOSSLESS),
+        "bad/text": b"image_id,laterality\n",
+        "bad/empty": b"",
+        "bad/cut": good[:-300],
+        "bad/cut2": good[:-200],
         "bad/colour": make_dicom(breast(), EXPLICIT, PhotometricInterpretation="RGB"),
         "bad/rows": make_dicom(breast(), SV1, Rows=81),
         "bad/film": make_dicom(breast(), MPEG, codestream=bytes(100)),
         "bad/blank": make_dicom(np.full((50, 40), 7, np.uint16), SV1),
         "bad/broken": make_dicom(breast(44, 33), J2K, codestream=_broken()),
-    }  # fmt: skip
+    }
     for name, content in contents.items():
         path = tmp_path / "files" / f"{name}.dcm"
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -27,9 +27,12 @@ _EXAMPLES = 4  # times as many files as count: blank and damaged ones are passed
 
 
 def open_stream(
-    files: Sequence[tuple[str, Path]], image: ImageConfig, settings: DecodeConfig, events: Events,
+    files: Sequence[tuple[str, Path]],
+    image: ImageConfig,
+    settings: DecodeConfig,
+    events: Events,
     clock: Clock | None = None,
-) -> ImageStream:  # fmt: skip
+) -> ImageStream:
     """Read every head, prove the decoders on a few files of each kind, and open the queue of this process.
 
     Args:
