@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rsna_kit import cli
-from rsna_kit.arguments import add_config, read_config
+from rsna_kit.cli import add_config, read_config
 from rsna_kit.runtime.events import Events
 
 

@@ -15,17 +15,32 @@ ROOT = Path(__file__).parent.parent
 PACKAGES = {
     # Top to bottom: a room may import itself and the rooms before it. `rsna_lab` may import all of `rsna_kit`, too.
     "rsna_kit": [
-        "runtime", "config", "competition", "dicom", "imaging", "data", "models", "training", "scoring",
-        "session", "recipes", "arguments", "cli", "__main__",
+        "runtime",
+        "config",
+        "competition",
+        "dicom",
+        "imaging",
+        "data",
+        "models",
+        "training",
+        "scoring",
+        "session",
+        "recipes",
+        "cli",
+        "__main__",
     ],
     "rsna_lab": ["analysis", "report", "phantom", "recipes", "kaggle", "cli", "__main__"],
-}  # fmt: skip
+}
 # Rooms side by side that have nothing to say to each other although the order would allow it.
 STRANGERS = {
     *(("scoring", room) for room in ("dicom", "imaging", "data", "models", "training")),
-    ("dicom", "competition"), ("models", "dicom"), ("models", "imaging"),
-    ("training", "competition"), ("training", "dicom"), ("training", "imaging"),
-}  # fmt: skip
+    ("dicom", "competition"),
+    ("models", "dicom"),
+    ("models", "imaging"),
+    ("training", "competition"),
+    ("training", "dicom"),
+    ("training", "imaging"),
+}
 HEAVY = {"tensorflow", "keras", "keras_cv", "albumentations", "nvidia", "jax", "torch", "sklearn", "matplotlib"}
 # What must work with nothing but numpy, pandas and scipy.
 BARE = ["runtime", "config", "competition", "scoring"]

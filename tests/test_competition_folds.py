@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rsna_kit.competition.folds import assign_folds
+from rsna_kit.competition.folds import assign_folds, digest_patients, known_patients
 from rsna_kit.runtime.errors import TableError, UsageError
 
 
@@ -192,3 +192,23 @@ def test_machines_that_cannot_be_held_out_are_refused() -> None:
     table["machine_id"] = table["machine_id"].astype("Int64").mask(table.index == 3)
     with pytest.raises(TableError, match="machine_id is missing"):
         assign_folds(table, 2, seed=0, hold_out="machine")
+
+
+@given(st.sets(st.text()), st.sets(st.text()), st.sets(st.text()))
+def test_a_digest_knows_its_patients_and_those_of_the_one_before(one: set[str], two: set[str], three: set[str]) -> None:
+    digest = digest_patients(one, digest_patients(two))
+    assert known_patients(digest, [*one, *two, *three]) == sorted(one | two)
+    assert known_patients(digest, three - one - two) == []
+    assert digest == digest_patients(two | one)
+
+
+def test_a_digest_of_a_whole_competition_is_small_and_tells_no_id() -> None:
+    digest = digest_patients(str(number) for number in range(10_000))
+    assert len(digest) == 66_668
+    assert known_patients(digest, ["10000", "9999"]) == ["9999"]
+    assert known_patients("", ["1"]) == []
+
+
+def test_what_is_no_digest_is_refused() -> None:
+    with pytest.raises(TableError, match="digest of patients: got 'not base64!', expected base64"):
+        known_patients("not base64!", ["1"])

@@ -121,8 +121,9 @@ def test_everything_attached_is_listed_with_its_kind(tmp_path: Path, layout: dic
         touch(tmp_path / place / "some/folder/file")
     if "rsna-kit-train" in layout:
         touch(tmp_path / "rsna-kit-train/verdict.json")
-    found = {str(source.path.relative_to(tmp_path)): (source.kind, source.reference)
-             for source in attached_sources(tmp_path)}  # fmt: skip
+    found = {
+        str(source.path.relative_to(tmp_path)): (source.kind, source.reference) for source in attached_sources(tmp_path)
+    }
     assert found == layout
 
 

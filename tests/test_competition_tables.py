@@ -36,10 +36,22 @@ def test_train_has_the_promised_types(tmp_path: Path) -> None:
     table = read_train(write(tmp_path / "train.csv", TRAIN))
     assert table.columns.tolist() == [*TRAIN_COLUMNS, "prediction_id"]
     assert {name: str(kind).replace("object", "str") for name, kind in table.dtypes.items()} == {  # pandas 2, pandas 3
-        "site_id": "Int64", "patient_id": "str", "image_id": "str", "laterality": "str", "view": "str",
-        "age": "float32", "cancer": "int8", "biopsy": "int8", "invasive": "int8", "BIRADS": "Int64", "implant": "int8",
-        "density": "str", "machine_id": "Int64", "difficult_negative_case": "bool", "prediction_id": "str",
-    }  # fmt: skip
+        "site_id": "Int64",
+        "patient_id": "str",
+        "image_id": "str",
+        "laterality": "str",
+        "view": "str",
+        "age": "float32",
+        "cancer": "int8",
+        "biopsy": "int8",
+        "invasive": "int8",
+        "BIRADS": "Int64",
+        "implant": "int8",
+        "density": "str",
+        "machine_id": "Int64",
+        "difficult_negative_case": "bool",
+        "prediction_id": "str",
+    }
 
 
 def test_train_keeps_ids_as_text_and_missing_as_missing(tmp_path: Path) -> None:

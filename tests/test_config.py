@@ -18,7 +18,7 @@ from rsna_kit.config import (
     preset,
     to_dict,
     with_overrides,
-)  # fmt: skip
+)
 from rsna_kit.runtime.errors import UsageError
 
 

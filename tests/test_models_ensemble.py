@@ -72,8 +72,10 @@ def test_each_breast_level_member_keeps_its_attention(members: Any) -> None:
     ensemble = Ensemble(members(*given), 4)
     assert ensemble.columns == ["score", "attention", "score_1", "score_2", "attention_2"]
     assert [(part.score, part.attention) for part in ensemble.parts] == [
-        ("score", "attention"), ("score_1", None), ("score_2", "attention_2")
-    ]  # fmt: skip
+        ("score", "attention"),
+        ("score_1", None),
+        ("score_2", "attention_2"),
+    ]
     assert [part.weight for part in ensemble.parts] == pytest.approx([0.2, 0.7, 0.1])
     half = upper(PICTURES)
     images = (0.3 * sigmoid(2 * half) + 0.4 * sigmoid(4 * half)) / 0.7

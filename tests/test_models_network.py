@@ -36,9 +36,15 @@ def test_input_and_output_are_as_promised(model: Any) -> None:
 def test_a_frozen_trunk_leaves_only_the_head_to_learn(name: str) -> None:
     network = build_classifier(ModelConfig(backbone=name, tap=16, head="conv", pool="avgmax", trunk="frozen"), SMALL)
     assert [weight.path for weight in network.trainable_weights] == [
-        "head_norm/gamma", "head_norm/beta", "head_conv1/kernel", "head_conv1/bias", "head_conv2/kernel",
-        "head_conv2/bias", "logit/kernel", "logit/bias",
-    ]  # fmt: skip
+        "head_norm/gamma",
+        "head_norm/beta",
+        "head_conv1/kernel",
+        "head_conv1/bias",
+        "head_conv2/kernel",
+        "head_conv2/bias",
+        "logit/kernel",
+        "logit/bias",
+    ]
 
 
 @pytest.mark.parametrize(("head", "tap"), [("linear", 32), ("residual", 16)])

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from dicom_files import EXPLICIT, J2K, LOSSLESS, RLE, SV1, make_dicom
+from pydicom.uid import UID
 
 from rsna_kit.config import ImageConfig, preset
 from rsna_kit.dicom import decode
@@ -46,17 +47,22 @@ def mixed(tmp_path: Path) -> Path:
     windows = {"WindowCenter": ["1000", "2000"], "WindowWidth": ["500", "800"], "VOILUTFunction": "SIGMOID"}
     good = make_dicom(breast(), SV1, WindowCenter="1000", WindowWidth="800")
     contents = {
-        "a/1": good, "a/2": good, "a/3": good,
+        "a/1": good,
+        "a/2": good,
+        "a/3": good,
         "b/4": make_dicom(breast(96, 64), J2K, PhotometricInterpretation="MONOCHROME1", **windows),
-        "b/5": make_dicom(breast(), EXPLICIT), "b/6": make_dicom(breast(), LOSSLESS),
-        "bad/text": b"image_id,laterality\n", "bad/empty": b"",
-        "bad/cut": good[:-300], "bad/cut2": good[:-200],
+        "b/5": make_dicom(breast(), EXPLICIT),
+        "b/6": make_dicom(breast(), LOSSLESS),
+        "bad/text": b"image_id,laterality\n",
+        "bad/empty": b"",
+        "bad/cut": good[:-300],
+        "bad/cut2": good[:-200],
         "bad/colour": make_dicom(breast(), EXPLICIT, PhotometricInterpretation="RGB"),
         "bad/rows": make_dicom(breast(), SV1, Rows=81),
         "bad/film": make_dicom(breast(), MPEG, codestream=bytes(100)),
         "bad/blank": make_dicom(np.full((50, 40), 7, np.uint16), SV1),
         "bad/broken": make_dicom(breast(44, 33), J2K, codestream=_broken()),
-    }  # fmt: skip
+    }
     for name, content in contents.items():
         path = tmp_path / "files" / f"{name}.dcm"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -78,11 +84,11 @@ def test_files_are_counted_by_how_they_are_coded(mixed: Path) -> None:
     assert found["images"] == 15
     assert found["counts"] == {
         "transfer syntax": {
-            "1.2.840.10008.1.2.4.70 JPEG Lossless (Process 14, Selection Value 1)": 4,
-            "1.2.840.10008.1.2.4.90 JPEG 2000 Lossless": 2,
+            f"{SV1} {UID(SV1).name}": 4,
+            f"{J2K} {UID(J2K).name}": 2,
             "1.2.840.10008.1.2.1 Explicit VR Little Endian": 1,
-            "1.2.840.10008.1.2.4.100 unknown": 1,
-            "1.2.840.10008.1.2.4.57 JPEG Lossless (Process 14)": 1,
+            f"{MPEG} {UID(MPEG).name}": 1,
+            f"{LOSSLESS} {UID(LOSSLESS).name}": 1,
         },
         "bits": {"16 coded, 12 stored": 9},
         "rows x columns": {"80 x 60": 6, "44 x 33": 1, "50 x 40": 1, "96 x 64": 1},
@@ -128,7 +134,6 @@ def test_people_read_the_same_in_a_hundred_columns(mixed: Path) -> None:
     assert "                         1    6.7%  44 x 33\n" in text
     assert "  9 of 15 images cannot be used\n" in text
     assert "         2  header  Pixel Data item 1 says" in text
-    assert "2 of the 8 images tried failed" in text
     for problem in result["folder"]["problems"]:
         assert problem["example"] in text
     lines = text[text.index("\nfolder: ") :].splitlines()
@@ -147,9 +152,8 @@ def test_time_is_projected_from_the_files_that_were_read(mixed: Path, monkeypatc
     assert sizes == [(SV1, 3, 3, 0.5), (EXPLICIT, 1, 1, 0.5), (LOSSLESS, 1, 1, 0.5), (J2K, 1, 1, 0.5)]
     assert (time["images"], time["tried"], time["timed"], time["cpus"], time["image"]) == (6, 6, 6, 4, [64, 32])
     assert (time["core_hours"], time["wall_hours"]) == (3.0 / 3600, 0.75 / 3600)
-    assert "CPU time from file to image of 64 x 32, projected from 6 files" in text
-    assert "         3      3    0.500       0:02  1.2.840.10008.1.2.4.70 80 x 60\n" in text
-    assert "         6      6                0:03  all; 0:01 on 4 cores that do nothing else\n" in text
+    assert "64 x 32: 0:03 on one core, 0:01 on all 4 of this machine" in text
+    assert "projected from 6 files" in text
     assert "no problem found" in text
     assert result["ok"] is True
 
@@ -159,9 +163,9 @@ def test_many_values_are_cut_short_on_the_screen_alone(tmp_path: Path) -> None:
         (tmp_path / f"{rows}.dcm").write_bytes(make_dicom(breast(rows), EXPLICIT))
     result, text = checked(tmp_path)
     assert len(result["folder"]["counts"]["rows x columns"]) == 15
-    assert "                         6   40.0%  6 others\n" in text
-    assert "88 x 60" in text
-    assert "89 x 60" not in text
+    assert "5          5 others\n" in text
+    assert "89 x 60" in text
+    assert "90 x 60" not in text
 
 
 def test_a_syntax_without_an_installed_decoder_costs_all_its_files(

@@ -17,7 +17,7 @@ import pandas as pd
 import pytest
 
 from rsna_kit.competition.paths import find_competition
-from rsna_kit.competition.submission import check_submission
+from rsna_kit.competition.submission import check_submission, write_submission
 from rsna_kit.competition.tables import read_sample, read_test
 from rsna_kit.config import PRIOR, Config, DecodeConfig, ImageConfig
 from rsna_kit.dicom.decode import Trust
@@ -66,10 +66,10 @@ def test_scores_are_those_of_the_model(hidden: Path, bundle: Path, tmp_path: Pat
     assert (called == (got >= 0.5)).all()
 
 
-FITTED = {"method": "beta", "parameters": {"a": 1.5, "b": 0.5, "c": -2.0}}
+FITTED = {"slope": 1.5, "intercept": -2.0}
 
 
-def test_a_calibration_adds_probabilities_and_changes_nothing_else(
+def test_a_calibration_adds_probabilities(
     hidden: Path, bundle: Path, tmp_path: Path, tiny: Config, quiet: Events
 ) -> None:
     """A breast of which no image can be read has the prior as its probability, whatever the calibration makes of it."""
@@ -77,27 +77,22 @@ def test_a_calibration_adds_probabilities_and_changes_nothing_else(
         shutil.rmtree(path.parent)
     calibrated = Path(shutil.copytree(bundle, tmp_path / "calibrated"))
     set_threshold(calibrated, 0.5, "test", FITTED)
-    results, tables = {}, {}
-    for name, given in (("plain", bundle), ("fitted", calibrated)):
-        results[name] = infer(hidden, tmp_path / name, [given], tiny.infer, quiet, Clock())
-        tables[name] = read_csv(tmp_path / name / "scores.csv", [])
-    assert [results[name]["calibration"] for name in ("plain", "fitted")] == [None, "beta"]
-    assert list(tables["fitted"].columns) == ["prediction_id", "score", "probability", "images"]
-    pd.testing.assert_frame_equal(tables["fitted"].drop(columns="probability"), tables["plain"])
-    score = tables["fitted"]["score"]
-    wanted = 1 / (1 + np.exp(-(1.5 * np.log(score) - 0.5 * np.log(1 - score) - 2)))
-    unseen = tables["fitted"]["images"] == 0
+    assert infer(hidden, tmp_path / "out", [calibrated], tiny.infer, quiet, Clock())["calibration"] is True
+    table = read_csv(tmp_path / "out" / "scores.csv", [])
+    assert list(table.columns) == ["prediction_id", "score", "probability", "images"]
+    wanted = 1 / (1 + np.exp(-(1.5 * np.log(table["score"] / (1 - table["score"])) - 2)))
+    unseen = table["images"] == 0
     assert unseen.any()
-    np.testing.assert_allclose(tables["fitted"]["probability"], np.where(unseen, PRIOR, wanted), rtol=1e-12)
-    files = [(tmp_path / name / "submission.csv").read_bytes() for name in ("plain", "fitted")]
-    assert files[0] == files[1]
+    np.testing.assert_allclose(table["probability"], np.where(unseen, PRIOR, wanted), rtol=1e-9)
+    called = submission(tmp_path / "out", hidden)["cancer"]
+    assert (called == ((table["score"] >= 0.5) & ~unseen)).all()
 
 
 @pytest.mark.parametrize(
     ("other", "said"),
     [
         (None, "the bundles differ in their calibration: blend"),
-        ({"method": "spline", "parameters": {}}, "calibration: got method 'spline'"),
+        ({"slope": -1}, "calibration: got {'slope': -1}, expected slope"),
     ],
 )
 def test_without_a_usable_calibration_the_column_is_left_out_and_it_is_said(
@@ -116,7 +111,7 @@ def test_without_a_usable_calibration_the_column_is_left_out_and_it_is_said(
     result = infer(hidden, tmp_path / "out", [tmp_path / "models"], tiny.infer, Events(stream=stream), Clock())
     assert f"scores.csv gets no column probability: {said}" in stream.getvalue()
     assert result["ok"]
-    assert result["calibration"] is None
+    assert result["calibration"] is False
     assert list(pd.read_csv(tmp_path / "out" / "scores.csv").columns) == ["prediction_id", "score", "images"]
 
 
@@ -194,36 +189,10 @@ def test_a_stopped_run_resumes(hidden: Path, bundle: Path, tmp_path: Path, tiny:
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
-def test_other_weights_start_from_nothing(
+def test_a_killed_run_leaves_a_valid_submission_and_resumes(
     hidden: Path, bundle: Path, tmp_path: Path, tiny: Config, quiet: Events
 ) -> None:
-    from rsna_kit.models.network import build_classifier
-    from rsna_kit.training.export import write_bundle
-
-    infer(hidden, tmp_path / "out", [bundle], tiny.infer, quiet, Clock())
-    before = pd.read_csv(tmp_path / "out" / "image_scores.csv")["score"]
-    write_bundle(tmp_path / "other", build_classifier(tiny.model, tiny.image), tiny, 1, 0.5, {}, "none")
-    infer(hidden, tmp_path / "out", [tmp_path / "other"], tiny.infer, quiet, Clock())
-    assert not np.allclose(before, pd.read_csv(tmp_path / "out" / "image_scores.csv")["score"])
-
-
-def test_a_killed_run_leaves_a_valid_submission(hidden: Path, bundle: Path, tmp_path: Path) -> None:
-    """SIGKILL as soon as submission.csv is there: it is whole, and the same command ends well."""
-    out = tmp_path / "out"
-    command = [sys.executable, "-m", "rsna_kit", "infer", hidden, out, "--bundle", bundle]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 60
-    while not (out / "submission.csv").exists() and time.monotonic() < deadline and process.poll() is None:
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
-    assert set(submission(out, hidden)["cancer"]) == {0.0211676964}
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    assert set(submission(out, hidden)["cancer"]) <= {0, 1}
-
-
-def test_a_run_killed_while_scoring_resumes(hidden: Path, bundle: Path, tmp_path: Path) -> None:
-    """SIGKILL once some images are scored: they are not scored again, and the end is that of a whole run."""
+    """The prior at first; SIGKILL once some images are scored: not scored again, and the end is that of a whole run."""
     out, whole = tmp_path / "out", tmp_path / "whole"
     code = (
         "import sys, time; from rsna_kit.recipes import infer; from rsna_kit import cli; infer.SAVE_EVERY_S = 0\n"
@@ -235,6 +204,9 @@ def test_a_run_killed_while_scoring_resumes(hidden: Path, bundle: Path, tmp_path
     arguments = ["infer", hidden, out, "--bundle", bundle, "--set", "infer.batch_size=4"]
     process = subprocess.Popen([sys.executable, "-c", code, *arguments], stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 240
+    while not (out / "submission.csv").exists() and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.005)
+    assert set(submission(out, hidden)["cancer"]) == {0.0211676964}
     while not (out / "image_scores.csv").exists() and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
@@ -245,8 +217,7 @@ def test_a_run_killed_while_scoring_resumes(hidden: Path, bundle: Path, tmp_path
     command = [sys.executable, "-m", "rsna_kit"]
     resumed = subprocess.run([*command, *arguments], capture_output=True, text=True, check=True)
     assert f"resuming: {len(scored)} images are done" in resumed.stderr
-    arguments[2] = whole
-    subprocess.run([*command, *arguments], check=True, capture_output=True)
+    infer(hidden, whole, [bundle], replace(tiny.infer, batch_size=4), quiet, Clock())
     assert (out / "submission.csv").read_bytes() == (whole / "submission.csv").read_bytes()
 
 
@@ -277,40 +248,20 @@ def test_a_damaged_bundle_is_refused_by_name(
         infer(hidden, tmp_path / "out", [tmp_path / "nowhere"], tiny.infer, quiet, Clock())
 
 
-def test_the_bundles_own_threshold_decides(
-    hidden: Path, bundle: Path, tmp_path: Path, tiny: Config, quiet: Events
-) -> None:
-    for threshold, share in ((0.0, 1.0), (1.0, 0.0)):
-        shutil.copytree(bundle, tmp_path / f"bundle{threshold}")
-        set_threshold(tmp_path / f"bundle{threshold}", threshold, "test")
-        infer(hidden, tmp_path / "out", [tmp_path / f"bundle{threshold}"], tiny.infer, quiet, Clock())
-        assert submission(tmp_path / "out", hidden)["cancer"].mean() == share
-
-
 def test_a_submission_that_stands_is_not_thrown_back_to_the_prior(
-    hidden: Path, bundle: Path, tmp_path: Path, tiny: Config, quiet: Events
+    hidden: Path, tmp_path: Path, tiny: Config, quiet: Events
 ) -> None:
-    infer(hidden, tmp_path / "out", [bundle], tiny.infer, quiet, Clock())
-    before = (tmp_path / "out" / "submission.csv").read_bytes()
+    sample = read_sample(hidden / "sample_submission.csv")
+    write_submission(sample.assign(cancer=1), sample, tmp_path / "out" / "submission.csv")
     with pytest.raises(BundleError, match="no bundle"):
         infer(hidden, tmp_path / "out", [tmp_path / "nowhere"], tiny.infer, quiet, Clock())
-    assert (tmp_path / "out" / "submission.csv").read_bytes() == before
+    assert set(submission(tmp_path / "out", hidden)["cancer"]) == {1}
 
 
-def test_a_bundle_found_twice_counts_once(
-    hidden: Path, bundle: Path, tmp_path: Path, tiny: Config, quiet: Events
-) -> None:
-    result = infer(hidden, tmp_path / "out", [bundle.parent, bundle], tiny.infer, quiet, Clock())
-    assert result["bundles"] == [str(bundle)]
+def test_a_bundle_found_twice_counts_once(bundle: Path, quiet: Events) -> None:
+    from rsna_kit.models.members import open_members
 
-
-def test_a_cell_that_inference_does_not_need_costs_nothing(
-    hidden: Path, bundle: Path, tmp_path: Path, tiny: Config, quiet: Events
-) -> None:
-    table = pd.read_csv(hidden / "test.csv", dtype=str)
-    table.loc[0, ["implant", "age", "machine_id"]] = ["", "unknown", "new"]
-    table.to_csv(hidden / "test.csv", index=False)
-    assert infer(hidden, tmp_path / "out", [bundle], tiny.infer, quiet, Clock())["ok"]
+    assert [member.bundle.path for member in open_members([bundle.parent, bundle], quiet.say).members] == [bundle]
 
 
 def test_a_test_table_that_cannot_be_used_leaves_the_prior(
@@ -331,15 +282,6 @@ def test_tables_that_disagree_are_refused_before_work(
     sample.iloc[1:].to_csv(hidden / "sample_submission.csv", index=False)
     with pytest.raises(TableError, match=sample["prediction_id"].iloc[0]):
         infer(hidden, tmp_path / "out", [bundle], tiny.infer, quiet, Clock())
-
-
-def test_saving_on_the_way_changes_nothing(
-    hidden: Path, bundle: Path, tmp_path: Path, tiny: Config, quiet: Events, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    infer(hidden, tmp_path / "once", [bundle], tiny.infer, quiet, Clock())
-    monkeypatch.setattr(infer_module, "SAVE_EVERY_S", 0.0)
-    infer(hidden, tmp_path / "often", [bundle], tiny.infer, quiet, Clock())
-    assert (tmp_path / "once/submission.csv").read_bytes() == (tmp_path / "often/submission.csv").read_bytes()
 
 
 def test_prepare_and_infer_show_the_model_the_same_bytes(
@@ -475,18 +417,6 @@ def test_a_list_is_scored_as_it_says(
     assert (called == (got >= 0.4)).all()
     columns = list(pd.read_csv(tmp_path / "out" / "image_scores.csv").columns)
     assert columns == ["image_id", "score", "score_1", "attention_1"]
-
-
-def test_a_stopped_run_of_a_list_resumes(
-    hidden: Path, listed: Path, tmp_path: Path, tiny: Config, quiet: Events
-) -> None:
-    infer(hidden, tmp_path / "whole", [listed], tiny.infer, quiet, Clock())
-    infer(hidden, tmp_path / "out", [listed], tiny.infer, quiet, Clock(limit_s=0.001))
-    said = io.StringIO()
-    infer(hidden, tmp_path / "out", [listed], tiny.infer, Events(stream=said), Clock())
-    assert "resuming: " in said.getvalue()
-    for name in ("submission.csv", "scores.csv", "image_scores.csv"):
-        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
 def test_other_weights_or_tta_start_from_nothing(

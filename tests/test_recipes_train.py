@@ -14,8 +14,7 @@ import pandas as pd
 import pytest
 from toy_learner import ShortClock, use_toys
 
-from rsna_kit.competition.folds import assign_folds
-from rsna_kit.competition.seen import known_patients
+from rsna_kit.competition.folds import assign_folds, known_patients
 from rsna_kit.config import Config, with_overrides
 from rsna_kit.data.shards import open_prepared, read_picture
 from rsna_kit.models.bundle import load_model, open_bundle

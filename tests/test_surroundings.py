@@ -195,9 +195,13 @@ def test_the_locale_does_not_matter(latin: Path, tmp_path: Path, variables: dict
     ],
 )
 def test_a_setting_that_no_network_can_be_used_with_is_named_at_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], variables: dict[str, str],
-    keras_json: str, message: str,
-) -> None:  # fmt: skip
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    variables: dict[str, str],
+    keras_json: str,
+    message: str,
+) -> None:
     (tmp_path / "keras.json").write_text(keras_json)
     for name, value in {"KERAS_HOME": str(tmp_path), "KERAS_BACKEND": "", **variables}.items():
         monkeypatch.setenv(name, value)

@@ -11,20 +11,25 @@ machine is in one fold, and so is every patient, so machines that share a patien
 in size as the machines do.
 
 With a patient in two folds the out-of-fold scores flatter, and so does every threshold chosen on them: her pictures
-look alike. `check_folds` refuses folds that come from elsewhere and share one.
+look alike. So do those of a network that starts from one that has seen her, so the patients that a model has seen stand
+as a digest in its bundle.
 """
 
 from __future__ import annotations
 
+import base64
+import hashlib
+from collections.abc import Iterable
+
 import numpy as np
 import pandas as pd
-from numpy.typing import ArrayLike
 
-from rsna_kit.runtime.errors import TableError, UsageError, did_you_mean
+from rsna_kit.runtime.errors import TableError, UsageError
 
 HELD_OUT = {"patient": "patient_id", "machine": "machine_id", "site": "site_id"}
 _STRATA = ["site_id", "machine_id", "density"]  # in this order: the first are balanced best
 _GRADES = {"A": 1, "B": 2, "C": 3, "D": 4}
+_MARK_BYTES = 5  # of a patient in a digest
 _AGES = 10.0  # years that are taken together: by the single year the seed would have little left to decide
 
 
@@ -73,55 +78,6 @@ def assign_folds(train: pd.DataFrame, folds: int, seed: int, hold_out: str = "pa
             fold_of.update(zip(ids[largest], emptiest, strict=True))
             filled[emptiest] += images[largest]
     return train["patient_id"].map(fold_of).to_numpy(dtype=np.int64)
-
-
-def shared_patients(table: pd.DataFrame, folds: ArrayLike) -> pd.Series:
-    """Patients in more than one fold, sorted by id.
-
-    Args:
-        table: `patient_id`; one row per image or per breast.
-        folds: of shape (len(table),), none missing.
-
-    Returns:
-        Index `patient_id`, values the sorted list of her folds.
-
-    Raises:
-        TableError: no column `patient_id`, or a missing patient or fold.
-
-    Example:
-        >>> shared_patients(pd.DataFrame({"patient_id": ["7", "8", "8"]}), [0, 0, 1]).to_dict()
-        {'8': [0, 1]}
-    """
-    known = [str(name) for name in table.columns]
-    if "patient_id" not in known:
-        hint = did_you_mean("patient_id", known)
-        raise TableError(f"folds: no column 'patient_id', got {', '.join(known)}.{hint} Add the patients.")
-    pairs = pd.DataFrame({"patient_id": table["patient_id"].to_numpy(), "fold": np.asarray(folds)})
-    missing = np.flatnonzero(pairs.isna().any(axis=1))
-    if len(missing):
-        raise TableError(f"folds: {len(missing)} rows without a patient or a fold (first: row {missing[0] + 1})")
-    pairs = pairs.drop_duplicates()
-    return pairs[pairs["patient_id"].duplicated(keep=False)].groupby("patient_id")["fold"].agg(sorted)
-
-
-def check_folds(table: pd.DataFrame, folds: ArrayLike, where: str = "folds") -> None:
-    """Refuse folds that share a patient.
-
-    Args:
-        table, folds: as in `shared_patients`.
-        where: begins the message: the file that says the folds.
-
-    Raises:
-        TableError: a patient in more than one fold; patients and folds are named.
-    """
-    shared = shared_patients(table, folds)
-    if len(shared):
-        named = ", ".join(f"{patient} in {' and '.join(map(str, into))}" for patient, into in shared.head(5).items())
-        raise TableError(
-            f"{where}: {len(shared)} {'patient is' if len(shared) == 1 else 'patients are'} in more than one fold"
-            f" ({named}{', …' if len(shared) > 5 else ''}), expected each in one. Scores of such folds are too good:"
-            " deal the patients anew."
-        )
 
 
 def _hold_out(train: pd.DataFrame, folds: int, what: str) -> np.ndarray:
@@ -174,3 +130,43 @@ def _in_order(patients: pd.DataFrame) -> pd.DataFrame:
     falls = patients.groupby(_STRATA).ngroup() % 2 == 1
     ordered = patients.assign(age=patients["age"].where(~falls, -patients["age"]))
     return ordered.sort_values([*_STRATA, "age", "images", "draw"], kind="stable")
+
+
+def digest_patients(patients: Iterable[str], others: str = "") -> str:
+    """Patients as a text in which each can be looked up: 5 bytes of every id's SHA-256, sorted, in base64.
+
+    Args:
+        patients: ids.
+        others: a digest whose patients are to be in this one, too.
+
+    Raises:
+        TableError: `others` is no digest.
+
+    Example:
+        >>> digest_patients(["7"]), digest_patients(["8"], digest_patients(["7"])) == digest_patients(["8", "7", "7"])
+        ('eQJpm+Q=', True)
+    """
+    marks = {_mark(patient) for patient in patients} | _marks(others)
+    return base64.b64encode(b"".join(sorted(marks))).decode()
+
+
+def known_patients(digest: str, patients: Iterable[str]) -> list[str]:
+    """Those of `patients` that are in a digest, sorted. One in 10^8 is taken for one of 10,000 others.
+
+    Raises:
+        TableError: it is no digest.
+    """
+    marks = _marks(digest)
+    return sorted({str(patient) for patient in patients if _mark(patient) in marks})
+
+
+def _mark(patient: str) -> bytes:
+    return hashlib.sha256(str(patient).encode()).digest()[:_MARK_BYTES]
+
+
+def _marks(digest: str) -> set[bytes]:
+    try:
+        content = base64.b64decode(digest, validate=True)
+    except ValueError as error:
+        raise TableError(f"digest of patients: got {digest[:40]!r}, expected base64 as a bundle has it") from error
+    return {content[at : at + _MARK_BYTES] for at in range(0, len(content), _MARK_BYTES)}

@@ -20,16 +20,34 @@ from pathlib import Path
 import pandas as pd
 
 from rsna_kit.runtime.errors import UsageError
+from rsna_kit.runtime.files import read_json
 
 SLUG = "rsna-breast-cancer-detection"
 _IMAGE_FOLDERS = {"train": "train_images", "test": "test_images"}
 # A folder with more entries than this is data, not a place where bundles lie: find_inputs does not enter its children.
 _MOST_ENTRIES = 1000
-_NEW_LAYOUT = {"competitions": ("competition", 1), "datasets": ("dataset", 2), "notebooks": ("kernel", 2),
-               "models": ("model", 5), "m": ("model", 5)}  # fmt: skip
+_NEW_LAYOUT = {
+    "competitions": ("competition", 1),
+    "datasets": ("dataset", 2),
+    "notebooks": ("kernel", 2),
+    "models": ("model", 5),
+    "m": ("model", 5),
+}
 # What Kaggle calls a model's framework, in lower case as it mounts it.
-_FRAMEWORKS = {"flax", "jax", "keras", "onnx", "other", "pytorch", "scikitlearn", "tensorflow1", "tensorflow2",
-               "tflite", "tfjs", "transformers"}  # fmt: skip
+_FRAMEWORKS = {
+    "flax",
+    "jax",
+    "keras",
+    "onnx",
+    "other",
+    "pytorch",
+    "scikitlearn",
+    "tensorflow1",
+    "tensorflow2",
+    "tflite",
+    "tfjs",
+    "transformers",
+}
 _PHANTOM = "phantom.json"  # in a competition that `rsna-kit phantom` wrote
 
 
@@ -149,6 +167,19 @@ def find_inputs(marker: str, root: Path | None = None, depth: int = 4) -> list[P
     root = root or input_root()
     below = [path for child in (_children(root) if depth else ()) for path in find_inputs(marker, child, depth - 1)]
     return sorted([root, *below] if (root / marker).is_file() else below)
+
+
+def find_bundles(folder: Path) -> list[Path]:
+    """Folders at or below `folder` that hold a bundle. A preset of Keras has files of the same names and is none."""
+    found = []
+    for path in find_inputs("metadata.json", folder):
+        try:
+            is_bundle = "image_fingerprint" in read_json(path / "metadata.json")
+        except (OSError, ValueError, TypeError):
+            is_bundle = (path / "threshold.json").is_file()  # damaged: whoever opens it says how
+        if is_bundle:
+            found.append(path)
+    return found
 
 
 def _below(folder: Path, depth: int) -> list[Path]:

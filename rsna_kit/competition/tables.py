@@ -23,12 +23,32 @@ from rsna_kit.competition.submission import prediction_id
 from rsna_kit.runtime.errors import TableError
 
 TRAIN_COLUMNS = (
-    "site_id", "patient_id", "image_id", "laterality", "view", "age", "cancer", "biopsy", "invasive", "BIRADS",
-    "implant", "density", "machine_id", "difficult_negative_case",
-)  # fmt: skip
+    "site_id",
+    "patient_id",
+    "image_id",
+    "laterality",
+    "view",
+    "age",
+    "cancer",
+    "biopsy",
+    "invasive",
+    "BIRADS",
+    "implant",
+    "density",
+    "machine_id",
+    "difficult_negative_case",
+)
 TEST_COLUMNS = (
-    "site_id", "patient_id", "image_id", "laterality", "view", "age", "implant", "machine_id", "prediction_id",
-)  # fmt: skip
+    "site_id",
+    "patient_id",
+    "image_id",
+    "laterality",
+    "view",
+    "age",
+    "implant",
+    "machine_id",
+    "prediction_id",
+)
 _NEEDED = ("patient_id", "image_id", "laterality", "prediction_id")  # without these there is no submission
 _OLDEST = 130
 _LARGEST_ID = 2**53  # a float64 holds every whole number up to here

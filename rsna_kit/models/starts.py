@@ -43,7 +43,7 @@ class Start:
         kind: "imagenet" or "bundle".
         sha256: of the file.
         provenance: what a bundle says of itself.
-        trained_on: the patients whom a bundle has seen (`competition.seen.digest_patients`), "" where nobody says.
+        trained_on: the patients whom a bundle has seen (`competition.folds.digest_patients`), "" where nobody says.
     """
 
     path: Path

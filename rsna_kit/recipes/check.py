@@ -28,27 +28,10 @@ from rsna_kit.runtime.errors import DecodeError, UsageError
 from rsna_kit.runtime.events import Events
 from rsna_kit.runtime.hardware import cpu_count, describe
 
-# DICOM PS3.6 table A-1; keyed by UID because names changed between libraries.
-SYNTAXES = {
-    "1.2.840.10008.1.2": "Implicit VR Little Endian",
-    "1.2.840.10008.1.2.1": "Explicit VR Little Endian",
-    "1.2.840.10008.1.2.4.57": "JPEG Lossless (Process 14)",
-    "1.2.840.10008.1.2.4.70": "JPEG Lossless (Process 14, Selection Value 1)",
-    "1.2.840.10008.1.2.4.80": "JPEG-LS Lossless",
-    "1.2.840.10008.1.2.4.90": "JPEG 2000 Lossless",
-    "1.2.840.10008.1.2.4.91": "JPEG 2000",
-}
-_RARE_SYNTAXES = {
-    "1.2.840.10008.1.2.1.99": "Deflated Explicit VR Little Endian",
-    "1.2.840.10008.1.2.2": "Explicit VR Big Endian",
-    "1.2.840.10008.1.2.4.50": "JPEG Baseline (Process 1)",
-    "1.2.840.10008.1.2.4.51": "JPEG Extended (Process 2 & 4)",
-    "1.2.840.10008.1.2.4.81": "JPEG-LS Near-Lossless",
-    "1.2.840.10008.1.2.4.201": "High-Throughput JPEG 2000 Lossless",
-    "1.2.840.10008.1.2.4.202": "High-Throughput JPEG 2000 with RPCL Lossless",
-    "1.2.840.10008.1.2.4.203": "High-Throughput JPEG 2000",
-    "1.2.840.10008.1.2.5": "RLE Lossless",
-}
+COMPETITION_UIDS = (
+    *("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.4.57", "1.2.840.10008.1.2.4.70"),
+    *("1.2.840.10008.1.2.4.80", "1.2.840.10008.1.2.4.90", "1.2.840.10008.1.2.4.91"),
+)  # and those that other mammograms come in (DICOM PS3.6 table A-1)
 _MOST_IDS = 20  # of one reason, in the JSON
 _MOST_ROWS = 10  # of one property, on the screen
 _WIDTH = 100
@@ -69,8 +52,8 @@ def check(folder: Path | None, events: Events, image: ImageConfig) -> dict[str, 
         TableError: a table that is wrong.
     """
     decoders = {}
-    for uid, name in SYNTAXES.items():
-        rungs = backends(uid)
+    for uid in COMPETITION_UIDS:
+        rungs, name = backends(uid), _name(uid)
         decoders[f"{uid} {name}"] = {rung: "available" if there else "not installed" for rung, there in rungs}
         events.say(f"{name} ({uid}): {', '.join(rung for rung, there in rungs if there) or 'no decoder installed'}")
     result: dict[str, Any] = {"ok": True, "rsna_kit": __version__, **describe(), "decoders": decoders}
@@ -183,9 +166,11 @@ def _plural(count: int, noun: str) -> str:
     return f"{count:,} {noun}" + ("" if count == 1 else "s")
 
 
-def _syntax(kind: Kind) -> str:
-    uid = kind.group.transfer_syntax
-    return f"{uid} {SYNTAXES.get(uid) or _RARE_SYNTAXES.get(uid, 'unknown')}"
+def _name(uid: str) -> str:
+    """Of a transfer syntax, as pydicom has it."""
+    from pydicom.uid import UID
+
+    return UID(uid).name
 
 
 def _windows(kind: Kind) -> str:
@@ -212,7 +197,7 @@ def _lossless_jpeg(kind: Kind) -> str:
 
 # What is counted → how a kind is called; an empty name is not counted.
 _PROPERTIES: dict[str, Callable[[Kind], str]] = {
-    "transfer syntax": _syntax,
+    "transfer syntax": lambda kind: f"{kind.group.transfer_syntax} {_name(kind.group.transfer_syntax)}",
     "bits": lambda k: f"{k.group.precision} coded, {k.group.bits_stored} stored" + ", signed" * k.group.signed,
     "rows x columns": lambda kind: f"{kind.rows} x {kind.columns}",
     "photometric": lambda kind: kind.group.photometric,
@@ -251,62 +236,35 @@ def _by_reason(failures: Iterable[Failure]) -> list[dict[str, Any]]:
 
 def _tell(label: str, result: dict[str, Any], events: Events) -> None:
     """The same facts as tables of at most 100 columns."""
-    images, median = result["images"], result["median_bytes"]
+    images, time = result["images"], result["time"]
     parts = [_plural(images, "image")]
     if "patients" in result:
         parts += [_plural(result["patients"], "patient"), _plural(result["breasts"], "breast")]
-    if median:
-        parts += [_bytes(result["bytes"]), f"median {_bytes(median)} a file"]
+    if result["median_bytes"]:
+        parts += [_bytes(result["bytes"]), f"median {_bytes(result['median_bytes'])} a file"]
     events.say(f"\n{label}: {', '.join(parts)}\n")
     for name, counts in result["counts"].items():
-        rows = list(counts.items())
-        if len(rows) > _MOST_ROWS:
-            rest = rows[_MOST_ROWS - 1 :]
-            rows[_MOST_ROWS - 1 :] = [(f"{len(rest)} others", sum(count for _, count in rest))]
-        for row, (value, count) in enumerate(rows):
-            shown = value.replace("Selection Value 1", "SV1")
-            events.say(f"  {name if row == 0 else '':<16}{count:>8,} {count / images:>7.1%}  {shown}")
-    _tell_time(result["time"], events)
+        rows = [(f"{count:>8,} {count / images:>7.1%}  ", value, count) for value, count in counts.items()]
+        for number, (start, value, _) in enumerate(rows[:_MOST_ROWS]):
+            events.say(f"  {name if number == 0 else '':<16}{start}{value:.64}")
+        if rest := rows[_MOST_ROWS:]:
+            events.say(f"  {'':<16}{sum(count for *_, count in rest):>8,} {'':>7}  {len(rest)} others")
+    if time["timed"]:
+        height, width = time["image"]
+        core, wall = (format_duration(time[name] * 3600) for name in ("core_hours", "wall_hours"))
+        took = f"{core} on one core, {wall} on all {time['cpus']} of this machine,"
+        events.say(f"\n  from file to image of {height} x {width}: {took}")
+        events.say(f"  without waiting for disks; projected from {_plural(time['timed'], 'file')}")
     if not result["problems"]:
         events.say("\n  no problem found")
         return
     events.say(f"\n  {result['problem_count']:,} of {_plural(images, 'image')} cannot be used\n")
-    events.say(f"  {'images':>8}  {'stage':<7} reason, and an example")
     paragraph = textwrap.TextWrapper(_WIDTH, break_long_words=False, break_on_hyphens=False)
     paragraph.subsequent_indent = " " * 20
     for problem in result["problems"]:
         paragraph.initial_indent = f"  {problem['images']:>8,}  {problem['stage']:<7} "
         events.say(paragraph.fill(problem["reason"]), kind="problem")
         events.say(f"{paragraph.subsequent_indent}{problem['example']}")
-    if failed := result["time"]["tried"] - result["time"]["timed"]:
-        tried = _plural(result["time"]["tried"], "image")
-        events.say(f"\n  {failed} of the {tried} tried failed: others of their kind may fail, too")
-
-
-def _tell_time(time: dict[str, Any], events: Events) -> None:
-    if not time["timed"]:
-        return
-    height, width = time["image"]
-    events.say(
-        f"\n  CPU time from file to image of {height} x {width}, projected from {_plural(time['timed'], 'file')}; "
-        "without waiting for disks\n"
-    )
-    events.say(f"  {'images':>8} {'timed':>6} {'s each':>8} {'one core':>10}  kind")
-    shown = _MOST_ROWS if len(time["sizes"]) <= _MOST_ROWS else _MOST_ROWS - 1
-    for row in time["sizes"][:shown]:
-        known = row["cpu_s"] is not None
-        each, total = (f"{row['cpu_s']:.3f}", format_duration(row["images"] * row["cpu_s"])) if known else ("?", "?")
-        kind = f"{row['transfer_syntax']} {row['rows']} x {row['columns']}"
-        events.say(f"  {row['images']:>8,} {row['timed']:>6} {each:>8} {total:>10}  {kind}")
-    if rest := time["sizes"][shown:]:
-        total = format_duration(sum(row["images"] * (row["cpu_s"] or 0) for row in rest))
-        images, timed = sum(row["images"] for row in rest), sum(row["timed"] for row in rest)
-        events.say(f"  {images:>8,} {timed:>6} {'':>8} {total:>10}  {len(rest)} others")
-    core, wall = (format_duration(time[name] * 3600) for name in ("core_hours", "wall_hours"))
-    events.say(
-        f"  {time['images']:>8,} {time['timed']:>6} {'':>8} {core:>10}  all; {wall} on {_plural(time['cpus'], 'core')} "
-        "that do nothing else"
-    )
 
 
 def _bytes(count: float) -> str:

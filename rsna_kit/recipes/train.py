@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from rsna_kit.competition.folds import assign_folds, check_folds
-from rsna_kit.competition.seen import digest_patients, known_patients
+from rsna_kit.competition.folds import assign_folds, digest_patients, known_patients
 from rsna_kit.config import Config, ModelConfig, to_dict
 from rsna_kit.runtime.clock import Clock, format_duration
 from rsna_kit.runtime.errors import BundleError, MissingDependencyError, RsnaKitError, UsageError
@@ -66,7 +65,6 @@ def train(
 
     prepared = open_prepared(prepared_dir, config.image)
     dealt = assign_folds(prepared.table, config.train.folds, config.train.seed, config.train.hold_out)
-    check_folds(prepared.table, dealt)
     table = prepared.table.assign(fold=dealt)
     chosen = sorted(set(folds)) if folds else list(range(config.train.folds))
     _check_chosen(table, chosen, config)

@@ -12,9 +12,19 @@ from pathlib import Path
 from typing import Any
 
 _PACKAGES = (
-    "numpy", "pandas", "pydicom", "imagecodecs", "dicomsdl", "opencv-python-headless", "tensorflow-cpu",
-    "tensorflow", "keras", "keras-cv", "albumentations", "scikit-learn",
-)  # fmt: skip
+    "numpy",
+    "pandas",
+    "pydicom",
+    "imagecodecs",
+    "dicomsdl",
+    "opencv-python-headless",
+    "tensorflow-cpu",
+    "tensorflow",
+    "keras",
+    "keras-cv",
+    "albumentations",
+    "scikit-learn",
+)
 
 
 def cpu_count() -> int:

@@ -17,9 +17,23 @@ from types import ModuleType
 from rsna_kit.runtime.errors import MissingDependencyError, UsageError, one_line
 
 # What changes results or keeps a run from its end without being asked for; `surroundings` names those that are set.
-_VARIABLES = ("KERAS_BACKEND", "KERAS_HOME", "TF_USE_LEGACY_KERAS", "TF_ENABLE_ONEDNN_OPTS", "TF_DETERMINISTIC_OPS",
-              "TF_XLA_FLAGS", "XLA_FLAGS", "NVIDIA_TF32_OVERRIDE", "CUDA_VISIBLE_DEVICES", "JAX_PLATFORMS",
-              "JAX_ENABLE_X64", "OMP_NUM_THREADS", "PYTHONPATH", "PYTHONUTF8", "PYTHONIOENCODING")  # fmt: skip
+_VARIABLES = (
+    "KERAS_BACKEND",
+    "KERAS_HOME",
+    "TF_USE_LEGACY_KERAS",
+    "TF_ENABLE_ONEDNN_OPTS",
+    "TF_DETERMINISTIC_OPS",
+    "TF_XLA_FLAGS",
+    "XLA_FLAGS",
+    "NVIDIA_TF32_OVERRIDE",
+    "CUDA_VISIBLE_DEVICES",
+    "JAX_PLATFORMS",
+    "JAX_ENABLE_X64",
+    "OMP_NUM_THREADS",
+    "PYTHONPATH",
+    "PYTHONUTF8",
+    "PYTHONIOENCODING",
+)
 _HEAVY = ("keras", "tensorflow")  # seconds to import: whoever needs them does, behind `check_surroundings`
 _LEAST = {"numpy": (2, 0), "pandas": (2, 2), "pydicom": (3, 0)}  # as pyproject.toml; others fail by themselves
 _KERAS = {"backend": ("tensorflow", "jax"), "image_data_format": ("channels_last",), "floatx": ("float32",)}

@@ -75,8 +75,10 @@ def run_attempts(
         left = clock.remaining_s()
         if code == 0 or number >= most or idle >= MOST_IDLE or left < _LEAST_S:
             return Ended(code, reason, number, saved)
-        say(f"attempt {number} ended: {reason}. {saved} images are scored, {format_duration(left)} are left: once more "
-            "from there, in a new process")  # fmt: skip
+        say(
+            f"attempt {number} ended: {reason}. {saved} images are scored, {format_duration(left)} are left: once more "
+            "from there, in a new process"
+        )
 
 
 def run_script(script: str, number: int, progress: Path, began: float, clock: Clock) -> tuple[int, str]:

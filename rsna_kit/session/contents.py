@@ -25,10 +25,15 @@ def write_contents(folder: Path, said: Mapping[str, Any], files: Iterable[str]) 
         What was written: `said`, `bytes`, `sha256` (over all names and files: the same files, the same digest) and
         `files`.
     """
-    listed = {name: {"bytes": (folder / name).stat().st_size, "sha256": sha256_file(folder / name)}
-              for name in sorted(files)}  # fmt: skip
-    content = {**said, "bytes": sum(entry["bytes"] for entry in listed.values()), "sha256": _digest(listed),
-               "files": listed}  # fmt: skip
+    listed = {
+        name: {"bytes": (folder / name).stat().st_size, "sha256": sha256_file(folder / name)} for name in sorted(files)
+    }
+    content = {
+        **said,
+        "bytes": sum(entry["bytes"] for entry in listed.values()),
+        "sha256": _digest(listed),
+        "files": listed,
+    }
     write_json(folder / CONTENTS, content)
     return content
 
@@ -57,8 +62,9 @@ def check_contents(folder: Path, digests: bool) -> dict[str, Any]:
         raise RsnaKitError(f"{folder / CONTENTS}: damaged: its digest is not the one it says. {again}")
     missing = [name for name in listed if not (folder / name).is_file()]
     if missing:
-        raise RsnaKitError(f"{folder}: {_some(missing)} of {len(listed)} files missing, so the upload failed in part. "
-                           f"{again}")  # fmt: skip
+        raise RsnaKitError(
+            f"{folder}: {_some(missing)} of {len(listed)} files missing, so the upload failed in part. {again}"
+        )
     other = [name for name, entry in listed.items() if not _same(folder / name, entry, digests)]
     if other:
         raise RsnaKitError(f"{folder}: {_some(other)} damaged or exchanged: not as {CONTENTS} says. {again}")

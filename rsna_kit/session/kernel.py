@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import rsna_kit
-from rsna_kit.competition.paths import Source, attached_sources, find_inputs, input_root
+from rsna_kit.competition.paths import Source, attached_sources, find_bundles, find_inputs, input_root
 from rsna_kit.config import Config, preset, with_overrides
 from rsna_kit.runtime.clock import Clock, parse_duration
 from rsna_kit.runtime.errors import MissingDependencyError, RsnaKitError, UsageError, one_line
@@ -79,8 +79,13 @@ class Session:
             RsnaKitError: an attached folder that is not whole, or a module in `needs` that nothing brings.
         """
         image = kaggle_image()
-        self.facts = {"commit": commit(), "library": None, "image": image, "python": platform.python_version(),
-                      "gpus": self.gpus}  # fmt: skip
+        self.facts = {
+            "commit": commit(),
+            "library": None,
+            "image": image,
+            "python": platform.python_version(),
+            "gpus": self.gpus,
+        }
         self._say(f"kernel     {self.kernel}, {'the scoring run' if self.rerun else 'not the scoring run'}")
         self._say(f"machine    {cpu_count()} cores, {memory_gib():.1f} GiB, GPU: {' + '.join(self.gpus) or 'none'}")
         self._say(f"image      {f'Kaggle, {image}' if image else 'not Kaggle'}; Python {platform.python_version()}")
@@ -126,8 +131,10 @@ class Session:
             return
         again = "Push the kernel again or choose the accelerator in its settings, or set REQUIRE_GPU to no."
         if not self.gpus:
-            raise RsnaKitError("no GPU in this session. Kaggle ignores machine_shape at times, and gives none when "
-                               f"the week's quota is used up. {again}")  # fmt: skip
+            raise RsnaKitError(
+                "no GPU in this session. Kaggle ignores machine_shape at times, and gives none when "
+                f"the week's quota is used up. {again}"
+            )
         if os.environ.get("KERAS_BACKEND", "tensorflow") == "tensorflow":
             import tensorflow
 
@@ -144,8 +151,10 @@ class Session:
         if len(found) == 1:
             return found[0]
         names = ", ".join(map(str, found)) or "none"
-        raise UsageError(f"expected the output of one prepare kernel, got {names}. Attach the kernel rsna-kit-prepare "
-                         f"(kernel_sources), and no other. Attached is:\n{self.attached()}")  # fmt: skip
+        raise UsageError(
+            f"expected the output of one prepare kernel, got {names}. Attach the kernel rsna-kit-prepare "
+            f"(kernel_sources), and no other. Attached is:\n{self.attached()}"
+        )
 
     def bundles(self) -> list[Path]:
         """Where the bundles come from: the sources that BUNDLES names, or else the one Model, kernel or dataset.
@@ -153,20 +162,24 @@ class Session:
         Raises:
             UsageError: no bundle, or several sources of a kind that hold some.
         """
-        holding = {source: found for source in self.sources if (found := _bundles_in(source.path))}
+        holding = {source: found for source in self.sources if (found := find_bundles(source.path))}
         if named := self.words("BUNDLES"):
             chosen = [self._named(name) for name in named]
         else:
             kinds = [kind for kind in _ORDER if any(source.kind == kind for source in holding)]
             chosen = [source for source in holding if source.kind in kinds[:1]]
             if len(chosen) > 1:
-                raise UsageError(f"bundles in several sources: {', '.join(source.reference for source in chosen)}. "
-                                 "Detach all but one, or name those you mean in BUNDLES.")  # fmt: skip
-        found = [folder for source in chosen for folder in _bundles_in(source.path)]
+                raise UsageError(
+                    f"bundles in several sources: {', '.join(source.reference for source in chosen)}. "
+                    "Detach all but one, or name those you mean in BUNDLES."
+                )
+        found = [folder for source in chosen for folder in find_bundles(source.path)]
         if not found:
-            raise UsageError("no bundle attached. Attach the output of the kernel rsna-kit-train (kernel_sources), the "
-                             "dataset rsna-weights or a Kaggle Model with them (model_sources). Attached is:\n"
-                             f"{self.attached()}")  # fmt: skip
+            raise UsageError(
+                "no bundle attached. Attach the output of the kernel rsna-kit-train (kernel_sources), the "
+                "dataset rsna-weights or a Kaggle Model with them (model_sources). Attached is:\n"
+                f"{self.attached()}"
+            )
         names = " and ".join(f"{_ORDER.get(source.kind, 'the folder')} {source.reference}" for source in chosen)
         self._say(f"bundles    from {names}")
         for source in holding:
@@ -179,8 +192,17 @@ class Session:
     def close(self, counts: Mapping[str, Any], ok: bool, reason: str) -> None:
         """Write verdict.json and print it, the last thing of a run."""
         minutes = round(self._began.elapsed_s() / 60, 2)
-        write_verdict(self.working, {"ok": ok, "kernel": self.kernel, "reason": reason, "counts": dict(counts),
-                                     "minutes": minutes, **self.facts})  # fmt: skip
+        write_verdict(
+            self.working,
+            {
+                "ok": ok,
+                "kernel": self.kernel,
+                "reason": reason,
+                "counts": dict(counts),
+                "minutes": minutes,
+                **self.facts,
+            },
+        )
 
     def _say(self, line: str) -> None:
         print(line, flush=True)
@@ -188,15 +210,17 @@ class Session:
     def _install(self, source: Source) -> None:
         done = install_missing(source.path, self._say, gpu=bool(self.gpus))
         new = ", ".join(f"{name} {version}" for name, version in done.new.items()) or "nothing new"
-        self._say(f"wheels     {new} in {done.seconds:.1f} s; the image's own stay: "
-                  + (", ".join(f"{name} {found}" for name, (found, _) in done.kept.items()) or "none"))  # fmt: skip
+        self._say(
+            f"wheels     {new} in {done.seconds:.1f} s; the image's own stay: "
+            + (", ".join(f"{name} {found}" for name, (found, _) in done.kept.items()) or "none")
+        )
 
     def _named(self, name: str) -> Source:
         for source in self.sources:
             if name in (source.reference, str(source.path.relative_to(self.input))):
                 return source
         folder = self.input / name
-        if not folder.is_dir() or not _bundles_in(folder):
+        if not folder.is_dir() or not find_bundles(folder):
             raise UsageError(f"BUNDLES: {name} holds no bundle. Attached is:\n{self.attached()}")
         return Source("folder", name, folder)
 
@@ -244,8 +268,10 @@ def run(
         counts = dict(work(session))
         ok, reason = bool(counts.pop("ok", True)), str(counts.pop("reason", ""))
         if not ok and not reason:
-            reason = (f"{counts.get('failed')} of {counts.get('images')} images could not be used, more than "
-                      "infer.max_failure_share allows")  # fmt: skip
+            reason = (
+                f"{counts.get('failed')} of {counts.get('images')} images could not be used, more than "
+                "infer.max_failure_share allows"
+            )
         code = 0 if ok or session.rerun else 1
         if reason:
             print(reason if ok else f"Error: {reason}", file=sys.stderr, flush=True)
@@ -264,10 +290,20 @@ def run(
 
 def _run_apart(session: Session, script: str, progress: Path) -> int:
     """Run the script as a child; the scoring run keeps what is scored, whatever becomes of the child, or of this."""
-    reason, verdict = "", session.working / VERDICT
+    reason, verdict, began = "", session.working / VERDICT, time.monotonic()
+
+    def attempt(number: int) -> tuple[int, str]:
+        verdict.unlink(missing_ok=True)  # of an earlier attempt
+        return run_script(script, number, progress, began, clock)
+
+    try:
+        clock = session.clock
+    except UsageError:
+        clock = Clock()  # the child says what is wrong with TIME_LIMIT
     try:
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # whoever ends this ends the child, too
-        reason = _attempts(session, script, progress, verdict)
+        most = MOST_ATTEMPTS if session.rerun else 1
+        reason = run_attempts(attempt, progress, clock, most, lambda line: print(line, flush=True)).reason
     except BaseException as error:
         reason = f"{type(error).__name__}: {one_line(error)}"
     with suppress(Exception):
@@ -276,31 +312,3 @@ def _run_apart(session: Session, script: str, progress: Path) -> int:
             session.close({}, False, reason)
     stands = session.rerun and count_rows(progress) > 0  # and nobody can start the scoring run again
     return 0 if stands or not reason else 1
-
-
-def _attempts(session: Session, script: str, progress: Path, verdict: Path) -> str:
-    """What ended the last attempt badly, or an empty string."""
-    began = time.monotonic()
-    try:
-        clock = session.clock
-    except UsageError:
-        clock = Clock()  # the child says what is wrong with TIME_LIMIT
-
-    def attempt(number: int) -> tuple[int, str]:
-        verdict.unlink(missing_ok=True)  # of an earlier attempt
-        return run_script(script, number, progress, began, clock)
-
-    most = MOST_ATTEMPTS if session.rerun else 1
-    return run_attempts(attempt, progress, clock, most, lambda line: print(line, flush=True)).reason
-
-
-def _bundles_in(folder: Path) -> list[Path]:
-    """Bundles below a folder. A preset of Keras has files of the same names and is none."""
-    return [path for path in find_inputs("metadata.json", folder) if _is_bundle(path)]
-
-
-def _is_bundle(folder: Path) -> bool:
-    try:
-        return "image_fingerprint" in read_json(folder / "metadata.json")
-    except (OSError, ValueError, TypeError):
-        return (folder / "threshold.json").is_file()  # damaged: whoever opens it says how

@@ -81,9 +81,23 @@ def _pip(folder: Path, lines: dict[str, str]) -> None:
     with tempfile.NamedTemporaryFile("w", suffix=".txt", encoding="utf-8") as wanted:
         wanted.write("\n".join(lines.values()) + "\n")
         wanted.flush()
-        command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--no-compile",
-                   "--require-hashes", "--disable-pip-version-check", "--no-warn-script-location",
-                   "--find-links", str(folder), "--requirement", wanted.name]  # fmt: skip
+        command = [
+            sys.executable,
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--no-index",
+            "--no-deps",
+            "--no-compile",
+            "--require-hashes",
+            "--disable-pip-version-check",
+            "--no-warn-script-location",
+            "--find-links",
+            str(folder),
+            "--requirement",
+            wanted.name,
+        ]
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=_LIMIT_S)
         except subprocess.TimeoutExpired:

@@ -38,7 +38,7 @@ def write_bundle(
         cv: validation metrics, JSON-ready.
         data_fingerprint: of the prepared folder.
         start: where the starting weights came from, JSON-ready; empty or None for random ones.
-        trained_on: the patients whom it or its start has seen (`competition.seen.digest_patients`); "" for unknown.
+        trained_on: the patients whom it or its start has seen (`competition.folds.digest_patients`); "" for unknown.
     """
     out.mkdir(parents=True, exist_ok=True)
     (out / METADATA).unlink(missing_ok=True)

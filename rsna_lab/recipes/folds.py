@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from rsna_kit.competition.folds import assign_folds, shared_patients
+from rsna_kit.competition.folds import assign_folds
 from rsna_kit.competition.rows import read_rows
 from rsna_kit.config import TrainConfig
 from rsna_kit.runtime.errors import TableError
@@ -67,7 +67,8 @@ def folds(
     events.say(f"folds: {len(table)} images of {table['patient_id'].nunique()} patients; {dealt}")
     totals, balance = _totals(table), _balance(table)
     _tell(totals, balance, events)
-    shared = shared_patients(table, table["fold"])
+    pairs = table[["patient_id", "fold"]].drop_duplicates()
+    shared = pairs[pairs["patient_id"].duplicated(keep=False)].groupby("patient_id")["fold"].agg(sorted)
     for patient, into in shared.items():
         events.say(f"LEAK: patient {patient} is in folds {' and '.join(map(str, into))}", kind="leak")
     result: dict[str, Any] = {
