@@ -72,20 +72,21 @@ def measure() -> dict[str, float]:
     from rsna_kit.config import Config
 
     kit, lab = (sorted((ROOT / name).rglob("*.py")) for name in ("rsna_kit", "rsna_lab"))
-    tools = [file for name in ("scripts", "benchmarks") for file in (ROOT / name).rglob("*") if file.suffix != ".pyc"]
+    tools = [file for name in ("scripts", "benchmarks") for file in (ROOT / name).rglob("*") if file.is_file()]
+    tools = [file for file in tools if not any(part[0] in "._" for part in file.relative_to(ROOT).parts)]  # caches
     sizes = functions([*kit, *lab, *(ROOT / "kernels").rglob("*.py")])
     sections = (getattr(Config(), section.name) for section in dataclasses.fields(Config))
     pages = [file.read_text(encoding="utf-8") for file in (ROOT / "docs").glob("*.md")]
     figures: dict[str, float] = {
         "rsna_kit lines": lines(kit),
         "rsna_kit modules": len([file for file in kit if file.stem != "__init__"]),
-        "rsna_lab, scripts and benchmarks lines": lines([*lab, *(file for file in tools if file.is_file())]),
+        "rsna_lab, scripts and benchmarks lines": lines([*lab, *tools]),
         "tests lines": lines((ROOT / "tests").rglob("*.py")),
         "configuration keys": sum(len(dataclasses.fields(section)) for section in sections),
         "longest function": sizes[0][0],
         "functions over 40 lines, percent": round(100 * sum(size > 40 for size, _ in sizes) / len(sizes), 1),
         "README lines": lines([ROOT / "README.md"]),
-        "docs words": sum(len(page.split()) for page in pages),
+        "docs words": sum(any(sign.isalnum() for sign in word) for page in pages for word in page.split()),
     }
     for kernel in KERNELS:
         modules = closure(ROOT / "kernels" / kernel / f"{kernel}.py")
