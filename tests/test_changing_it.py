@@ -50,7 +50,8 @@ def an_augmentation_recipe():
     assert (turn(picture, 5) == pictures[5]).all()
 
 def a_pooling():
-    from rsna_kit.models.views import POOLINGS, pool_views
+    from rsna_kit.models.heads import POOLINGS
+    from rsna_kit.training.learner import pool_views
     logits = np.float32([[-1], [2], [0.5]])
     columns = np.concatenate([logits, POOLINGS["highest"](logits, None)], axis=1)[None]
     assert np.allclose(pool_views(columns, np.array([[True, True, True]])), 2, atol=1e-4)
