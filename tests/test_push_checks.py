@@ -105,6 +105,7 @@ def test_who_may_see_the_files_has_accepted_the_rules_whatever_else_is_said(worl
     world.traps.refuse["get_competition"] = [Refused(404, "Not found")]
     talk = world.does("all").talk
     assert "GPU quota: 27.5 of 30.0 hours left, new ones at 2026-11-28T00:00" in talk
+    assert "submissions: 0 today, 5 left" in talk
 
 
 # ---- what is attached from the command line

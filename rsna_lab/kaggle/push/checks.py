@@ -138,8 +138,8 @@ def ask_first(account: Account, choices: Choices, names: Sequence[str], submits:
             raise KaggleError(
                 "This week's GPU hours are spent.", advice=f"Run the same command again after {fresh} (UTC)."
             )
-    if submits and "train" in choices.skip:  # a training may end after midnight
-        account.events.say(submissions.check_left(account))
+    if submits:
+        account.events.say(submissions.check_left(account, refuse="train" in choices.skip))  # else it ends another day
 
 
 def gpu_hours(account: Account) -> tuple[float, float, str]:

@@ -155,14 +155,14 @@ def check_submittable(account: Account, run: Run, file_name: str) -> None:
     check_left(account)
 
 
-def check_left(account: Account) -> str:
+def check_left(account: Account, refuse: bool = True) -> str:
     """How many submissions were made and are left today, for people.
 
     Raises:
-        KaggleError: none is left.
+        KaggleError: none is left, and `refuse`.
     """
     made, left = left_today(account)
-    if made and not left:  # both 0 before the first one ever
+    if refuse and made and not left:  # both 0 before the first one ever
         raise KaggleError(
             f"No submission is left today, {made} were made.",
             advice="The day ends at 00:00 UTC: run the same command again then. Or leave out the last step of all, "
