@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import importlib.util
 import re
 import subprocess
@@ -154,3 +155,10 @@ def test_the_architecture_page_names_doors_that_exist() -> None:
         tree = ast.parse(Path(spec.origin).read_text())
         defined = {node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
         assert name in defined, f"{module}.{name} is gone"
+
+
+def test_the_house_stays_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    size = importlib.import_module("size")
+    figures = size.measure()
+    assert {name: figures[name] for name, limit in size.LIMITS.items() if figures[name] > limit} == {}
