@@ -55,7 +55,7 @@ class StreamFacts:
     predictor: int | None = None  # lossless JPEG: 1 to 7 (T.81 H.1.2.1)
     restart_interval: int = 0  # JPEG: MCUs between restart markers, 0 for none
     jpeg_ls: bool = False
-    least: int = field(default=0, compare=False)  # bytes that JPEG 2000 must have for its tiles and packets
+    lacks: int = field(default=0, compare=False)  # bytes that JPEG 2000 should have at least for its tiles and packets
 
 
 def read_facts(codestream: bytes, jpeg2000: bool, whole: bool = True) -> StreamFacts:
@@ -77,8 +77,6 @@ def read_facts(codestream: bytes, jpeg2000: bool, whole: bool = True) -> StreamF
         end = len(codestream[:end].rstrip(_PADDING))
     if whole and _EOI not in codestream[max(end - _TAIL, 0) : end]:
         raise StreamError(f"the {len(codestream)} bytes do not end with an end marker (FF D9): cut short")
-    if whole and facts.least > end:  # a decoder allocates all packets before it reads one
-        raise StreamError(f"has {end} bytes, expected at least {facts.least} for its packets: cut short or damaged")
     return facts
 
 
@@ -147,8 +145,8 @@ def _jpeg2000(stream: bytes, whole: bool) -> tuple[StreamFacts, int]:
         position += 2 + max(length, 2)
     if wavelet is not None:
         wavelet = dataclasses.replace(wavelet, plain=plain)
-    signed, precision = bool(depth & 0x80), (depth & 0x7F) + 1
-    return StreamFacts(y1 - y0, x1 - x0, components, precision, signed, wavelet, least=start + least), end
+    signed, precision, lacks = bool(depth & 0x80), (depth & 0x7F) + 1, max(0, start + least - end)
+    return StreamFacts(y1 - y0, x1 - x0, components, precision, signed, wavelet, lacks=lacks), end
 
 
 _PROGRESSIONS = ("LRCP", "RLCP", "RPCL", "PCRL", "CPRL")

@@ -216,6 +216,8 @@ def check_stream(frame: EncodedFrame, beginning: bytes | None = None) -> StreamF
         # A Huffman code has at least one bit, so fewer bits than pixels means that most of the frame is missing.
         if whole and facts.predictor is not None and 8 * len(codestream) < frame.rows * frame.columns:
             raise StreamError(f"has {len(codestream)} bytes for {frame.rows * frame.columns} pixels: cut short")
+        if whole and facts.lacks:  # a decoder allocates all packets before it reads one
+            raise StreamError(f"lacks {facts.lacks} bytes or more of its tiles and packets: cut short or damaged")
     except StreamError as error:
         raise DecodeError(f"{frame.where}: the codestream of {uid} {error}. {error.advice}") from error
     return facts
