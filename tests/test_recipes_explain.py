@@ -12,10 +12,10 @@ import pytest
 
 from rsna_kit.competition.tables import read_train
 from rsna_kit.config import Config, DecodeConfig, InferConfig, with_overrides
-from rsna_kit.models.bundle import set_threshold, write_bundle
 from rsna_kit.models.network import build_network
 from rsna_kit.runtime.errors import UsageError
 from rsna_kit.runtime.events import Events
+from rsna_kit.training.export import set_threshold, write_bundle
 from rsna_lab.cli import build_parser
 from rsna_lab.recipes.explain import explain
 

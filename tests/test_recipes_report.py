@@ -16,13 +16,13 @@ import pytest
 from rsna_kit.competition.folds import assign_folds
 from rsna_kit.config import Config, to_dict, with_overrides
 from rsna_kit.data.shards import open_prepared
-from rsna_kit.models.bundle import set_threshold, write_bundle
 from rsna_kit.models.network import build_network
 from rsna_kit.recipes.prepare import prepare
 from rsna_kit.runtime.clock import Clock
 from rsna_kit.runtime.errors import ShardError, UsageError
 from rsna_kit.runtime.events import Events
 from rsna_kit.runtime.files import read_csv, read_json, write_json
+from rsna_kit.training.export import set_threshold, write_bundle
 from rsna_lab.recipes.report import PAGE, report
 
 pytest.importorskip("tensorflow")

@@ -126,7 +126,7 @@ class Trainer:
             raise UsageError(
                 "train.devices=all: a training step of one's own runs on one device. Leave train.devices at one"
             )
-        self._step = step or self._replicas.train_step
+        self._step = step
         with self._replicas.scope(), dtype_policy(config.train.precision):
             require("keras", "train").utils.set_random_seed(config.train.seed)
             self._learner = build_learner(config, prepared.image)
@@ -239,7 +239,7 @@ class Trainer:
             done = len(state.losses)
             self._optimizer.learning_rate = rate = state.rate(done)
             self._learner.progress(done / (steps * train.epochs))
-            loss = self._step(self._trained, images, targets, weights)
+            loss = (self._step or self._replicas.train_step)(self._trained, images, targets, weights)
             if not math.isfinite(loss):
                 raise self._error(state, loss, rate)
             state.losses.append(loss)
