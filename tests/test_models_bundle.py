@@ -22,9 +22,9 @@ pytestmark = pytest.mark.tf
 
 
 @pytest.fixture
-def copy(bundle: Path, tmp_path: Path) -> Path:
+def copy(lite_bundle: Path, tmp_path: Path) -> Path:
     """A bundle that a test may break."""
-    return Path(shutil.copytree(bundle, tmp_path / "copy"))
+    return Path(shutil.copytree(lite_bundle, tmp_path / "copy"))
 
 
 def resealed(folder: Path, name: str) -> None:
@@ -35,8 +35,10 @@ def resealed(folder: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize(("kind", "columns"), [("image", 1), ("breast", 2), ("cvae", 1)])
-def test_every_kind_survives_the_round_trip(tmp_path: Path, tiny: Config, kind: str, columns: int) -> None:
-    config = replace(tiny, model=replace(tiny.model, kind=kind), cvae=replace(tiny.cvae, filters=4, latent=4))
+def test_every_kind_survives_the_round_trip(tmp_path: Path, tiny_lite: Config, kind: str, columns: int) -> None:
+    config = replace(
+        tiny_lite, model=replace(tiny_lite.model, kind=kind), cvae=replace(tiny_lite.cvae, filters=4, latent=4)
+    )
     keras.utils.set_random_seed(7)
     model = build_network(config, config.image)
     start = {"file": "lite0.pth", "sha256": "abc", "kind": "imagenet"} if kind == "image" else None
@@ -49,8 +51,10 @@ def test_every_kind_survives_the_round_trip(tmp_path: Path, tiny: Config, kind: 
     np.testing.assert_array_equal(np.asarray(model(pictures)), loaded)
 
 
-def test_weights_that_were_trained_in_mixed_precision_score_in_float32(tmp_path: Path, tiny: Config) -> None:
-    mixed = replace(tiny, model=replace(tiny.model, kind="cvae"), cvae=replace(tiny.cvae, filters=2, latent=2))
+def test_weights_that_were_trained_in_mixed_precision_score_in_float32(tmp_path: Path, tiny_lite: Config) -> None:
+    mixed = replace(
+        tiny_lite, model=replace(tiny_lite.model, kind="cvae"), cvae=replace(tiny_lite.cvae, filters=2, latent=2)
+    )
     keras.config.set_dtype_policy("mixed_bfloat16")
     try:
         trained = build_network(mixed, mixed.image)
@@ -98,18 +102,18 @@ def test_weights_that_are_not_finite_are_refused(copy: Path) -> None:
         load_model(open_bundle(copy))
 
 
-def test_metadata_says_what_it_is(bundle: Path, tiny: Config) -> None:
-    metadata = open_bundle(bundle).metadata
+def test_metadata_says_what_it_is(lite_bundle: Path, tiny_lite: Config) -> None:
+    metadata = open_bundle(lite_bundle).metadata
     assert (metadata["fold"], metadata["data_fingerprint"]) == (0, "none")
-    assert metadata["image_fingerprint"] == image_fingerprint(tiny.image)
+    assert metadata["image_fingerprint"] == image_fingerprint(tiny_lite.image)
     assert sorted(metadata["sha256"]) == ["config.json", "model.weights.h5", "threshold.json"]
     assert metadata["packages"]["keras"] == keras.__version__
 
 
-def test_a_bundle_holds_no_pickle(bundle: Path) -> None:
+def test_a_bundle_holds_no_pickle(lite_bundle: Path) -> None:
     names = ["config.json", "metadata.json", "model.weights.h5", "threshold.json"]
-    assert sorted(path.name for path in bundle.iterdir()) == names
-    assert (bundle / "model.weights.h5").read_bytes().startswith(b"\x89HDF\r\n")
+    assert sorted(path.name for path in lite_bundle.iterdir()) == names
+    assert (lite_bundle / "model.weights.h5").read_bytes().startswith(b"\x89HDF\r\n")
 
 
 def test_the_threshold_can_be_set_again(copy: Path) -> None:
@@ -236,9 +240,9 @@ def test_an_unknown_backbone_names_the_bundle(copy: Path) -> None:
         load_model(open_bundle(copy))
 
 
-def test_weights_of_a_larger_network_are_refused(copy: Path, tiny: Config) -> None:
+def test_weights_of_a_larger_network_are_refused(copy: Path, tiny_lite: Config) -> None:
     """All that is asked for is there, and more: a network for breasts where one for pictures is expected."""
-    breast = replace(tiny, model=replace(tiny.model, kind="breast"))
+    breast = replace(tiny_lite, model=replace(tiny_lite.model, kind="breast"))
     build_network(breast, breast.image).save_weights(str(copy / "model.weights.h5"))
     resealed(copy, "model.weights.h5")
     with pytest.raises(

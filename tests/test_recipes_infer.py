@@ -190,7 +190,7 @@ def test_a_stopped_run_resumes(hidden: Path, bundle: Path, tmp_path: Path, tiny:
 
 
 def test_a_killed_run_leaves_a_valid_submission_and_resumes(
-    hidden: Path, bundle: Path, tmp_path: Path, tiny: Config, quiet: Events
+    hidden: Path, lite_bundle: Path, tmp_path: Path, tiny_lite: Config, quiet: Events
 ) -> None:
     """The prior at first; SIGKILL once some images are scored: not scored again, and the end is that of a whole run."""
     out, whole = tmp_path / "out", tmp_path / "whole"
@@ -201,7 +201,7 @@ def test_a_killed_run_leaves_a_valid_submission_and_resumes(
         "infer._Scoring.write = slowly\n"
         "sys.exit(cli.main(sys.argv[1:]))"
     )
-    arguments = ["infer", hidden, out, "--bundle", bundle, "--set", "infer.batch_size=4"]
+    arguments = ["infer", hidden, out, "--bundle", lite_bundle, "--set", "infer.batch_size=4"]
     process = subprocess.Popen([sys.executable, "-c", code, *arguments], stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 240
     while not (out / "submission.csv").exists() and time.monotonic() < deadline and process.poll() is None:
@@ -217,7 +217,7 @@ def test_a_killed_run_leaves_a_valid_submission_and_resumes(
     command = [sys.executable, "-m", "rsna_kit"]
     resumed = subprocess.run([*command, *arguments], capture_output=True, text=True, check=True)
     assert f"resuming: {len(scored)} images are done" in resumed.stderr
-    infer(hidden, whole, [bundle], replace(tiny.infer, batch_size=4), quiet, Clock())
+    infer(hidden, whole, [lite_bundle], replace(tiny_lite.infer, batch_size=4), quiet, Clock())
     assert (out / "submission.csv").read_bytes() == (whole / "submission.csv").read_bytes()
 
 

@@ -269,7 +269,7 @@ exec(compile(open(kernel).read(), kernel, "exec"))
 @pytest.mark.slow
 @pytest.mark.tf
 def test_an_image_that_kills_the_run_costs_its_batch_and_not_the_submission(
-    phantom: Path, bundle: Path, tmp_path: Path
+    phantom: Path, lite_bundle: Path, tmp_path: Path
 ) -> None:
     """The real kernel, whose second attempt comes from the other end."""
     test = read_test(phantom / "hidden/test.csv")
@@ -277,7 +277,7 @@ def test_an_image_that_kills_the_run_costs_its_batch_and_not_the_submission(
     (tmp_path / "working").mkdir()
     for name, target in {
         "competitions/rsna-breast-cancer-detection": phantom / "hidden",
-        "datasets/me/rsna-weights/fold0": bundle,
+        "datasets/me/rsna-weights/fold0": lite_bundle,
         "datasets/me/rsna-kit": ROOT,
     }.items():
         (tmp_path / "input" / name).parent.mkdir(parents=True, exist_ok=True)

@@ -78,13 +78,13 @@ def test_a_full_disk_is_an_error_that_names_the_file_and_leaves_the_old_one(tmp_
 @pytest.mark.tf
 @pytest.mark.parametrize(("verb", "most"), [("prepare", 8000), ("infer", 400), ("phantom", 8000), ("score", 100)])
 def test_every_verb_says_in_a_line_that_the_disk_is_full(
-    tmp_path: Path, phantom: Path, bundle: Path, capsys: pytest.CaptureFixture[str], verb: str, most: int
+    tmp_path: Path, phantom: Path, lite_bundle: Path, capsys: pytest.CaptureFixture[str], verb: str, most: int
 ) -> None:
     scores, out = tmp_path / "oof.csv", tmp_path / "out"
     scores.write_text("prediction_id,score,cancer\n1_L,0.1,0\n2_L,0.2,0\n3_L,0.8,1\n4_L,0.9,1\n")
     arguments = {
         "prepare": [phantom, out, "--set", "image.height=128", "--set", "image.width=64", "--set", "data.save=none"],
-        "infer": [phantom / "hidden", out, "--bundle", bundle],
+        "infer": [phantom / "hidden", out, "--bundle", lite_bundle],
         "phantom": [out, "--patients", 1],
         "score": [scores, "--out", out],
     }[verb]
@@ -138,13 +138,13 @@ def test_a_kernel_on_a_full_disk_leaves_a_verdict(
 
 
 @pytest.fixture(scope="module")
-def latin(tmp_path_factory: pytest.TempPathFactory, phantom: Path, bundle: Path) -> Path:
+def latin(tmp_path_factory: pytest.TempPathFactory, phantom: Path, lite_bundle: Path) -> Path:
     """A competition with a file that is cut short, a bundle and scores, in a folder named as in Latin-1."""
     folder = tmp_path_factory.mktemp("names") / os.fsdecode(b"caf\xe9")
     shutil.copytree(phantom, folder / "competition")
     cut = sorted((folder / "competition" / "train_images").rglob("*.dcm"))[0]
     cut.write_bytes(cut.read_bytes()[:3000])
-    shutil.copytree(bundle, folder / "bundle")
+    shutil.copytree(lite_bundle, folder / "bundle")
     for name in ("a.csv", "b.csv"):
         rows = "".join(f"{n}_L,{n / 40},{int(n > 30)}\n" for n in range(40))
         (folder / name).write_text("prediction_id,score,cancer\n" + rows)
