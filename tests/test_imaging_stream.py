@@ -256,6 +256,7 @@ def test_coarser_is_read_as_each_file_is_begun(files: Files, monkeypatch: pytest
 
 
 def test_a_cluster_gives_the_same_bytes_and_does_not_run_ahead(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("distributed", reason="needs Dask: pip install 'rsna-kit[cluster]'")
     monkeypatch.setattr(spreading, "_ROUND", 1)
     drawn = []
     many = ((drawn.append(file), file)[1] for file in files * 4)
