@@ -61,6 +61,7 @@ FILM_SHARE, FILM_NOISE = 0.375, 2.0  # rows of the image among the film's, as 15
 THUMBNAIL, RESIZED = render._THUMBNAIL, render._resized
 SCORED = ("reduced", "exact", "coarser", "equalised")
 WAYS = (*SCORED, "mixed")
+OTHERS = tuple(way for way in WAYS if way != "exact")  # each is compared with exact
 SHARPEN = 0.1  # of `equalised`: how much of a halved picture's finest detail is added to it
 
 
@@ -223,7 +224,7 @@ def compare(images: pd.DataFrame, threshold: float, signs: pd.Series | None) -> 
                 "spearman": float(changed[way].rank().corr(changed["exact"].rank())),
                 "other_side_of_threshold": int(((breasts[way] >= threshold) != (breasts["exact"] >= threshold)).sum()),
             }
-            for way in WAYS if way != "exact"
+            for way in OTHERS
         },
         "parts": {
             name: {
@@ -255,11 +256,11 @@ def lines(result: dict[str, Any]) -> Iterator[str]:
         )
     for name, part in result["parts"].items():
         yield f"\n{name}: {part['breasts']} breasts, {part['cancers']} with cancer, {part['patients']} patients"
-        heads = "".join(f"{way} - exact".rjust(27) for way in WAYS if way != "exact")
+        heads = "".join(f"{way} - exact".rjust(27) for way in OTHERS)
         yield f"  {'':12}{'reduced':>8}{'exact':>8}{heads}"
         for metric, values in part["metrics"].items():
             line = f"  {metric:<12}{values['reduced']['value']:8.4f}{values['exact']['value']:8.4f}"
-            for way in (way for way in WAYS if way != "exact"):
+            for way in OTHERS:
                 found = values[f"{way} - exact"]
                 line += f"   {found['value']:+.4f} [{found['low']:+.4f}, {found['high']:+.4f}]"
             yield line + ("  LOSS" if values["reduced - exact"]["high"] < 0 else "")
