@@ -9,9 +9,8 @@ from pathlib import Path
 import imagecodecs
 import numpy as np
 import pytest
-from dicom_files import BASELINE, EXPLICIT, J2K, J2K_LOSSY, JPEG_LS, RLE, SV1, make_dicom, stand_in
+from dicom_files import BASELINE, EXPLICIT, J2K, JPEG_LS, RLE, SV1, make_dicom, stand_in
 
-from rsna_kit.dicom import proof as proof_module
 from rsna_kit.dicom.decode import TRUST_ALL, Group, Trust, decode
 from rsna_kit.dicom.decoders import decode_imagecodecs
 from rsna_kit.dicom.frame import EncodedFrame, check_stream, read_frame
@@ -56,7 +55,7 @@ def test_decoders_that_agree_stay_and_an_equal_extra_is_proven(tmp_path: Path) -
     files = examples(tmp_path, SV1, J2K)
     proof = prove(files, {"right": truth})
     assert lines(proof) == [
-        f"{group}: 2 files, imagecodecs and dicomsdl agree; proven: right" for group in (SV1_GROUP, J2K_GROUP)
+        f"{group}: 3 files, imagecodecs and dicomsdl agree; proven: right" for group in (SV1_GROUP, J2K_GROUP)
     ]
     assert proof.trust == Trust(
         off=frozenset(), extra=frozenset({"right"}), proven=frozenset({(SV1_GROUP, "right"), (J2K_GROUP, "right")})
@@ -77,7 +76,7 @@ def failing(frame: EncodedFrame) -> np.ndarray:
         (lambda frame: truth(frame).astype(np.int32), "gives int32 (64, 48) for image 70-0 "),
         (lambda frame: truth(frame).T, "gives uint16 (48, 64) for image 70-0 "),
         (lambda frame: truth(frame) + np.uint16(frame.image_id >= "70-1"), "largest difference 1, in image 70-1 "),
-        (lambda frame: [1, 2], "fails on image 70-0 ({path}): 'list' object has no attribute 'shape'"),
+        (lambda frame: [1, 2], "fails on image 70-0 ({path}): 'list' object has no attribute"),
     ],
     ids=["scaled", "zeros", "raises", "type", "shape", "all but the first file", "no array"],
 )
@@ -108,56 +107,29 @@ def wrong_for(*numbers: int) -> Callable[[EncodedFrame], np.ndarray]:
     return lambda frame: truth(frame) ^ np.uint16(int(frame.image_id[-1]) in numbers)
 
 
-@pytest.mark.parametrize("number", [0, 1])
-def test_an_extra_that_is_wrong_once_is_proven_by_a_further_file(tmp_path: Path, number: int) -> None:
-    """A damaged file is no proof: lenient decoders make different pictures of it."""
-    proof = prove(examples(tmp_path, SV1, count=8), {"gpu": wrong_for(number)})
-    assert lines(proof) == [f"{SV1_GROUP}: 3 files, imagecodecs and dicomsdl agree; proven: gpu"]
-    assert proof.trust == Trust(extra=frozenset({"gpu"}), proven=frozenset({(SV1_GROUP, "gpu")}))
-
-
 @pytest.mark.parametrize(
-    ("numbers", "per_group", "count", "files"),
-    [
-        ((1, 3), 4, 8, 4),  # twice is twice, however often it was right
-        ((3, 4), 5, 8, 5),
-        ((0, 2), 2, 8, 3),
-        ((0,), 1, 1, 1),
-        ((0,), 2, 2, 2),  # as often right as wrong
-        ((0, 1, 2, 3, 4, 5, 6, 7), 2, 8, 2),
-    ],
+    ("numbers", "count", "proven"),
+    [((0,), 8, True), ((2,), 8, True), ((0, 2), 8, False), ((0,), 1, False), ((0,), 2, False), ((3,), 8, True)],
 )
-def test_an_extra_that_is_wrong_twice_or_half_the_time_is_off(
-    tmp_path: Path, numbers: tuple[int, ...], per_group: int, count: int, files: int
+def test_an_extra_must_be_right_more_often_than_wrong_in_three_files(
+    tmp_path: Path, numbers: tuple[int, ...], count: int, proven: bool
 ) -> None:
-    proof = prove(examples(tmp_path, SV1, count=count), {"gpu": wrong_for(*numbers)}, per_group)
-    assert proof.trust == Trust(off=frozenset({(SV1_GROUP, "gpu")}), extra=frozenset({"gpu"}))
-    assert proof.verdicts[0].files == files
-    assert f"in image 70-{numbers[0]} " in proof.verdicts[0].off["gpu"]
+    """One damaged file is no proof: lenient decoders make different pictures of it."""
+    proof = prove(examples(tmp_path, SV1, count=count), {"gpu": wrong_for(*numbers)})
+    pair = frozenset({(SV1_GROUP, "gpu")})
+    assert proof.trust == (Trust(frozenset(), frozenset({"gpu"}), pair) if proven else Trust(pair, frozenset({"gpu"})))
+    assert proof.verdicts[0].files == min(count, 3)
+    assert proven or f"in image 70-{numbers[0]} " in proof.verdicts[0].off["gpu"]
 
 
-def test_an_extra_is_asked_for_one_frame_at_a_time(tmp_path: Path) -> None:
-    busy = threading.Lock()
-
-    def gpu(frame: EncodedFrame) -> np.ndarray:
-        assert busy.acquire(blocking=False)
-        try:
-            return decode(frame)  # frees the GIL: another thread would come in here
-        finally:
-            busy.release()
-
-    proof = prove(examples(tmp_path, SV1, J2K, JPEG_LS, J2K_LOSSY), {"gpu": gpu}, workers=4)
-    assert [verdict.proven for verdict in proof.verdicts] == [["gpu"]] * 4
-
-
-def test_a_rung_that_two_others_contradict_is_switched_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_decoder_that_two_others_contradict_is_switched_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = examples(tmp_path, SV1, J2K)
     real = decode_imagecodecs
     stand_in(monkeypatch, imagecodecs=lambda frame: real(frame) ^ (frame.transfer_syntax == J2K))
     proof = prove(files)
     assert proof.trust == Trust(off=frozenset({(J2K_GROUP, "imagecodecs")}))
     assert lines(proof)[1] == (
-        f"{J2K_GROUP}: 2 files, dicomsdl and pydicom agree; switched off: imagecodecs (3072 of 3072 pixels differ, "
+        f"{J2K_GROUP}: 3 files, dicomsdl and pydicom agree; switched off: imagecodecs (3072 of 3072 pixels differ, "
         f"largest difference 1, in image 90-0 ({tmp_path / '90-0.dcm'}))"
     )
     frame = read_frame(files[J2K_GROUP][2][1])
@@ -183,7 +155,7 @@ def test_where_no_two_agree_nothing_is_proven_and_nothing_switched_off(
     assert lines(proof)[0].startswith(f"{SV1_GROUP}: not proven, no example on which two decoders agree; passed over:")
 
 
-def test_a_rung_that_fails_is_no_evidence_against_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_decoder_that_fails_is_no_evidence_against_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stand_in(monkeypatch, imagecodecs=failing, dicomsdl=truth, pydicom=failing)
     verdict = prove(examples(tmp_path, SV1)).verdicts[0]
     assert (verdict.files, verdict.agreed, verdict.off) == (0, [], {})
@@ -208,26 +180,21 @@ def test_blank_and_damaged_files_are_passed_over(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("syntax", "decoder"), [(EXPLICIT, "native"), (RLE, "pydicom")])
-def test_a_syntax_with_one_decoder_is_not_proven(tmp_path: Path, syntax: str, decoder: str) -> None:
-    files = examples(tmp_path, syntax, count=8)
+def test_a_syntax_with_one_decoder_is_proven_by_an_extra_that_gives_the_same(
+    tmp_path: Path, syntax: str, decoder: str
+) -> None:
+    files = examples(tmp_path, syntax, count=4)
     (group,) = files
-    asked = []
-    for extra in ({}, {"gpu": asked.append}):
-        proof = prove(files, extra)
-        assert lines(proof) == [f"{group}: not proven, {decoder} alone decodes it"]
+    asked: list[EncodedFrame] = []
+    proof = prove(files, {"gpu": asked.append})
+    assert lines(proof) == [f"{group}: not proven, {decoder} alone decodes it"]
     name, path = files[group][0]
     assert [frame.image_id for frame in asked] == [name]
     assert not proof.trust.allows("gpu", read_frame(path, name), None)
     assert np.array_equal(decode(read_frame(path, name), proof.trust), picture(0))
-
-
-@pytest.mark.parametrize(("syntax", "decoder"), [(EXPLICIT, "native"), (RLE, "pydicom")])
-def test_the_only_decoder_and_an_extra_are_two_witnesses(tmp_path: Path, syntax: str, decoder: str) -> None:
-    files = examples(tmp_path, syntax, count=8)
-    (group,) = files
     proof = prove(files, {"gpu": truth, "bad": wrong_for(0, 1)})
     assert lines(proof)[0].startswith(
-        f"{group}: 2 files, {decoder} and gpu agree; proven: gpu; switched off: bad (3072"
+        f"{group}: 3 files, {decoder} and gpu agree; proven: gpu; switched off: bad (3072"
     )
     assert proof.trust.proven == {(group, "gpu")}
     blank = saved(tmp_path, "blank-0", make_dicom(np.full((64, 48), 9, np.uint16), syntax))
@@ -238,7 +205,7 @@ def test_the_only_decoder_and_an_extra_are_two_witnesses(tmp_path: Path, syntax:
 def test_lossy_decoders_may_round_differently_and_extra_ones_must_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """8-bit baseline: a rung 2 levels off is right, one 3 levels off is not."""
+    """8-bit baseline: a decoder 2 levels off is right, one 3 levels off is not."""
     smooth = np.add.outer(np.arange(64), np.arange(48)).astype(np.uint8) + np.uint8(20)
     stream = imagecodecs.jpeg8_encode(smooth, level=80)
     file = saved(tmp_path, "50-0", make_dicom(smooth, BASELINE, codestream=stream))
@@ -266,37 +233,20 @@ def test_differences_of_signed_pixels_are_differences_of_values(
     assert verdict.off["imagecodecs"].startswith("1 of 3072 pixels differ, largest difference 1, in image 90-0")
 
 
-def test_the_same_files_give_the_same_proof_with_any_number_of_threads(tmp_path: Path) -> None:
-    files = examples(tmp_path, SV1, J2K, JPEG_LS, EXPLICIT)
-    proof = prove(files, {"right": truth, "wrong": failing}, workers=4)
-    assert proof == prove(files, {"right": truth, "wrong": failing}, workers=1)
-    assert [verdict.group for verdict in proof.verdicts] == list(files)
-
-
-def test_groups_that_are_not_done_in_time_have_no_verdict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first group is stuck in a decoder; the others are judged without it."""
-    monkeypatch.setattr(proof_module, "_TURN_S", 0.3)
-    files = examples(tmp_path, J2K, SV1, JPEG_LS)
-    asked, free = threading.Event(), threading.Event()
+def test_groups_that_are_not_done_in_time_have_no_verdict(tmp_path: Path) -> None:
+    """The first group is stuck in a decoder; the others are judged without it, the same by any number of threads."""
+    files = examples(tmp_path, J2K, SV1, JPEG_LS, EXPLICIT)
+    free = threading.Event()
 
     def gpu(frame: EncodedFrame) -> np.ndarray:
         if frame.transfer_syntax == J2K:
-            asked.set()
             free.wait(60)
         return truth(frame)
 
-    def other_rung(frame: EncodedFrame) -> np.ndarray:
-        assert frame.transfer_syntax == J2K or asked.wait(60)  # the hang comes first
-        return truth(frame)
-
-    stand_in(monkeypatch, imagecodecs=truth, dicomsdl=other_rung, pydicom=truth)
-    proof = prove(files, {"gpu": gpu}, workers=3, limit_s=3)
+    proof = prove(files, {"gpu": gpu, "wrong": failing}, workers=3, limit_s=3)
     free.set()
-    others = list(files)[1:]
-    assert [verdict.group for verdict in proof.verdicts] == others
-    assert proof.unfinished == 1
-    assert proof.trust.off == {(group, "gpu") for group in others}
-    assert proof.verdicts[0].off["gpu"].startswith("hangs, and was not asked for image 70-0 ")
+    assert ([verdict.group for verdict in proof.verdicts], proof.unfinished) == (list(files)[1:], 1)
+    assert proof.verdicts == prove(files, {"gpu": truth, "wrong": failing}, workers=1).verdicts[1:]
 
 
 def test_a_decoder_that_is_switched_off_is_named_when_no_other_is_left(tmp_path: Path) -> None:

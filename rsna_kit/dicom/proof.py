@@ -8,15 +8,13 @@ only where it gave the reference, bit for bit: not in a group that has no refere
 alone gives an answer, an extra decoder that gives the same confirms it.
 
 No evidence are files that cannot be read, that only one decoder can read, and blank ones: a decoder that gives zeros
-is right about those. Then the next example is taken. One damaged file proves nothing against an extra decoder either:
-lenient decoders make different pictures of it. One that was wrong is asked about more files, and switched off when it
-is wrong a second time, or not right more often than wrong.
+is right about those. Then the next example is taken. One damaged file proves nothing against an extra decoder either,
+because lenient decoders make different pictures of it: right more often than wrong is enough.
 """
 
 from __future__ import annotations
 
 import math
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -34,8 +32,7 @@ from rsna_kit.runtime.threads import in_daemons
 Decoder = Callable[[EncodedFrame], np.ndarray | None]
 """Stored pixels as `decode` gives them (uint16, rows x columns), None for frames it does not take, or any exception."""
 
-_SECOND_LOOKS = 2  # further examples for an extra decoder that was wrong once
-_TURN_S = 60.0  # one that holds up other groups for longer hangs: a frame takes seconds, a GPU's first one some more
+FILES = 3  # of each group that count as evidence
 
 
 @dataclass
@@ -47,7 +44,7 @@ class Verdict:
         decoders: those of `DECODERS` that are installed, in its order.
         files: examples with a reference.
         agreed: those that gave it, in that order; one alone where extra decoders confirm it.
-        proven: extra decoders that gave the reference for all of them, or all but one.
+        proven: extra decoders that gave the reference more often than not.
         off: decoder, extra or not, that is switched off → why.
         passed_over: why other examples are no evidence, in the order in which they were met.
     """
@@ -103,96 +100,64 @@ class Proof:
 def prove(
     examples: Mapping[Group, Sequence[tuple[str, Path]]],
     extra: Mapping[str, Decoder] | None = None,
-    per_group: int = 2,
     workers: int = 0,
     limit_s: float = math.inf,
 ) -> Proof:
     """Decode examples of every group by two decoders and by all extra ones, and compare.
 
     Args:
-        examples: group → image ids and files; more than `per_group` of them, so that blank and damaged ones can be
+        examples: group → image ids and files; more than `FILES` of them, so that blank and damaged ones can be
             passed over.
-        extra: name → decoder outside `DECODERS`. Groups are proven side by side, but each of these is asked for one
-            frame at a time.
-        per_group: how many files count as evidence for a group; up to two more where an extra decoder was wrong once.
+        extra: name → decoder outside `DECODERS`; groups are proven side by side, so several threads ask it.
         workers: threads, 0 for one per core.
         limit_s: seconds after which groups that are not done are left, one in which a decoder hangs among them.
 
     Returns:
         The same for the same files, whatever the number of threads, when the time suffices.
     """
-    judge = _Judge(dict(extra or {}), per_group)
-    done = dict(in_daemons(judge.judge, examples.items(), workers or cpu_count(), limit_s))
-    return Proof(tuple(done[number] for number in sorted(done)), tuple(judge.extra), len(examples) - len(done))
+    extra = extra or {}
+    done = dict(in_daemons(lambda case: _judge(extra, *case), examples.items(), workers or cpu_count(), limit_s))
+    return Proof(tuple(done[number] for number in sorted(done)), tuple(extra), len(examples) - len(done))
 
 
-class _Judge:
-    """What is the same for all groups."""
-
-    def __init__(self, extra: dict[str, Decoder], per_group: int) -> None:
-        self.extra = extra
-        self._per_group = per_group
-        self._turns = {name: threading.Lock() for name in extra}
-        self._hanging: set[str] = set()
-
-    def judge(self, case: tuple[Group, Sequence[tuple[str, Path]]]) -> Verdict:
-        """One group, one example after the other."""
-        group, files = case
-        verdict = Verdict(group, tuple(name for name, installed in backends(group.transfer_syntax) if installed))
-        alone = len(verdict.decoders) == 1
-        right, wrong = Counter[str](), dict[str, list[str]]((name, []) for name in self.extra)
-        agreed: set[str] = set()
-        for image_id, path in files if verdict.decoders and (self.extra or not alone) else ():
-            undecided = any(len(wrong[name]) == 1 and right[name] < 2 for name in self.extra)
-            if verdict.files >= self._per_group + _SECOND_LOOKS * undecided:
-                break
-            try:
-                frame = read_frame(path, image_id)
-                reference, agreeing, trouble = _reference(frame, verdict)
-            except ImageError as error:
-                verdict.passed_over.append(str(error))
-                continue
-            faults = self._ask_extra(frame, reference, [name for name in self.extra if len(wrong[name]) < 2])
-            if alone and not faults:
-                break  # nothing beside the one decodes such frames
-            if len(agreeing) > 1 or "" in faults.values():
-                verdict.files += 1
-                agreed.update(agreeing)
-            else:
-                trouble += [f"{_listed([*agreeing, *faults])} differ"] if faults else []
-                verdict.passed_over.append(f"{frame.where}: no two decoders agree ({'; '.join(trouble)})")
-                if not alone:
-                    continue  # the other decoders cannot read it: the file is suspect, nobody is judged by it
-            for name, fault in faults.items():
-                right[name] += not fault
-                wrong[name] += [fault] if fault else []
-        for name, faults_of in wrong.items():
-            if right[name] > len(faults_of) < 2:
-                verdict.proven.append(name)
-            elif faults_of:
-                verdict.off[name] = faults_of[0]
-        verdict.agreed = [name for name in verdict.decoders if name in agreed and name not in verdict.off]
-        if len(verdict.agreed) + len(verdict.proven) < 2:  # the second one was switched off
-            verdict.files, verdict.agreed = 0, []
-        return verdict
-
-    def _ask_extra(self, frame: EncodedFrame, reference: np.ndarray, names: Iterable[str]) -> dict[str, str]:
-        """Extra decoder that takes the frame → what is wrong with its answer, "" where it is the reference."""
-        said = {}
-        for name in names:
-            if name in self._hanging or not self._turns[name].acquire(timeout=_TURN_S):
-                self._hanging.add(name)
-                said[name] = f"hangs, and was not asked for {frame.where}"
-                continue
-            try:
-                answer = self.extra[name](frame)
-                if answer is not None:
-                    said[name] = _fault(answer, reference, frame)
-            except Exception as error:  # it may be anything
-                said[name] = f"fails on {frame.where}: {one_line(error)}"
-            finally:
-                self._turns[name].release()
-        return said
+def _judge(extra: Mapping[str, Decoder], group: Group, files: Sequence[tuple[str, Path]]) -> Verdict:
+    """One group, one example after the other."""
+    verdict = Verdict(group, tuple(name for name, installed in backends(group.transfer_syntax) if installed))
+    alone = len(verdict.decoders) == 1
+    right, wrong, agreed = Counter[str](), dict[str, list[str]]((name, []) for name in extra), set[str]()
+    for image_id, path in files if verdict.decoders and (extra or not alone) else ():
+        if verdict.files == FILES:
+            break
+        try:
+            frame = read_frame(path, image_id)
+            reference, agreeing, trouble = _reference(frame, verdict)
+        except ImageError as error:
+            verdict.passed_over.append(str(error))
+            continue
+        asked = ((name, _fault(decoder, reference, frame)) for name, decoder in extra.items())
+        faults = {name: fault for name, fault in asked if fault is not None}
+        if alone and not faults:
+            break  # nothing beside the one decodes such frames
+        if len(agreeing) > 1 or "" in faults.values():
+            verdict.files += 1
+            agreed.update(agreeing)
+        else:
+            trouble += [f"{_listed([*agreeing, *faults])} differ"] if faults else []
+            verdict.passed_over.append(f"{frame.where}: no two decoders agree ({'; '.join(trouble)})")
+            if not alone:
+                continue  # the other decoders cannot read it: the file is suspect, nobody is judged by it
+        for name, fault in faults.items():
+            right[name] += not fault
+            wrong[name] += [fault] if fault else []
+    for name, faults_of in wrong.items():
+        if right[name] > len(faults_of):
+            verdict.proven.append(name)
+        elif faults_of:
+            verdict.off[name] = faults_of[0]
+    verdict.agreed = [name for name in verdict.decoders if name in agreed and name not in verdict.off]
+    if len(verdict.agreed) + len(verdict.proven) < 2:  # the second one was switched off
+        verdict.files, verdict.agreed = 0, []
+    return verdict
 
 
 def _reference(frame: EncodedFrame, verdict: Verdict) -> tuple[np.ndarray, list[str], list[str]]:
@@ -238,12 +203,18 @@ def _listed(names: Iterable[str]) -> str:
     return f"{', '.join(filter(None, most))} and {last}" if any(most) else last
 
 
-def _fault(answer: np.ndarray, reference: np.ndarray, frame: EncodedFrame) -> str:
-    """What is wrong with an extra decoder's answer, "" when it is the reference bit for bit."""
-    if answer.shape != reference.shape or answer.dtype != reference.dtype:
+def _fault(decoder: Decoder, reference: np.ndarray, frame: EncodedFrame) -> str | None:
+    """What is wrong with an extra decoder's answer, "" when it is the reference bit for bit; None for no answer."""
+    try:
+        answer = decoder(frame)
+        if answer is None or (answer.dtype == reference.dtype and np.array_equal(answer, reference)):
+            return None if answer is None else ""
+        if (answer.dtype, answer.shape) == (reference.dtype, reference.shape):
+            return _difference(answer, reference, frame)
         expected = f"{reference.dtype} {reference.shape}"
         return f"gives {answer.dtype} {answer.shape} for {frame.where}, expected {expected}"
-    return "" if np.array_equal(answer, reference) else _difference(answer, reference, frame)
+    except Exception as error:  # it may be anything
+        return f"fails on {frame.where}: {one_line(error)}"
 
 
 def _difference(answer: np.ndarray, reference: np.ndarray, frame: EncodedFrame) -> str:

@@ -7,7 +7,6 @@ hours. What is kept of a file is its name, its size and a `Kind` shared with the
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import NamedTuple
 
 from rsna_kit.dicom.codestream import Wavelet
 from rsna_kit.dicom.decode import Group, group_of
-from rsna_kit.dicom.frame import Head, read_head
+from rsna_kit.dicom.frame import read_head
 from rsna_kit.runtime.errors import DecodeError, ImageError, one_line
 from rsna_kit.runtime.threads import in_daemons
 
@@ -66,11 +65,6 @@ class Survey:
     left: int = 0
 
     @property
-    def kinds(self) -> Counter[Kind]:
-        """How many files there are of each kind."""
-        return Counter(file.kind for file in self.files)
-
-    @property
     def groups(self) -> dict[Group, list[Surveyed]]:
         """The files of each group, the largest group first."""
         found: dict[Group, list[Surveyed]] = {}
@@ -78,23 +72,17 @@ class Survey:
             found.setdefault(file.kind.group, []).append(file)
         return dict(sorted(found.items(), key=lambda item: -len(item[1])))
 
-    def examples(self, per_group: int) -> dict[Group, list[tuple[str, Path]]]:
-        """At most `per_group` files of each group, spread evenly over it; the same files for the same survey."""
-        return {
-            group: [(file.image_id, file.path) for file in spread(files, per_group)]
-            for group, files in self.groups.items()
-        }
-
-
-def spread(files: list[Surveyed], count: int) -> list[Surveyed]:
-    """At most `count` of `files`, in their order and evenly spaced: the middles of as many equal parts."""
-    count = min(count, len(files))
-    return [files[(2 * part + 1) * len(files) // (2 * count)] for part in range(count)]
+    def examples(self, per_group: int) -> dict[Group, list[Surveyed]]:
+        """At most `per_group` files of each group, evenly spaced: the middles of as many equal parts of it."""
+        found = {}
+        for group, files in self.groups.items():
+            count = min(per_group, len(files))
+            found[group] = [files[(2 * part + 1) * len(files) // (2 * count)] for part in range(count)]
+        return found
 
 
 def survey(
     files: Iterable[tuple[str, Path]],
-    workers: int = 0,
     advance: Callable[[int], None] | None = None,
     limit_s: float = math.inf,
 ) -> Survey:
@@ -102,14 +90,13 @@ def survey(
 
     Args:
         files: image ids and their DICOM files.
-        workers: reading threads, 0 for 16.
         advance: told `1` after each file, from the calling thread.
         limit_s: seconds after which the files that are not read yet are left, a read that blocks among them.
     """
     files = list(files)
     results: dict[int, Surveyed | Failure] = {}
     shared: dict[Kind, Kind] = {}
-    for number, result in in_daemons(_survey_one, files, workers or _READERS, limit_s):
+    for number, result in in_daemons(_survey_one, files, _READERS, limit_s):
         if isinstance(result, Surveyed):
             result = result._replace(kind=shared.setdefault(result.kind, result.kind))
         results[number] = result
@@ -134,12 +121,8 @@ def _survey_one(file: tuple[str, Path]) -> Surveyed | Failure:
         return Failure(image_id, path, ImageError.stage, said)
     if head.problem is not None:
         return Failure(image_id, path, DecodeError.stage, head.problem)
-    return Surveyed(image_id, path, head.size, _kind(head))
-
-
-def _kind(head: Head) -> Kind:
     frame, facts = head.frame, head.facts
-    return Kind(
+    kind = Kind(
         group_of(frame, facts),
         frame.rows,
         frame.columns,
@@ -150,3 +133,4 @@ def _kind(head: Head) -> Kind:
         facts.predictor if facts else None,
         facts.restart_interval if facts else 0,
     )
+    return Surveyed(image_id, path, head.size, kind)

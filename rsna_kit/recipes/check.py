@@ -10,6 +10,7 @@ import os
 import re
 import statistics
 import textwrap
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -24,7 +25,7 @@ from rsna_kit.dicom.decode import backends
 from rsna_kit.dicom.frame import HTJ2K_UIDS, JPEG2000_UIDS, JPEG_LOSSLESS_UIDS, where
 from rsna_kit.dicom.survey import Failure, Kind, Survey, Surveyed, survey
 from rsna_kit.runtime.clock import format_duration
-from rsna_kit.runtime.errors import DecodeError, UsageError
+from rsna_kit.runtime.errors import DecodeError, ImageError, UsageError
 from rsna_kit.runtime.events import Events
 from rsna_kit.runtime.hardware import cpu_count, describe
 
@@ -35,6 +36,7 @@ COMPETITION_UIDS = (
 _MOST_IDS = 20  # of one reason, in the JSON
 _MOST_ROWS = 10  # of one property, on the screen
 _WIDTH = 100
+_TIMED, _LEAST_TIMED = 48, 3  # files that are read for the time: of all groups together, of each at least
 
 
 def check(folder: Path | None, events: Events, image: ImageConfig) -> dict[str, Any]:
@@ -106,42 +108,66 @@ def find_dicoms(folder: Path) -> list[tuple[str, Path]]:
 def _check_files(
     label: str, files: list[tuple[str, Path]], facts: dict[str, int], image: ImageConfig, events: Events
 ) -> dict[str, Any]:
-    from rsna_kit.imaging.pace import choose, measure
-
     with events.progress(len(files), f"{label} heads", "files") as progress:
         found = survey(files, advance=progress.advance)
     unknown = list(_without_decoder(found.files))
     refused = {failure.path for failure in unknown}
     readable = Survey([file for file in found.files if file.path not in refused], [])
-    chosen = choose(readable)
-    with events.progress(len(chosen), f"{label} samples", "files") as progress:
-        timing = measure(readable, chosen, image, progress.advance)
-    failures = [*found.failures, *unknown, *timing.failures]
-    sizes = [file.size for file in found.files]
+    seconds, timed, broken = _measure(readable, image, events, label)
+    failures = [*found.failures, *unknown, *broken]
+    sizes, kinds = [file.size for file in found.files], Counter(file.kind for file in found.files)
     result = {
         "images": len(files),
         **facts,
         "bytes": sum(sizes),
         "median_bytes": statistics.median(sizes) if sizes else None,
-        "counts": {name: _counted(found.kinds, tell) for name, tell in _PROPERTIES.items()},
+        "counts": {name: _counted(kinds, tell) for name, tell in _PROPERTIES.items()},
         "problem_count": len(failures),
         "problems": _by_reason(failures),
         "time": {
             "image": [image.height, image.width],
-            "images": timing.images,
-            "tried": len(chosen),
-            "timed": timing.timed,
+            "timed": timed,
             "cpus": cpu_count(),
-            "core_hours": timing.cpu_s / 3600,
-            "wall_hours": timing.cpu_s / 3600 / cpu_count(),
-            "sizes": [
-                {**row.size._asdict(), "images": row.images, "timed": row.timed, "cpu_s": row.cpu_s}
-                for row in timing.sizes
-            ],
+            "core_hours": seconds / 3600,
+            "wall_hours": seconds / 3600 / cpu_count(),
         },
     }
     _tell(label, result, events)
     return result
+
+
+def _measure(found: Survey, image: ImageConfig, events: Events, label: str) -> tuple[float, int, list[Failure]]:
+    """Read a few files of each group, one after the other, as `prepare` and `infer` read them.
+
+    Returns:
+        Seconds of one core for all files, at what a pixel of the same transfer syntax took, waiting for disks left out;
+        how many files that rests on; those that failed.
+    """
+    from rsna_kit.imaging.render import read_image
+
+    examples = found.examples(max(_LEAST_TIMED, _TIMED // max(len(found.groups), 1))).values()
+    spent: dict[str, list[tuple[float, int]]] = {}
+    failures = []
+    with events.progress(sum(map(len, examples)), f"{label} samples", "files") as progress:
+        for image_id, path, _, kind in (file for files in examples for file in files):
+            uid = kind.group.transfer_syntax
+            try:
+                for _ in range(1 if uid in spent else 2):  # the first file loads the decoder's libraries: not timed
+                    path.read_bytes()
+                    began = time.perf_counter()
+                    read_image(path, image_id, image)
+                    took = time.perf_counter() - began
+                spent.setdefault(uid, []).append((took, kind.rows * kind.columns))
+            except Exception as error:  # a bug met by one file must not hide what the others have
+                said = str(error) if isinstance(error, ImageError) else f"unexpected {type(error).__name__}: {error}"
+                failures.append(Failure(image_id, path, getattr(error, "stage", ImageError.stage), said))
+            progress.advance()
+    per_pixel = {
+        uid: sum(took for took, _ in all_of) / sum(count for _, count in all_of) for uid, all_of in spent.items()
+    }
+    kinds = (file.kind for file in found.files)
+    seconds = sum(per_pixel.get(kind.group.transfer_syntax, 0) * kind.rows * kind.columns for kind in kinds)
+    return seconds, sum(map(len, spent.values())), failures
 
 
 def _without_decoder(files: Iterable[Surveyed]) -> Iterable[Failure]:
@@ -236,7 +262,7 @@ def _by_reason(failures: Iterable[Failure]) -> list[dict[str, Any]]:
 
 def _tell(label: str, result: dict[str, Any], events: Events) -> None:
     """The same facts as tables of at most 100 columns."""
-    images, time = result["images"], result["time"]
+    images, took = result["images"], result["time"]
     parts = [_plural(images, "image")]
     if "patients" in result:
         parts += [_plural(result["patients"], "patient"), _plural(result["breasts"], "breast")]
@@ -249,12 +275,13 @@ def _tell(label: str, result: dict[str, Any], events: Events) -> None:
             events.say(f"  {name if number == 0 else '':<16}{start}{value:.64}")
         if rest := rows[_MOST_ROWS:]:
             events.say(f"  {'':<16}{sum(count for *_, count in rest):>8,} {'':>7}  {len(rest)} others")
-    if time["timed"]:
-        height, width = time["image"]
-        core, wall = (format_duration(time[name] * 3600) for name in ("core_hours", "wall_hours"))
-        took = f"{core} on one core, {wall} on all {time['cpus']} of this machine,"
-        events.say(f"\n  from file to image of {height} x {width}: {took}")
-        events.say(f"  without waiting for disks; projected from {_plural(time['timed'], 'file')}")
+    if took["timed"]:
+        height, width = took["image"]
+        core, wall = (format_duration(took[name] * 3600) for name in ("core_hours", "wall_hours"))
+        events.say(
+            f"\n  from file to image of {height} x {width}: {core} on one core, {wall} on all {took['cpus']} of this"
+        )
+        events.say(f"  machine, without waiting for disks; projected from {_plural(took['timed'], 'file')}")
     if not result["problems"]:
         events.say("\n  no problem found")
         return

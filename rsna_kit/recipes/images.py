@@ -21,10 +21,9 @@ if TYPE_CHECKING:
     from rsna_kit.dicom.survey import Survey
     from rsna_kit.imaging.stream import ImageStream, Outcome
 
-PROOF_FILES = 2  # of each kind, on which two decoders must agree before any image is made
 _START_S = 900.0  # for heads and proof: a minute or two for the competition's files
 _START_SHARE = 0.05  # of the time that is left, at most
-_EXAMPLES = 4  # times as many files as count: blank and damaged ones are passed over
+_EXAMPLES = 8  # files of each kind that the proof may try: blank and damaged ones are passed over
 
 
 def open_stream(
@@ -122,10 +121,10 @@ def _prove(found: Survey, settings: DecodeConfig, devices: Sequence[Device], eve
     extra: dict[str, Decoder] = {device.name: partial(_decode_one, device) for device in devices}
     if openjpeg.is_available():
         extra[REDUCER] = decode_for_proof
-    examples = found.examples(_EXAMPLES * PROOF_FILES)
+    examples = {group: [file[:2] for file in files] for group, files in found.examples(_EXAMPLES).items()}
     events.say(f"proof: {len(examples)} kinds of file; {openjpeg.describe()}")
     try:
-        proof = prove(examples, extra, PROOF_FILES, settings.workers, limit_s=limit_s)
+        proof = prove(examples, extra, settings.workers, limit_s)
     except Exception as error:  # a bug here must not cost a run that would go well without it
         events.say(f"the proof failed ({type(error).__name__}: {one_line(error)}); not used: {', '.join(extra)}")
         return Trust(extra=frozenset(extra))
