@@ -1,4 +1,4 @@
-"""The files that are measured: phantom mammograms at the real matrix sizes, and real ones where there are any.
+"""The files that are measured: phantom mammograms at the real matrix sizes.
 
 A generated kind is the MLO of one woman, and her CC as well when the kind stands for a part of the competition's mix.
 Both syntaxes hold the same pixels. Which woman stands at which detector, and how noisy its pixels are, was chosen so
@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,38 +75,23 @@ KINDS = tuple(
 )
 
 
-@dataclass(frozen=True)
-class Sample:
-    """One row of the tables: files that are measured together. `kind` is None for a real file."""
-
-    label: str
-    files: tuple[Path, ...]
-    kind: Kind | None = None
-
-    @property
-    def megabytes(self) -> float:
-        """Mean size of its files."""
-        return sum(path.stat().st_size for path in self.files) / len(self.files) / 1e6
-
-
-def generated_samples(folder: Path, events: Events) -> list[Sample]:
-    """All kinds, written to `folder` unless they are there; the same bytes on every machine.
+def generate(folder: Path, events: Events) -> dict[Kind, list[Path]]:
+    """The files of every kind, written below `folder` unless they are there; the same bytes on every machine.
 
     Files lie in a subfolder named by what they depend on, so that files of another recipe are never measured.
     """
     recipe = repr((KINDS, VIEWS, HABITS, NOISY_AIR, writer.VERSION))
     folder = folder / hashlib.sha256(recipe.encode()).hexdigest()[:12]
     in_mix = {kind for _, _, kind in mix()}
-    samples = []
+    found: dict[Kind, list[Path]] = {}
     with events.progress(len(KINDS), "files", "kinds") as progress:
         for kind in KINDS:
-            views = VIEWS if kind in in_mix else VIEWS[:1]
-            for view in views:
-                if not kind.path(folder, view).exists():
+            for view in VIEWS if kind in in_mix else VIEWS[:1]:
+                found.setdefault(kind, []).append(kind.path(folder, view))
+                if not found[kind][-1].exists():
                     _expose(kind, view, folder)
-            samples.append(Sample(kind.label, tuple(kind.path(folder, view) for view in views), kind))
             progress.advance()
-    return samples
+    return found
 
 
 def _expose(kind: Kind, view: str, folder: Path) -> None:
@@ -152,28 +136,3 @@ def _nearest(machine: Machine, size: int) -> Kind:
         == (machine.syntax, machine.bits_stored, machine.air_noise > 0)
     ]
     return min(alike, key=lambda kind: abs(math.log(kind.detector.rows * kind.detector.columns / (rows * columns))))
-
-
-def real_samples() -> list[Sample]:
-    """Mammograms and other digital X-rays of at least 1000 rows below RSNA_KIT_REALDATA, grouped by what they are."""
-    root = os.environ.get("RSNA_KIT_REALDATA")
-    found: dict[str, list[Path]] = {}
-    for path in sorted(Path(root).rglob("*.dcm")) if root else []:
-        if label := _xray(path):
-            found.setdefault(label, []).append(path)
-    return [Sample(label, tuple(files)) for label, files in found.items()]
-
-
-def _xray(path: Path) -> str | None:
-    """The label of a file that counts."""
-    import pydicom
-
-    try:
-        header = pydicom.dcmread(path, stop_before_pixels=True)
-    except pydicom.errors.InvalidDicomError:
-        return None  # without a meta group, so of no syntax that is measured here
-    uid = header.file_meta.get("TransferSyntaxUID")
-    name = next((name for name, known in SYNTAXES.items() if known == uid), None)
-    if name is None or header.get("Modality", "MG") not in ("MG", "DX") or header.Rows < 1000:
-        return None
-    return f"real {header.Rows}x{header.Columns} {name} {header.BitsStored} bit"

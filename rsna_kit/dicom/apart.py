@@ -10,23 +10,21 @@ before it.
 Child: `python -m rsna_kit.dicom.apart`, a socket as standard input. Request: the parent's import path, then function
 and frame. Answer: JSON with the array's type and shape, or `{"failed": reason}`, then its bytes; nothing that a child
 says is unpickled. A child ends when the socket closes, which a parent's death does, too; while it decodes, an alarm of
-the kernel ends it. What libraries print goes to a file that is read only to explain a death.
+the kernel ends it.
 """
 
 from __future__ import annotations
 
 import atexit
+import contextlib
 import json
 import os
 import queue
 import signal
-import socket
-import struct
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, Pipe
 from typing import Any
 
 import numpy as np
@@ -70,25 +68,15 @@ class _Child:
     """One process, and the socket to it."""
 
     def __init__(self) -> None:
-        self.log = tempfile.TemporaryFile()  # noqa: SIM115 (closed by hang_up)
-        ours, theirs = socket.socketpair()
-        for option in (socket.SO_SNDTIMEO, socket.SO_RCVTIMEO):  # a child that stops in the middle of a message
-            ours.setsockopt(socket.SOL_SOCKET, option, struct.pack("ll", _PATIENCE_S, 0))
-        self.line = Connection(ours.detach())
-        try:
+        self.line, theirs = Pipe()
+        with theirs:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", __name__],
                 stdin=theirs.fileno(),
-                stdout=self.log,
-                stderr=self.log,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(_import_path())},
             )
-            _children.add(self)
-        except BaseException:
-            self.hang_up()
-            raise
-        finally:
-            theirs.close()
 
     def ask(self, decode: Callable[[EncodedFrame], np.ndarray], frame: EncodedFrame) -> np.ndarray:
         """The array that comes back.
@@ -102,7 +90,7 @@ class _Child:
             self.line.send((decode, frame))
             if not self.line.poll(_PATIENCE_S):
                 raise RuntimeError(f"gave nothing within {_PATIENCE_S} s")
-            answer, body = _receive(self.line)
+            answer, body = json.loads(self.line.recv_bytes()), self.line.recv_bytes()
         except (OSError, EOFError, ValueError) as error:
             raise RuntimeError(self._how_it_ended()) from error
         if "failed" in answer:
@@ -114,62 +102,45 @@ class _Child:
             code = self.process.wait(timeout=5)  # its socket is closed, so it is ending
         except subprocess.TimeoutExpired:
             return "answered with nonsense"
-        if code < 0:
-            return f"crashed ({signal.Signals(-code).name})"
-        self.log.seek(0)
-        said = self.log.read().decode(errors="replace").strip().rsplit("\n", 1)[-1]
-        return f"ended with exit code {code}: {said}"
-
-    def hang_up(self) -> None:
-        """Close this side's files, which an idle child answers by ending."""
-        self.line.close()
-        self.log.close()
+        return f"crashed ({signal.Signals(-code).name})" if code < 0 else f"ended with exit code {code}"
 
     def end(self) -> None:
         """Kill it and wait until it is gone."""
-        _children.discard(self)
         self.process.kill()
         self.process.wait()
-        self.hang_up()
+        self.line.close()
 
 
 def _import_path() -> list[str]:
     return [path for path in sys.path if isinstance(path, str) and path]
 
 
-def _receive(line: Connection) -> tuple[dict[str, Any], bytes]:
-    return json.loads(line.recv_bytes()), line.recv_bytes()
+_slots: queue.LifoQueue[_Child | None] = queue.LifoQueue()
 
 
-def _empty_slots() -> queue.LifoQueue[_Child | None]:
+def _empty_slots() -> None:
     """One slot per core, each with an idle child or nothing; the last used comes first."""
-    slots: queue.LifoQueue[_Child | None] = queue.LifoQueue()
+    global _slots
+    _slots = queue.LifoQueue()
     for _ in range(cpu_count()):
-        slots.put(None)
-    return slots
-
-
-_slots = _empty_slots()
-_children: set[_Child] = set()  # all of them, idle and busy
+        _slots.put(None)
 
 
 @atexit.register
-def _end_all() -> None:
-    for child in list(_children):
-        child.end()
+def end_idle() -> None:
+    """End the children that wait for work; those at work end when nobody takes their answer."""
+    idle = []
+    with contextlib.suppress(queue.Empty):
+        while True:
+            idle.append(_slots.get_nowait())
+    for child in idle:
+        if child is not None:
+            child.end()
+        _slots.put(None)
 
 
-def _forget() -> None:
-    """In a forked process: the children are its parent's, and must not be kept alive by these copies of the sockets."""
-    global _slots
-    for child in _children:
-        child.process.returncode = 0  # not this process' child: nothing to wait for, nothing to warn about
-        child.hang_up()
-    _children.clear()
-    _slots = _empty_slots()
-
-
-os.register_at_fork(after_in_child=_forget)
+_empty_slots()
+os.register_at_fork(after_in_child=_empty_slots)  # the children are the parent's
 
 
 def main() -> int:

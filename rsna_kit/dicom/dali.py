@@ -59,15 +59,9 @@ class DaliDecoder:
             threads: CPU threads of DALI's own; on a GPU they parse the streams.
 
         Raises:
-            MissingDependencyError: nvidia.dali is not installed, or there is no such GPU that it can use.
+            MissingDependencyError: nvidia.dali is not installed, or cannot use that GPU.
         """
         require("nvidia.dali", "dali")
-        count = gpu_count()
-        if device is not None and not 0 <= device < count:
-            raise MissingDependencyError(
-                f"DALI was asked for GPU {device}, and this process sees {count}. Choose an accelerator with a GPU "
-                "(its driver brings libcuda.so.1) and look at CUDA_VISIBLE_DEVICES, or decode on the CPU"
-            )
         self.device, self.batch_size, self.threads = device, batch_size, threads
         self.name = "dali" if device is None else f"gpu{device}"  # in proofs, logs and failures
         self._lock = threading.Lock()
