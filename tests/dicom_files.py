@@ -10,17 +10,19 @@ import dataclasses
 import io
 import struct
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import imagecodecs
 import numpy as np
 import pytest
+from PIL import Image
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate
 from pydicom.uid import UID
 
 from rsna_kit.dicom.decoders import DECODERS
-from rsna_kit.dicom.frame import EncodedFrame
+from rsna_kit.dicom.frame import EncodedFrame, read_frame
 
 IMPLICIT, EXPLICIT, BIG_ENDIAN = "1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2"
 DEFLATED = "1.2.840.10008.1.2.1.99"
@@ -49,6 +51,45 @@ def literal(kind: type = np.uint16) -> np.ndarray:
     """5 x 7 pixels with the extremes of 12 bits (of 8, for uint8)."""
     top = 255 if kind is np.uint8 else 4095
     return np.linspace(0, top, 35).round().astype(kind).reshape(5, 7)
+
+
+def textured(rows: int = 64, columns: int = 48, top: int = 4095) -> np.ndarray:
+    """Noise, a ramp and hard edges at the extremes, where a wavelet overshoots: uint16 0..top."""
+    rng = np.random.default_rng(rows * 1000 + columns)
+    y, x = np.mgrid[:rows, :columns]
+    pixels = (x * top // max(columns, 2) + rng.integers(0, top // 4, x.shape)).clip(0, top)
+    pixels[(y // 5 + x // 7) % 3 == 0] = top
+    pixels[(y // 4 + x // 9) % 4 == 0] = 0
+    return pixels.astype(np.uint16)
+
+
+def smooth(top: int = 4095, rows: int = 60, columns: int = 44) -> np.ndarray:
+    """A blob over dark noise: the upper bits change where the picture is smooth."""
+    y, x = np.mgrid[:rows, :columns]
+    blob = np.exp(-((y / rows - 0.5) ** 2 + (x / columns - 0.4) ** 2) * 8) * top * 0.97
+    return (blob + np.random.default_rng(1).integers(0, top // 64, y.shape)).clip(0, top).astype(np.uint16)
+
+
+def breast(rows: int = 1400, columns: int = 900, top: int = 3500) -> np.ndarray:
+    """A half ellipse on the left with texture of every scale and specks of one pixel, air 0: uint16."""
+    rng = np.random.default_rng(rows)
+    spectrum = np.fft.rfft2(rng.normal(size=(rows, columns)))
+    frequency = np.hypot(np.fft.fftfreq(rows)[:, None], np.fft.rfftfreq(columns))
+    texture = np.fft.irfft2(spectrum / np.maximum(frequency, 1 / rows) ** 1.5, (rows, columns))
+    texture = (texture - texture.mean()) / texture.std()
+    pixels = 0.6 * top + 0.08 * top * texture + 20 * rng.normal(size=texture.shape)
+    pixels.ravel()[rng.integers(0, pixels.size, 200)] = top
+    y, x = np.mgrid[:rows, :columns]
+    inside = np.hypot((y - rows / 2) / (0.42 * rows), x / (0.6 * columns)) < 1
+    return np.where(inside, pixels.clip(1, top), 0).astype(np.uint16)
+
+
+def jpeg2000(pixels: np.ndarray, levels: int = 3, **options: object) -> bytes:
+    """Encoded by Pillow, whose OpenJPEG honours every option at every size."""
+    buffer = io.BytesIO()
+    options = {"irreversible": False, "num_resolutions": levels + 1, **options}
+    Image.fromarray(pixels).save(buffer, "JPEG2000", **options)
+    return buffer.getvalue()
 
 
 def make_dicom(
@@ -90,6 +131,32 @@ def make_dicom(
     dataset.save_as(file, implicit_vr=syntax == IMPLICIT, little_endian=syntax != BIG_ENDIAN, force_encoding=True)
     content = file.getvalue()
     return content if content[128:132] == b"DICM" else bytes(128) + b"DICM" + content
+
+
+def in_fragments(pixels: np.ndarray, syntax: str, fragments: list[bytes]) -> bytes:
+    """A file whose codestream is cut into these pieces."""
+    whole = make_dicom(pixels, syntax)
+    at = whole.index(b"\xe0\x7f\x10\x00OB") + 12
+    items = [struct.pack("<HHI", 0xFFFE, 0xE000, len(piece)) + piece for piece in [b"", *fragments]]
+    return whole[:at] + b"".join(items) + struct.pack("<HHI", 0xFFFE, 0xE0DD, 0)
+
+
+def lut(first: int, bits: int, entries: list[int] | bytes | None) -> Dataset:
+    """An item of a LUT sequence; without data for None."""
+    item = Dataset()
+    item.LUTDescriptor = [3 if entries is None else len(entries) // (1 + isinstance(entries, bytes)), first, bits]
+    item["LUTDescriptor"].VR = "US" if first >= 0 else "SS"
+    if entries is not None:
+        words = entries if isinstance(entries, bytes) else struct.pack(f"<{len(entries)}H", *entries)
+        item.add_new(0x00283006, "OW", words)
+    return item
+
+
+def read_in(folder: Path, content: bytes) -> EncodedFrame:
+    """The frame of a file of this content, folder/77.dcm."""
+    path = folder / "77.dcm"
+    path.write_bytes(content)
+    return read_frame(path)
 
 
 def encode(pixels: np.ndarray, syntax: str) -> bytes:

@@ -7,42 +7,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from dicom_files import EXPLICIT, J2K, J2K_LOSSY, SV1, make_dicom
+from dicom_files import EXPLICIT, J2K, J2K_LOSSY, SV1, jpeg2000, make_dicom, read_in, textured
 from PIL import Image
 
 from rsna_kit.dicom import openjpeg, pyramid
 from rsna_kit.dicom.decode import Trust, group_of
-from rsna_kit.dicom.frame import EncodedFrame, check_stream, read_frame
+from rsna_kit.dicom.frame import EncodedFrame, check_stream
 from rsna_kit.dicom.pyramid import Pyramid, aligned, clipped, low_band
 from rsna_kit.runtime.errors import DecodeError
 
 SHAPES = [(64, 48), (63, 47), (65, 50), (301, 7), (3, 33), (2, 2), (1, 9), (9, 1), (1, 1)]
 
 
-def textured(rows: int = 64, columns: int = 48, top: int = 4095) -> np.ndarray:
-    """Noise, a ramp and hard edges at the extremes, where a wavelet overshoots: uint16 0..top."""
-    rng = np.random.default_rng(rows * 1000 + columns)
-    y, x = np.mgrid[:rows, :columns]
-    pixels = (x * top // max(columns, 2) + rng.integers(0, top // 4, x.shape)).clip(0, top)
-    pixels[(y // 5 + x // 7) % 3 == 0] = top
-    pixels[(y // 4 + x // 9) % 4 == 0] = 0
-    return pixels.astype(np.uint16)
-
-
-def jpeg2000(pixels: np.ndarray, levels: int = 3, **options: object) -> bytes:
-    """Encoded by Pillow, whose OpenJPEG honours every option at every size."""
-    buffer = io.BytesIO()
-    options = {"irreversible": False, "num_resolutions": levels + 1, **options}
-    Image.fromarray(pixels).save(buffer, "JPEG2000", **options)
-    return buffer.getvalue()
-
-
 def frame_of(
     tmp_path: Path, pixels: np.ndarray, stream: bytes | None, syntax: str = J2K, **facts: object
 ) -> EncodedFrame:
-    path = tmp_path / "77.dcm"
-    path.write_bytes(make_dicom(pixels, syntax, codestream=stream, **facts))
-    return read_frame(path)
+    return read_in(tmp_path, make_dicom(pixels, syntax, codestream=stream, **facts))
 
 
 def band_of(pixels: np.ndarray, levels: int, precision: int) -> np.ndarray:

@@ -7,29 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from dicom_files import J2K, make_dicom
+from dicom_files import J2K, breast, jpeg2000, make_dicom
 from realdata import realdata
-from test_dicom_pyramid import jpeg2000
 
 from rsna_kit.config import ImageConfig
 from rsna_kit.dicom import openjpeg
 from rsna_kit.dicom.decode import decode
 from rsna_kit.dicom.frame import read_frame
 from rsna_kit.imaging.render import read_image, render
-
-
-def breast(rows: int = 1400, columns: int = 900, top: int = 3500) -> np.ndarray:
-    """A half ellipse on the left with texture of every scale and specks of one pixel, air 0: uint16."""
-    rng = np.random.default_rng(rows)
-    spectrum = np.fft.rfft2(rng.normal(size=(rows, columns)))
-    frequency = np.hypot(np.fft.fftfreq(rows)[:, None], np.fft.rfftfreq(columns))
-    texture = np.fft.irfft2(spectrum / np.maximum(frequency, 1 / rows) ** 1.5, (rows, columns))
-    texture = (texture - texture.mean()) / texture.std()
-    pixels = 0.6 * top + 0.08 * top * texture + 20 * rng.normal(size=texture.shape)
-    pixels.ravel()[rng.integers(0, pixels.size, 200)] = top
-    y, x = np.mgrid[:rows, :columns]
-    inside = np.hypot((y - rows / 2) / (0.42 * rows), x / (0.6 * columns)) < 1
-    return np.where(inside, pixels.clip(1, top), 0).astype(np.uint16)
 
 
 def write(tmp_path: Path, pixels: np.ndarray, levels: int = 5, **facts: object) -> Path:

@@ -8,7 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from dicom_files import EXPLICIT, J2K, SV1, framed, make_dicom
+from dicom_files import EXPLICIT, J2K, SV1, breast, framed, jpeg2000, lut, make_dicom
 from realdata import realdata
 
 from rsna_kit.config import ImageConfig
@@ -20,6 +20,7 @@ from rsna_kit.imaging.window import tones
 from rsna_kit.runtime.errors import DecodeError, HeaderError, RenderError
 
 EXACT = ImageConfig(height=80, width=60, margin=0.0)
+SMALL = ImageConfig(height=64, width=32)
 
 
 def block(value: int = 2048, air: int = 0) -> np.ndarray:
@@ -241,6 +242,58 @@ def test_a_file_fails_at_the_stage_that_is_to_blame(tmp_path: Path) -> None:
         path.write_bytes(content)
         with pytest.raises(error, match="image 5 "):
             read_image(path, "5", EXACT)
+
+
+def picture(
+    folder: Path, pixels: np.ndarray, syntax: str = EXPLICIT, image: ImageConfig = SMALL, **facts: object
+) -> Rendered:
+    stream = jpeg2000(pixels, 5) if syntax == J2K else None
+    (folder / "77.dcm").write_bytes(make_dicom(pixels, syntax, codestream=stream, **facts))
+    return read_image(folder / "77.dcm", "77", image)
+
+
+def test_a_lookup_table_is_as_deep_as_its_entries(tmp_path: Path) -> None:
+    tables = [[lut(0, bits, list(range(4096)))] for bits in (12, 8, 16)]
+    images = [picture(tmp_path, breast(400, 300), VOILUTSequence=table).image for table in tables]
+    assert all(np.array_equal(image, images[0]) for image in images)
+    assert images[0].max() > 150
+
+
+@pytest.mark.parametrize("inverted", [False, True])
+def test_a_range_of_padding_is_all_padding(tmp_path: Path, inverted: bool) -> None:
+    """Padding of 0 to 2 under pixels from 3000 on: without it they would have a quarter of the tones."""
+    pixels = (3000 + breast(400, 300) // 4).astype(np.uint16)
+    first, last = (4095, 4093) if inverted else (0, 2)
+    facts: dict[str, object] = {"PhotometricInterpretation": "MONOCHROME1"} if inverted else {}
+    pixels = 4095 - pixels if inverted else pixels
+    pixels[:20], pixels[20:40] = first, last
+    facts["PixelPaddingValue"] = first
+    expected = picture(tmp_path, np.where(pixels == last, first, pixels).astype(np.uint16), **facts).image
+    assert np.array_equal(picture(tmp_path, pixels, PixelPaddingRangeLimit=last, **facts).image, expected)
+    assert not np.array_equal(picture(tmp_path, pixels, **facts).image, expected)
+
+
+def test_a_range_of_padding_that_would_take_the_picture_is_not_believed(tmp_path: Path) -> None:
+    one, other = (
+        picture(tmp_path, breast(400, 300), PixelPaddingValue=0, **limit).image
+        for limit in ({}, {"PixelPaddingRangeLimit": 4000})
+    )
+    assert np.array_equal(one, other)
+
+
+@pytest.mark.parametrize("how", ["reduced", "exact"])
+@pytest.mark.parametrize("syntax", [SV1, J2K])
+def test_an_inverted_file_with_its_air_as_padding_shows_the_same_breast(tmp_path: Path, syntax: str, how: str) -> None:
+    """MONOCHROME1, padding = the largest value = air, as a third of the competition's machines write it."""
+    pixels, image = breast(), ImageConfig(height=290, width=150, decode=how)  # type: ignore[arg-type]
+    window = {"WindowCenter": "2048", "WindowWidth": "4096"}
+    inverted = {"PixelPaddingValue": 4095, "PhotometricInterpretation": "MONOCHROME1"}
+    plain = picture(tmp_path, pixels, syntax, image, PixelPaddingValue=0, **window)
+    other = picture(tmp_path, 4095 - pixels, syntax, image, **inverted, **window)
+    assert plain.box == other.box
+    assert np.abs(other.image.astype(float) - plain.image)[plain.image > 0].mean() < 0.5
+    assert ((plain.image == 0) == (other.image == 0)).mean() > 0.995
+    assert (other.image[:, -5:] == 0).all()
 
 
 def test_pictures_round_trip_through_png_and_nearly_through_jpeg() -> None:

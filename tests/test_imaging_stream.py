@@ -13,9 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from dicom_files import EXPLICIT, J2K, SV1, make_dicom
-from test_dicom_pyramid import jpeg2000
-from test_imaging_reduced import breast
+from dicom_files import EXPLICIT, J2K, SV1, breast, jpeg2000, make_dicom
 
 from rsna_kit.config import ImageConfig
 from rsna_kit.dicom.codestream import StreamFacts

@@ -9,9 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from dicom_files import J2K, SV1, make_dicom, stand_in
-from test_dicom_pyramid import jpeg2000
-from test_imaging_reduced import breast
+from dicom_files import J2K, SV1, breast, jpeg2000, make_dicom, stand_in
 
 from rsna_kit.config import DecodeConfig, ImageConfig
 from rsna_kit.dicom import dali, openjpeg, proof
