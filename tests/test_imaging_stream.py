@@ -207,7 +207,7 @@ def test_a_device_that_fails_on_everything_is_left_behind(files: Files, monkeypa
     assert same(outcomes, files * 6)
     assert len(stream.notes) == 1
     assert re.fullmatch(
-        r"device is not used any more: RuntimeError: failed on \d+ files in a row, lastly no", stream.notes[0]
+        r"device is not used any more: failed on \d+ files in a row, lastly no", stream.notes[0]
     )
 
 

@@ -177,7 +177,7 @@ class ImageStream(Iterator[Outcome]):
             del self._running[thread]
             self._threads.remove(thread)
             if thread.name != _THREAD:
-                self._leave(thread, tasks, f"nothing came within {self._patience_s:g} s")
+                self._leave(thread, f"nothing came within {self._patience_s:g} s", tasks)
                 continue
             for task in tasks:
                 where, limit = f"image {task.image_id} ({task.path})", f"{self._patience_s:g} s"
@@ -187,14 +187,13 @@ class ImageStream(Iterator[Outcome]):
                 self._results[task.number] = Outcome(task.image_id, error=error)
             self._start(self._work, _THREAD)
 
-    def _leave(self, thread: threading.Thread, tasks: Sequence[_Task], why: str) -> None:
+    def _leave(self, thread: threading.Thread, why: str, tasks: Sequence[_Task] = ()) -> None:
         """Go on without a device, once; the threads do its work. Called with the lock held."""
-        if thread not in self._feeding:
-            return
-        self._feeding.discard(thread)
-        self.notes.append(f"{thread.name} is not used any more: {why}")
-        self._handed.extend(tasks)
-        self._changed.notify_all()
+        if thread in self._feeding:
+            self._feeding.discard(thread)
+            self.notes += [f"{thread.name} is not used any more: {why}"] * bool(why)
+            self._handed.extend(tasks)
+            self._changed.notify_all()
 
     def _draw(self) -> _Task | None:
         """The next file of the queue, None when there is none or enough is begun. Called with the lock held."""
@@ -251,68 +250,60 @@ class ImageStream(Iterator[Outcome]):
 
     def _feed(self, device: Device) -> None:
         """One device: batches of what it takes; everything goes to the threads afterwards."""
-        thread = threading.current_thread()
-        held: list[_Task] = []
-        failed = 0  # answers in a row: a GPU whose context is lost fails on everything
-        try:
-            while self._gather(device, held):
-                answers = device.decode([task.frame for task in held if task.frame is not None])
-                with self._changed:
-                    self._running.pop(thread, None)
-                    if thread not in self._feeding:
-                        return  # left behind
-                    for task, answer in zip(held, answers, strict=True):
-                        if isinstance(answer, np.ndarray):
-                            task.pixels, task.worker, failed = answer, device.name, 0
-                        else:
-                            failed += 1
-                    if failed >= _MOST_FAILURES:
-                        raise RuntimeError(f"failed on {failed} files in a row, lastly {answer}")
-                    self._handed.extend(held)
-                    held.clear()
-                    self._changed.notify_all()
+        thread, failed, why = threading.current_thread(), 0, ""  # failed in a row: a lost context fails on everything
+        while not why and (batch := self._gather(device)):
+            try:
+                given = device.decode([task.frame for task in batch if task.frame is not None])
+                answers = list(zip(batch, given, strict=True))
+            except Exception as error:  # whatever a device's library raises
+                answers, why = [], f"{type(error).__name__}: {one_line(error)}"
             with self._changed:
-                self._feeding.discard(thread)
-                self._changed.notify_all()
-        except Exception as error:  # whatever a device's library raises
-            with self._changed:
+                if thread not in self._feeding:
+                    return  # left behind
                 self._running.pop(thread, None)
-                self._leave(thread, held, f"{type(error).__name__}: {one_line(error)}")
+                for task, answer in answers:
+                    if isinstance(answer, np.ndarray):
+                        task.pixels, task.worker, failed = answer, device.name, 0
+                    else:
+                        failed += 1
+                        why = f"failed on {failed} files in a row, lastly {answer}" if failed >= _MOST_FAILURES else ""
+                self._handed.extend(batch)
+                self._changed.notify_all()
+        with self._changed:
+            self._leave(thread, why)
 
-    def _gather(self, device: Device, held: list[_Task]) -> bool:
-        """Fill `held` with the next files that a device takes, handing the others to the threads; False at the end."""
-        thread = threading.current_thread()
-        while len(held) < device.batch_size:
+    def _gather(self, device: Device) -> list[_Task]:
+        """The next files that a device takes, read; the others go to the threads. Empty at the end."""
+        thread, batch = threading.current_thread(), list[_Task]()
+        while len(batch) < device.batch_size:
             with self._changed:
-                self._running.pop(thread, None)  # who waits for others is not stuck
-                while not self._ended and len(self._handed) >= 2 * device.batch_size:
-                    self._changed.wait()  # the threads are behind
-                task = None if self._ended else self._draw()
-                if task is None:
-                    if held or self._ended or self._exhausted:
-                        break
-                    self._changed.wait()
-                    continue
-                held.append(task)  # before anything can go wrong with it
-                self._running[thread] = (list(held), time.monotonic())
+                task = None
+                while task is None:
+                    if not self._ended and len(self._handed) < 2 * device.batch_size:  # else the threads are behind
+                        task = self._draw()
+                    if task is None:
+                        if batch or self._ended or self._exhausted:
+                            return batch
+                        self._running.pop(thread, None)  # who waits for others is not stuck
+                        self._changed.wait()
+                batch.append(task)  # before anything can go wrong with it
+                self._running[thread] = (batch, time.monotonic())
             belongs = self._belongs(task, device)
             with self._changed:
                 if thread not in self._feeding:
-                    return False  # left behind
+                    return []  # left behind
                 if not belongs:
-                    held.remove(task)
+                    batch.remove(task)
                     self._handed.append(task)
                     self._changed.notify_all()
-        with self._changed:
-            if held:
-                self._running[thread] = (list(held), time.monotonic())
-        return bool(held)
+        return batch
 
     def _belongs(self, task: _Task, device: Device) -> bool:
         """Read a task's file and say whether a device may decode it."""
         try:
             task.frame = read_frame(task.path, task.image_id)
             facts = check_stream(task.frame)
-        except ImageError:
-            return False  # the thread that meets it says why
-        return device.takes(task.frame, facts) and self._trust.allows(device.name, task.frame, facts)
+            return device.takes(task.frame, facts) and self._trust.allows(device.name, task.frame, facts)
+        except Exception:  # the thread that meets it says what is wrong
+            task.frame = None
+            return False
