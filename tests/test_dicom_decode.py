@@ -28,7 +28,7 @@ from dicom_files import (
 from pydicom.pixels import get_decoder
 from realdata import find_realdata, realdata
 
-from rsna_kit.dicom.decode import backends, decode, decode_with, is_constant
+from rsna_kit.dicom.decode import backends, decode, decode_with
 from rsna_kit.dicom.decoders import DECODERS
 from rsna_kit.dicom.frame import EncodedFrame, read_frame
 from rsna_kit.dicom.stored import stored_pixels
@@ -90,12 +90,6 @@ def test_sixteen_bits_stored_use_the_whole_range(tmp_path: Path) -> None:
         assert decode(frame_of(tmp_path, make_dicom(wide, syntax, BitsStored=16))).tolist() == wide.tolist()
 
 
-def test_bits_above_the_stored_ones_of_native_pixels_are_no_pixels(tmp_path: Path) -> None:
-    """Old files keep an overlay there (PS3.5 8.1.1)."""
-    content = make_dicom(literal() | np.uint16(0x8000))
-    assert decode(frame_of(tmp_path, content)).tolist() == literal().tolist()
-
-
 @pytest.mark.parametrize("name", ["imagecodecs", "dicomsdl", "pydicom"])
 @pytest.mark.parametrize("syntax", COMPRESSED)
 def test_every_decoder_alone_gives_the_same_pixels(tmp_path: Path, name: str, syntax: str) -> None:
@@ -148,12 +142,6 @@ def test_a_constant_picture_is_what_two_decoders_say_it_is(tmp_path: Path) -> No
 
 def noise(rows: int, columns: int) -> np.ndarray:
     return np.random.default_rng(rows).integers(0, 4096, (rows, columns)).astype(np.uint16)
-
-
-def test_native_pixels_are_what_they_are(tmp_path: Path) -> None:
-    """Noise above the stored bits is an overlay; the picture below it is blank."""
-    frame = frame_of(tmp_path, make_dicom(noise(64, 48) << 12, EXPLICIT))
-    assert is_constant(decode(frame))
 
 
 @pytest.mark.parametrize("value", [-2049, 4096])

@@ -206,9 +206,7 @@ def test_a_device_that_fails_on_everything_is_left_behind(files: Files, monkeypa
     outcomes, stream = read(files * 6, workers=1, devices=[device])
     assert same(outcomes, files * 6)
     assert len(stream.notes) == 1
-    assert re.fullmatch(
-        r"device is not used any more: failed on \d+ files in a row, lastly no", stream.notes[0]
-    )
+    assert re.fullmatch(r"device is not used any more: failed on \d+ files in a row, lastly no", stream.notes[0])
 
 
 def test_dali_shares_the_queue_and_the_bytes_are_the_same(tmp_path: Path) -> None:
