@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 import signal
 import subprocess
@@ -16,7 +17,8 @@ import pytest
 
 from rsna_kit.competition.paths import find_competition
 from rsna_kit.competition.tables import read_train
-from rsna_kit.config import Config, DecodeConfig, preset
+from rsna_kit.config import Config, DecodeConfig, preset, with_overrides
+from rsna_kit.data import shards
 from rsna_kit.data.shards import open_prepared, read_picture
 from rsna_kit.imaging.render import read_image
 from rsna_kit.recipes.prepare import prepare
@@ -31,25 +33,34 @@ def digests(folder: Path) -> dict[str, str]:
     return {p.name: sha256_file(p) for p in sorted(folder.iterdir()) if p.suffix in {".tfrecord", ".json", ".csv"}}
 
 
-def test_every_picture_is_the_one_infer_would_make(phantom: Path, tmp_path: Path, tiny: Config, quiet: Events) -> None:
-    result = prepare(phantom, tmp_path, tiny, quiet)
-    prepared = open_prepared(tmp_path, tiny.image)
-    table = read_train(phantom / "train.csv")
+@pytest.fixture(scope="module")
+def whole(phantom: Path, tmp_path_factory: pytest.TempPathFactory, tiny: Config) -> Path:
+    """The folder that an undisturbed run leaves."""
+    out = tmp_path_factory.mktemp("prepared")
+    result = prepare(phantom, out, tiny, Events(stream=io.StringIO()))
     assert result["ok"]
     assert result["failed"] == 0
+    return out
+
+
+def test_every_picture_is_the_one_infer_would_make(phantom: Path, whole: Path, tiny: Config) -> None:
+    prepared, table = open_prepared(whole, tiny.image), read_train(phantom / "train.csv")
     assert list(prepared.table["image_id"]) == list(table["image_id"])
     for image_id, path in find_competition(phantom).files("train", table.iloc[::7]):
         assert np.array_equal(read_picture(prepared, image_id), read_image(path, image_id, tiny.image).image)
 
 
-def test_pictures_are_saved_by_patient(phantom: Path, tmp_path: Path, tiny: Config, quiet: Events) -> None:
+def test_pictures_are_saved_by_patient_when_they_are_asked_for(
+    phantom: Path, tmp_path: Path, tiny: Config, quiet: Events
+) -> None:
+    prepare(phantom, tmp_path, tiny, quiet, limit=1)
+    assert not (tmp_path / "images").exists()
     for kind, suffix in (("png", "png"), ("jpeg", "jpg")):
-        out = tmp_path / kind
-        prepare(phantom, out, replace(tiny, data=replace(tiny.data, save=kind)), quiet, limit=1)
-        table = open_prepared(out).table
-        wanted = {out / "images" / row.patient_id / f"{row.image_id}.{suffix}" for row in table.itertuples()}
+        prepare(phantom, tmp_path, replace(tiny, data=replace(tiny.data, save=kind)), quiet, limit=1)
+        table = open_prepared(tmp_path).table
+        wanted = {tmp_path / "images" / row.patient_id / f"{row.image_id}.{suffix}" for row in table.itertuples()}
         assert table["patient_id"].nunique() == 1
-        assert {p for p in out.rglob("images/*/*") if p.is_file()} == wanted
+        assert set(tmp_path.glob(f"images/*/*.{suffix}")) == wanted
 
 
 def test_a_broken_file_costs_one_image(phantom: Path, tmp_path: Path, tiny: Config, quiet: Events) -> None:
@@ -93,48 +104,37 @@ def test_a_missing_column_is_refused_before_any_work(
     assert not (tmp_path / "prepared").exists()
 
 
-def test_a_killed_run_resumes_to_the_same_bytes(phantom: Path, tmp_path: Path, tiny: Config, quiet: Events) -> None:
-    """SIGKILL after the first shard: what is there is whole, and the same command ends as if nothing had been."""
-    prepare(phantom, tmp_path / "whole", tiny, quiet)
-    killed = tmp_path / "killed"
+def test_a_killed_run_resumes_to_the_same_pictures(
+    phantom: Path, whole: Path, tmp_path: Path, quiet: Events, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SIGKILL after the first shard: what is there is whole, and the same run ends as if nothing had been."""
     small = "import sys, rsna_kit.data.shards as shards, rsna_kit.cli as cli; shards.SHARD_IMAGES = 4; cli.main()"
-    settings = [word for key in ("image.height=64", "image.width=32", "data.save=none") for word in ("--set", key)]
-    command = [sys.executable, "-c", small, "prepare", phantom, killed, "--preset", "smoke", *settings]
+    settings = ["image.height=64", "image.width=32", "data.save=none"]
+    command = [sys.executable, "-c", small, "prepare", phantom, tmp_path, "--preset", "smoke"]
+    command += [word for setting in settings for word in ("--set", setting)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while not list(killed.glob("shard-*.json")) and process.poll() is None:
+    while not list(tmp_path.glob("shard-?????.json")) and process.poll() is None:
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
-    first = sorted(killed.glob("shard-*.json"))
+    first = {path: path.stat().st_mtime_ns for path in tmp_path.glob("shard-?????.json")}
     assert first
-    assert not (killed / "manifest.json").exists()
-    made = {path: path.stat().st_mtime_ns for path in first}
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    assert {path: path.stat().st_mtime_ns for path in first} == made
-    table = open_prepared(tmp_path / "whole").table
-    assert list(open_prepared(killed).table["image_id"]) == list(table["image_id"])
-    for image_id in table["image_id"]:
-        one, other = (
-            read_picture(open_prepared(tmp_path / name, verify=False), image_id) for name in ("whole", "killed")
-        )
-        assert np.array_equal(one, other)
+    assert not (tmp_path / "manifest.json").exists()
+    monkeypatch.setattr(shards, "SHARD_IMAGES", 4)
+    prepare(phantom, tmp_path, with_overrides(preset("smoke"), settings), quiet)
+    assert {path: path.stat().st_mtime_ns for path in first} == first
+    resumed, other = open_prepared(tmp_path), open_prepared(whole)
+    assert list(resumed.table["image_id"]) == list(other.table["image_id"])
+    for image_id in other.table["image_id"]:
+        assert np.array_equal(read_picture(resumed, image_id), read_picture(other, image_id))
 
 
-def test_the_same_run_gives_the_same_bytes(phantom: Path, tmp_path: Path, tiny: Config, quiet: Events) -> None:
-    """One thread or two, or a Dask cluster of two workers."""
-    for name, settings in (
-        ("one", DecodeConfig(workers=1)),
-        ("two", DecodeConfig(workers=2)),
-        ("dask", DecodeConfig(workers=2, backend="dask")),
-    ):
-        prepare(phantom, tmp_path / name, replace(tiny, decode=settings), quiet)
-        assert digests(tmp_path / name) == digests(tmp_path / "one")
-
-
-def test_pictures_that_were_not_kept_are_made_when_asked_for(
-    phantom: Path, tmp_path: Path, tiny: Config, quiet: Events
+@pytest.mark.parametrize("settings", [DecodeConfig(workers=1), DecodeConfig(workers=2, backend="dask")], ids=str)
+def test_the_same_run_gives_the_same_bytes(
+    phantom: Path, whole: Path, tmp_path: Path, tiny: Config, quiet: Events, settings: DecodeConfig
 ) -> None:
-    prepare(phantom, tmp_path, tiny, quiet, limit=1)
-    assert not (tmp_path / "images").exists()
-    prepare(phantom, tmp_path, replace(tiny, data=replace(tiny.data, save="png")), quiet, limit=1)
-    assert len(list(tmp_path.glob("images/*/*.png"))) == len(open_prepared(tmp_path).table)
+    """One thread or as many as there are cores, or a Dask cluster of two workers."""
+    if settings.backend == "dask":
+        pytest.importorskip("distributed", reason="needs Dask: pip install 'rsna-kit[cluster]'")
+    prepare(phantom, tmp_path, replace(tiny, decode=settings), quiet)
+    assert digests(tmp_path) == digests(whole)
