@@ -100,15 +100,12 @@ def test_a_codestream_inside_the_header_is_not_mistaken_for_the_frame(tmp_path: 
     assert frame.codestream.rstrip(b"\0") == encode(literal()[::-1], SV1).rstrip(b"\0")
 
 
-def test_a_file_without_meta_group_is_read_as_implicit_little_endian(tmp_path: Path) -> None:
+def test_a_file_without_meta_group_is_implicit_or_explicit_by_its_first_element(tmp_path: Path) -> None:
     whole = make_dicom(literal(), IMPLICIT, StudyDate="20221118")
     bare = whole[whole.index(b"\x08\x00\x20\x00") :]
     frame = read_in(tmp_path, bare)
     assert frame.transfer_syntax == IMPLICIT
     assert frame.codestream == literal().tobytes()
-
-
-def test_a_file_without_meta_group_whose_elements_carry_vrs_is_explicit(tmp_path: Path) -> None:
     whole = make_dicom(literal(), EXPLICIT, StudyDate="20221118")
     assert read_in(tmp_path, whole[whole.index(b"\x08\x00\x20\x00DA") :]).transfer_syntax == EXPLICIT
 

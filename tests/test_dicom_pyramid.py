@@ -189,18 +189,6 @@ def test_alignment_moves_the_band_onto_the_blocks_averages(times: int) -> None:
     assert np.abs(band - blocks)[inner].min() > 5  # and without it the half pixel shows
 
 
-def test_alignment_halves_the_distance_to_the_averages_of_a_texture() -> None:
-    rng = np.random.default_rng(1)
-    spectrum = np.fft.rfft2(rng.normal(size=(256, 256)))
-    fy, fx = np.fft.fftfreq(256)[:, None], np.fft.rfftfreq(256)
-    texture = np.fft.irfft2(spectrum / np.maximum(np.hypot(fy, fx), 1 / 256) ** 1.5)
-    pixels = ((texture - texture.min()) / np.ptp(texture) * 4000).astype(np.uint16)
-    blocks = pixels.reshape(128, 2, 128, 2).mean(axis=(1, 3))
-    band = band_of(pixels, 1, 16)
-    off, on = (np.sqrt(np.mean((b.astype(float) - blocks)[2:-2, 2:-2] ** 2)) for b in (band, aligned(band, 1)))
-    assert on < off / 2
-
-
 def test_a_library_that_fails_the_known_stream_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     found = next(iter(openjpeg._candidates()))
     monkeypatch.setattr(openjpeg, "_candidates", lambda: iter(["/no/such/library.so", "libm.so.6", found]))

@@ -100,15 +100,6 @@ def test_the_file_and_its_pixels_give_the_same_bytes(
     assert np.array_equal(read_image(path, "1", image).image, render(decode(frame), frame, image).image)
 
 
-def test_without_the_library_the_bytes_are_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path, image = write(tmp_path, breast()), ImageConfig(height=290, width=150)
-    with_it = read_image(path, "1", image)
-    monkeypatch.setattr(openjpeg, "is_available", lambda: False)
-    without = read_image(path, "1", image)
-    assert with_it.box == without.box
-    assert np.array_equal(with_it.image, without.image)
-
-
 def test_exact_is_every_pixel_and_reduced_is_near_it(tmp_path: Path, asked: list[tuple[int, object]]) -> None:
     path = write(tmp_path, breast())
     for size, most in [((610, 600), 0), ((590, 600), 1.5), ((290, 600), 1.5)]:
