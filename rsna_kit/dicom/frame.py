@@ -108,7 +108,17 @@ def read_frame(path: Path, image_id: str | None = None) -> EncodedFrame:
     except OSError as error:
         raise _unreadable(name, error) from error
     frame, elements = _parse(io.BytesIO(content), path, image_id)
-    return _with_codestream(frame, elements)
+    if frame.transfer_syntax not in NATIVE_UIDS:
+        _check_encapsulated(frame, elements)
+        return dataclasses.replace(frame, codestream=read_fragments(elements, frame.where))
+    expected = _check_native(frame, elements)
+    elements.file.seek(elements.pixels_at)
+    plain = elements.file.read(expected)
+    if frame.transfer_syntax == EXPLICIT_BIG_ENDIAN and frame.bits_allocated == 8 and elements.pixels_vr == "OW":
+        # PS3.5 8.1.2: 8-bit pixels in OW words are swapped in pairs in the big endian syntax.
+        words = (plain + elements.file.read(expected % 2)).ljust(expected + expected % 2, b"\0")
+        plain = np.frombuffer(words, np.uint16).byteswap().tobytes()[:expected]
+    return dataclasses.replace(frame, codestream=plain)
 
 
 def read_head(path: Path, image_id: str | None = None) -> Head:
@@ -221,21 +231,6 @@ def check_stream(frame: EncodedFrame, beginning: bytes | None = None) -> StreamF
     except StreamError as error:
         raise DecodeError(f"{frame.where}: the codestream of {uid} {error}. {error.advice}") from error
     return facts
-
-
-def _with_codestream(frame: EncodedFrame, elements: Elements) -> EncodedFrame:
-    """`frame` with the bytes of its frame."""
-    if frame.transfer_syntax not in NATIVE_UIDS:
-        _check_encapsulated(frame, elements)
-        return dataclasses.replace(frame, codestream=read_fragments(elements, frame.where))
-    expected = _check_native(frame, elements)
-    elements.file.seek(elements.pixels_at)
-    plain = elements.file.read(expected)
-    if frame.transfer_syntax == EXPLICIT_BIG_ENDIAN and frame.bits_allocated == 8 and elements.pixels_vr == "OW":
-        # PS3.5 8.1.2: 8-bit pixels in OW words are swapped in pairs in the big endian syntax.
-        words = (plain + elements.file.read(expected % 2)).ljust(expected + expected % 2, b"\0")
-        plain = np.frombuffer(words, np.uint16).byteswap().tobytes()[:expected]
-    return dataclasses.replace(frame, codestream=plain)
 
 
 def _check_encapsulated(frame: EncodedFrame, elements: Elements) -> None:

@@ -104,7 +104,10 @@ def parse_header(elements: Elements, name: str) -> dict[str, Any]:
     intercept = reader.number("RescaleIntercept", default=0.0)
     # An unknown curve leaves its windows without a meaning: then the VOI LUT or the range of the pixels serves.
     function = reader.text("VOILUTFunction").split("\\")[0].strip().upper() or "LINEAR"
-    windows = _windows(reader) if function in _VOI_FUNCTIONS else ()
+    pairs = zip(reader.numbers("WindowCenter"), reader.numbers("WindowWidth"), strict=False)
+    windows = tuple(
+        (c, width) for c, width in pairs if math.isfinite(c) and 0 < width < math.inf
+    )  # others show nothing
     return {
         "transfer_syntax": elements.transfer_syntax,
         "rows": rows,
@@ -113,7 +116,7 @@ def parse_header(elements: Elements, name: str) -> dict[str, Any]:
         "bits_stored": stored,
         "signed": signed,
         "photometric": photometric,
-        "windows": windows,
+        "windows": windows if function in _VOI_FUNCTIONS else (),
         "voi_function": function if function in _VOI_FUNCTIONS else "LINEAR",
         # PS3.3 C.11.2.1.1: the inputs of a VOI LUT are signed when the values before it can be.
         "voi_luts": reader.tables("VOILUTSequence", (signed and not modality_luts) or intercept < 0),
@@ -137,13 +140,6 @@ def _take_from_groups(dataset: Dataset, name: str) -> None:
                 for item in (items[0][group].value or ())[:1]:
                     for t in (t for t in tags if t in item):
                         dataset[t] = item.get_item(t)
-
-
-def _windows(reader: _Reader) -> tuple[tuple[float, float], ...]:
-    """Pairs of Window Center and Window Width; pairs without a positive width are of no use and left out."""
-    centres, widths = reader.numbers("WindowCenter"), reader.numbers("WindowWidth")
-    pairs = zip(centres, widths, strict=False)
-    return tuple((centre, width) for centre, width in pairs if math.isfinite(centre) and 0 < width < math.inf)
 
 
 class _Reader:

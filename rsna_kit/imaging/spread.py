@@ -7,7 +7,7 @@ under the same paths.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable
 from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
@@ -51,7 +51,8 @@ def spread_images(
         else:
             client = stack.enter_context(distributed.Client(scheduler))
         workers = workers or max(1, sum(client.ncores().values()))
-        chunks = _chunks(files)
+        source = iter(files)
+        chunks = iter(lambda: list(islice(source, _CHUNK)), [])
         # All that is submitted is computed, whether or not it is taken: rounds bound the memory.
         while some := list(islice(chunks, _ROUND * workers)):
             futures = client.map(_read, some, image=image, trust=trust, pure=False)
@@ -63,12 +64,6 @@ def spread_images(
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")
                     client.cancel(futures)
-
-
-def _chunks(files: Iterable[tuple[str, Path]]) -> Iterator[list[tuple[str, Path]]]:
-    iterator = iter(files)
-    while chunk := list(islice(iterator, _CHUNK)):
-        yield chunk
 
 
 def _read(files: list[tuple[str, Path]], image: ImageConfig, trust: Trust) -> list[Outcome]:
