@@ -5,12 +5,12 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
+from toy_networks import add_backbone
 
 from rsna_kit.config import Config, preset, with_overrides
-from rsna_kit.models import backbones
 from rsna_kit.runtime.events import Events
 
 if TYPE_CHECKING:
@@ -21,20 +21,10 @@ TINY += ["model.head=linear", "model.pool=avg", "model.trunk=train"]
 TINY += ["train.epochs=1", "train.batch_size=8", "infer.batch_size=8"]
 
 
-def toy_backbone(scaled: Any, stride: int) -> Any:
-    """Five layers in the place of a hundred: what is about plumbing builds and traces a tenth of the time."""
-    import keras
-
-    for number in range(stride.bit_length() - 1):
-        scaled = keras.layers.Conv2D(16, 3, strides=2, padding="same", use_bias=False, name=f"conv{number}")(scaled)
-        scaled = keras.layers.ReLU()(keras.layers.BatchNormalization(name=f"norm{number}")(scaled))
-    return scaled
-
-
 @pytest.fixture(scope="session")
 def tiny() -> Config:
     """64x32 pictures, a toy network with random weights, one epoch: for what is about plumbing, not about learning."""
-    vars(backbones)["BACKBONES"]["toy"] = backbones.Backbone(toy_backbone)
+    add_backbone()
     return with_overrides(preset("smoke"), [*TINY, "model.backbone=toy"])
 
 

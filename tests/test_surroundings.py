@@ -258,17 +258,6 @@ def test_what_a_library_says_is_cut_to_a_line() -> None:
     assert one_line(ValueError()) == "ValueError"
 
 
-def test_a_kernel_says_which_settings_the_libraries_got(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("RSNA_KIT_INPUT", str(tmp_path))
-    monkeypatch.setenv("RSNA_KIT_WORKING", str(tmp_path))
-    monkeypatch.setenv("TF_XLA_FLAGS", "--auto_jit=2")
-    monkeypatch.setattr(sessions, "gpus", lambda: [])
-    sessions.run("prepare", {"SET": ""}, [], lambda session: {})
-    assert "TF_XLA_FLAGS='--auto_jit=2'" in capfd.readouterr().out
-
-
 @pytest.mark.tf
 def test_many_networks_that_are_traced_once_each_bring_no_advice_on_tracing() -> None:
     code = """

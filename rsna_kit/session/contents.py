@@ -65,16 +65,15 @@ def check_contents(folder: Path, digests: bool) -> dict[str, Any]:
         raise RsnaKitError(
             f"{folder}: {_some(missing)} of {len(listed)} files missing, so the upload failed in part. {again}"
         )
-    other = [name for name, entry in listed.items() if not _same(folder / name, entry, digests)]
+    other = [
+        name
+        for name, entry in listed.items()
+        if (folder / name).stat().st_size != entry["bytes"]
+        or (digests and sha256_file(folder / name) != entry["sha256"])
+    ]
     if other:
         raise RsnaKitError(f"{folder}: {_some(other)} damaged or exchanged: not as {CONTENTS} says. {again}")
     return content
-
-
-def _same(path: Path, entry: Mapping[str, Any], digests: bool) -> bool:
-    if path.stat().st_size != entry["bytes"]:
-        return False
-    return not digests or sha256_file(path) == entry["sha256"]
 
 
 def _digest(listed: Mapping[str, Any]) -> str:
