@@ -22,7 +22,7 @@ from rsna_kit.runtime.files import sha256_file
 from rsna_kit.scoring.blend import blend_out_of_fold, choose_weights
 from rsna_kit.scoring.breasts import Calibration
 from rsna_kit.scoring.calibration import calibrate
-from rsna_kit.scoring.metrics import roc_auc_score
+from rsna_kit.scoring.metrics import measure
 from rsna_kit.scoring.predictions import read_predictions
 from rsna_kit.scoring.threshold import choose_threshold
 from rsna_lab.cli import main
@@ -94,7 +94,7 @@ def test_chosen_weights_are_kept_where_they_beat_the_mean(models: list[Path], tm
     labels, scores, folds = expected(models)
     honest = blend_out_of_fold(labels, scores, folds)
     weights = choose_weights(labels, scores)
-    assert roc_auc_score(labels, honest) > roc_auc_score(labels, scores.mean(axis=1))
+    assert measure("roc_auc", labels, honest) > measure("roc_auc", labels, scores.mean(axis=1))
     assert result["kept"] == "weighted"
     np.testing.assert_allclose(list(result["weights"].values()), weights)
     assert result["weights"]["good"] > result["weights"]["fair"] > result["weights"]["none"]
@@ -126,7 +126,7 @@ def test_the_printed_score_is_that_of_weights_chosen_elsewhere(
     table = result["out_of_fold"]
     assert list(table) == ["good", "fair", "none", "plain mean", "weighted"]
     columns = {"good": scores[:, 0], "plain mean": scores.mean(axis=1), "weighted": honest}
-    values = {name: roc_auc_score(labels, column) for name, column in columns.items()}
+    values = {name: measure("roc_auc", labels, column) for name, column in columns.items()}
     for name, value in values.items():
         assert table[name]["roc_auc"]["value"] == pytest.approx(value)
         assert table[name]["roc_auc"]["low"] < value < table[name]["roc_auc"]["high"]
@@ -143,7 +143,9 @@ def test_weights_that_do_not_beat_the_mean_are_not_kept(bundle: Path, tmp_path: 
     """Two models of equal skill: what tips the scale is noise."""
     models = [trained(tmp_path / name, bundle, 1.0, seed) for name, seed in (("a", 12), ("b", 15))]
     labels, scores, folds = expected(models)
-    assert roc_auc_score(labels, blend_out_of_fold(labels, scores, folds)) <= roc_auc_score(labels, scores.mean(axis=1))
+    assert measure("roc_auc", labels, blend_out_of_fold(labels, scores, folds)) <= measure(
+        "roc_auc", labels, scores.mean(axis=1)
+    )
     result = blend(tmp_path / "auto", models, InferConfig(), quiet)
     assert result["kept"] == "plain mean"
     assert list(result["weights"].values()) == [0.5, 0.5]
