@@ -28,12 +28,6 @@ def tiny() -> Config:
     return with_overrides(preset("smoke"), [*TINY, "model.backbone=toy"])
 
 
-@pytest.fixture(scope="session")
-def tiny_lite() -> Config:
-    """The same with a backbone that other processes know, too."""
-    return with_overrides(preset("smoke"), TINY)
-
-
 @pytest.fixture
 def quiet() -> Events:
     """Events whose talk nobody reads."""
@@ -54,12 +48,6 @@ def phantom(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def bundle(tmp_path_factory: pytest.TempPathFactory, tiny: Config) -> Path:
     """An untrained network as a bundle with the threshold 0.5."""
     return make_bundle(tmp_path_factory.mktemp("bundles") / "fold0", tiny)
-
-
-@pytest.fixture(scope="session")
-def lite_bundle(tmp_path_factory: pytest.TempPathFactory, tiny_lite: Config) -> Path:
-    """The same of a network that other processes know, too."""
-    return make_bundle(tmp_path_factory.mktemp("bundles") / "fold0", tiny_lite)
 
 
 def make_bundle(out: Path, config: Config) -> Path:

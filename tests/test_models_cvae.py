@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -230,34 +227,6 @@ def test_mixed_precision_keeps_the_losses_in_float32() -> None:
     names = ("latent_mean", "latent_log_variance", "reconstruction")
     assert {cvae.get_layer(name).output.dtype for name in names} == {"float32"}
     assert np.isfinite(compiled(trained, 1e-3).train_on_batch(pictures, np.zeros((4, 2), np.float32)))
-
-
-JAX = """
-import sys, numpy as np, keras
-from rsna_kit.config import PRIOR, CvaeConfig, ImageConfig
-from rsna_kit.models.cvae import build_cvae, error_model
-from rsna_kit.training.cvae import loss_terms
-cvae = build_cvae(CvaeConfig(filters=2, latent=3, beta=0.5), ImageConfig(height=34, width=31))
-cvae.load_weights(sys.argv[1])
-pictures = np.load(sys.argv[2])
-models = (cvae, loss_terms(cvae)[0], error_model(cvae))
-drawn = keras.Model(cvae.input, [model.output for model in models]).predict_on_batch(pictures)
-np.savez(sys.argv[3], *drawn)
-"""
-
-
-@pytest.mark.slow
-def test_the_same_weights_give_the_same_under_jax(tmp_path: Path) -> None:
-    pytest.importorskip("jax")
-    cvae, pictures = scrambled(build_cvae(SMALL, ImageConfig(height=34, width=31))), breasts(3, 34, 31)
-    save_weights(cvae, tmp_path / "model.weights.h5")
-    np.save(tmp_path / "pictures.npy", pictures)
-    files = [str(tmp_path / name) for name in ("model.weights.h5", "pictures.npy", "answer.npz")]
-    quickly = {"KERAS_BACKEND": "jax", "XLA_FLAGS": "--xla_backend_optimization_level=0"}
-    subprocess.run([sys.executable, "-c", JAX, *files], check=True, env=os.environ | quickly)
-    answer = np.load(files[2])
-    for number, model in enumerate((cvae, loss_terms(cvae)[0], error_model(cvae))):
-        np.testing.assert_allclose(answer[f"arr_{number}"], value(model, pictures), rtol=1e-4, atol=1e-4)
 
 
 # ---- the score, and its calibration
