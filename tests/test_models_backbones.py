@@ -117,7 +117,7 @@ def test_a_step_is_finite_and_a_copy_scores_alike(
 
 
 JAX = """
-import json, sys, numpy as np
+import json, sys, keras, numpy as np
 from rsna_kit.config import CvaeConfig, ImageConfig, ModelConfig
 from rsna_kit.models.convnext import DEPTHS
 from rsna_kit.models.cvae import build_cvae, error_model
@@ -129,8 +129,10 @@ cvae = build_cvae(CvaeConfig(filters=2, latent=3), ImageConfig(height=32, width=
 pictures = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 1), np.uint8)
 network.load_weights(sys.argv[1])
 cvae.load_weights(sys.argv[2])
-models = [network, cvae, loss_terms(cvae)[0], error_model(cvae)]
-print(json.dumps([np.asarray(model(pictures, training=False)).ravel().tolist() for model in models]))
+models = [cvae, loss_terms(cvae)[0], error_model(cvae)]
+whole = keras.Model(cvae.input, [model.output for model in models])
+found = [network.predict_on_batch(pictures), *whole.predict_on_batch(pictures)]
+print(json.dumps([np.ravel(outputs).tolist() for outputs in found]))
 """
 
 

@@ -14,7 +14,7 @@ import pytest
 from realdata import realdata
 from scipy.stats import binomtest
 
-from rsna_kit.scoring.intervals import bootstrap, paired
+from rsna_kit.scoring.intervals import bootstrap
 from rsna_kit.scoring.metrics import f1_curve, measure
 
 # Column → AUC, raw pF1, best F1, the threshold of the best F1 (to four digits).
@@ -92,7 +92,7 @@ def test_the_bootstrap_of_a_difference_is_delongs_interval(study: pd.DataFrame) 
     auc, covariance = delong(labels, [first, second])
     half = Z * math.sqrt(covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1])
     models = (breasts(study, "Reader05"), breasts(study, "AI_GMIC_top5"))
-    found = paired(*models, ["roc_auc"], 4000)["roc_auc"]
+    found = bootstrap(models[1], ["roc_auc"], 4000, against=models[0])["roc_auc"]
     assert found.value == pytest.approx(auc[1] - auc[0])
     assert (found.low, found.high) == pytest.approx((found.value - half, found.value + half), abs=0.012)
     assert found.high - found.low == pytest.approx(2 * half, rel=0.04)
