@@ -12,7 +12,7 @@ import pandas as pd
 from rsna_kit.competition.folds import assign_folds, digest_patients, known_patients
 from rsna_kit.config import Config, ModelConfig, to_dict
 from rsna_kit.runtime.clock import Clock, format_duration
-from rsna_kit.runtime.errors import BundleError, MissingDependencyError, RsnaKitError, UsageError
+from rsna_kit.runtime.errors import BundleError, MissingDependencyError, RsnaKitError, UsageError, listed
 from rsna_kit.runtime.events import Events
 from rsna_kit.runtime.files import read_csv, write_csv, write_json
 from rsna_kit.scoring.breasts import to_breasts
@@ -117,9 +117,9 @@ def _train_fold(
     held = table["fold"] == fold
     if leaked := known_patients(seen, table.loc[held, "patient_id"]):
         events.say(
-            f"fold {fold}: starts from a network that has seen {len(leaked)} of the patients it is validated on "
-            f"({', '.join(leaked[:3])}{', …' if len(leaked) > 3 else ''}). Its scores would be too good. Give it its "
-            f"own: --fold {fold} --weights FOLDER/bundles/fold{fold}, dealt alike (folds, seed, hold_out)",
+            f"fold {fold}: starts from a network that has seen {listed(leaked, most=3)} of the patients it is "
+            f"validated on. Its scores would be too good. Give it its own: --fold {fold} --weights "
+            f"FOLDER/bundles/fold{fold}, dealt alike (folds, seed, hold_out)",
             kind="leak",
             fold=fold,
         )

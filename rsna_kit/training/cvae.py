@@ -1,4 +1,4 @@
-"""The autoencoder of `rsna_kit.models.cvae` → what it learns from, and its anomaly score as a logit.
+"""An autoencoder → the two terms of the loss it learns from, and its anomaly score made a logit.
 
 Loss of one picture, in nats for each of its N reduced pixels, x the picture in [0, 1] and y its reconstruction:
 
