@@ -36,7 +36,7 @@ from rsna_kit.runtime.clock import Clock
 from rsna_kit.runtime.events import Events
 from rsna_kit.runtime.files import replacing, write_json
 from rsna_kit.runtime.hardware import cpu_count
-from rsna_kit.scoring.intervals import bootstrap, paired
+from rsna_kit.scoring.intervals import bootstrap
 from rsna_lab.phantom.acquisition import acquire
 from rsna_lab.phantom.anatomy import build_breasts
 from rsna_lab.phantom.dicom_file import JPEG2000, write_dicom
@@ -164,7 +164,7 @@ def compared(breasts: pd.DataFrame, threshold: float) -> dict[str, Any]:
     found = {way: bootstrap(column, MEASURED, RESAMPLES, SEED) for way, column in columns.items()}
     for way in WAYS:
         if way != "exact":
-            found[f"{way} - exact"] = paired(columns["exact"], columns[way], MEASURED, RESAMPLES, SEED)
+            found[f"{way} - exact"] = bootstrap(columns[way], MEASURED, RESAMPLES, SEED, columns["exact"])
     return {name: {what: intervals[name].as_dict() for what, intervals in found.items()} for name in MEASURED}
 
 

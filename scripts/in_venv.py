@@ -17,7 +17,7 @@ SCRIPTS = Path(__file__).resolve().parent
 ROOT = SCRIPTS.parent
 HOME = ROOT / ".venv"
 # What pyproject.toml's dependencies are imported as; and packaging, which reads the names of wheels.
-NEEDS = ("cv2", "dicomsdl", "imagecodecs", "numpy", "packaging", "pandas", "pydicom", "tqdm")
+NEEDS = ("cv2", "dicomsdl", "imagecodecs", "numpy", "packaging", "pandas", "pydicom")
 
 
 def enter(script: Path) -> None:

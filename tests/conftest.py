@@ -5,12 +5,12 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
+from toy_networks import add_backbone
 
 from rsna_kit.config import Config, preset, with_overrides
-from rsna_kit.models import backbones
 from rsna_kit.runtime.events import Events
 
 if TYPE_CHECKING:
@@ -21,27 +21,11 @@ TINY += ["model.head=linear", "model.pool=avg", "model.trunk=train"]
 TINY += ["train.epochs=1", "train.batch_size=8", "infer.batch_size=8"]
 
 
-def toy_backbone(scaled: Any, stride: int) -> Any:
-    """Five layers in the place of a hundred: what is about plumbing builds and traces a tenth of the time."""
-    import keras
-
-    for number in range(stride.bit_length() - 1):
-        scaled = keras.layers.Conv2D(16, 3, strides=2, padding="same", use_bias=False, name=f"conv{number}")(scaled)
-        scaled = keras.layers.ReLU()(keras.layers.BatchNormalization(name=f"norm{number}")(scaled))
-    return scaled
-
-
 @pytest.fixture(scope="session")
 def tiny() -> Config:
     """64x32 pictures, a toy network with random weights, one epoch: for what is about plumbing, not about learning."""
-    vars(backbones)["BACKBONES"]["toy"] = backbones.Backbone(toy_backbone)
+    add_backbone()
     return with_overrides(preset("smoke"), [*TINY, "model.backbone=toy"])
-
-
-@pytest.fixture(scope="session")
-def tiny_lite() -> Config:
-    """The same with a backbone that other processes know, too."""
-    return with_overrides(preset("smoke"), TINY)
 
 
 @pytest.fixture
@@ -64,12 +48,6 @@ def phantom(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def bundle(tmp_path_factory: pytest.TempPathFactory, tiny: Config) -> Path:
     """An untrained network as a bundle with the threshold 0.5."""
     return make_bundle(tmp_path_factory.mktemp("bundles") / "fold0", tiny)
-
-
-@pytest.fixture(scope="session")
-def lite_bundle(tmp_path_factory: pytest.TempPathFactory, tiny_lite: Config) -> Path:
-    """The same of a network that other processes know, too."""
-    return make_bundle(tmp_path_factory.mktemp("bundles") / "fold0", tiny_lite)
 
 
 def make_bundle(out: Path, config: Config) -> Path:

@@ -29,26 +29,12 @@ def test_both_kaggle_layouts_are_found(tmp_path: Path, monkeypatch: pytest.Monke
     assert found.sample_submission == tmp_path / layout / "sample_submission.csv"
 
 
-def test_a_named_folder_wins_over_the_mounts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    touch(tmp_path / "input" / SLUG / "test.csv")
-    touch(tmp_path / "mine" / "train.csv")
-    monkeypatch.setenv("RSNA_KIT_INPUT", str(tmp_path / "input"))
-    assert find_competition(tmp_path / "mine").train_csv == tmp_path / "mine" / "train.csv"
-
-
-def test_paths_of_images_follow_the_competition(tmp_path: Path) -> None:
-    touch(tmp_path / "train.csv")
-    found = find_competition(tmp_path)
-    assert found.dicom_path("train", "10006", "462822612") == tmp_path / "train_images" / "10006" / "462822612.dcm"
-    assert found.images("test") == tmp_path / "test_images"
-    assert found.images("train") == tmp_path / "train_images"
-    with pytest.raises(UsageError, match="'valid', expected train or test"):
-        found.images("valid")
-
-
 def test_files_are_named_in_table_order_and_tables_by_name(tmp_path: Path) -> None:
     touch(tmp_path / "train.csv")
     found = find_competition(tmp_path)
+    assert found.images("train") == tmp_path / "train_images"
+    with pytest.raises(UsageError, match="'valid', expected train or test"):
+        found.images("valid")
     table = pd.DataFrame({"patient_id": ["2", "1"], "image_id": ["7", "8"]})
     assert [image_id for image_id, _ in found.files("test", table)] == ["7", "8"]
     assert found.files("test", table)[1][1] == tmp_path / "test_images" / "1" / "8.dcm"
@@ -131,10 +117,6 @@ def test_what_is_mounted_in_both_layouts_is_one_source(tmp_path: Path) -> None:
     touch(tmp_path / "datasets/me/rsna-kit/file")
     (tmp_path / "rsna-kit").symlink_to(tmp_path / "datasets/me/rsna-kit")
     assert [source.reference for source in attached_sources(tmp_path)] == ["me/rsna-kit"]
-
-
-def test_nothing_attached_is_an_empty_list(tmp_path: Path) -> None:
-    assert attached_sources(tmp_path) == []
     assert attached_sources(tmp_path / "nowhere") == []
 
 

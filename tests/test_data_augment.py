@@ -66,7 +66,7 @@ def test_seeds_give_different_pictures(recipe: Both, breast: np.ndarray) -> None
 def test_pictures_stay_uint8_of_their_shape(recipe: Both, shape: tuple[int, int]) -> None:
     _, augment = recipe
     picture = np.random.default_rng(1).integers(0, 256, shape, np.uint8)
-    for seed in range(150):
+    for seed in range(40):
         image = augment(picture, seed)
         assert (image.dtype, image.shape) == (np.uint8, shape)
 
@@ -74,7 +74,7 @@ def test_pictures_stay_uint8_of_their_shape(recipe: Both, shape: tuple[int, int]
 def test_the_chest_wall_stays_left(recipe: Both, breast: np.ndarray) -> None:
     """A horizontal flip would undo what rendering did."""
     _, augment = recipe
-    for seed in range(200):
+    for seed in range(60):
         image = augment(breast, seed)
         assert image[:, :24].mean() > 1.2 * image[:, 24:].mean()
 
@@ -83,7 +83,7 @@ def test_the_chest_wall_stays_left(recipe: Both, breast: np.ndarray) -> None:
 def test_air_stays_black(parts: str, breast: np.ndarray) -> None:
     """Brightness, contrast, noise and CLAHE would lift it: geometry alone may put tissue where air was."""
     augment = build_augmentation(parts)
-    for seed in range(200):
+    for seed in range(60):
         assert not augment(np.zeros_like(breast), seed).any()
 
 
@@ -120,7 +120,7 @@ def test_a_recipe_of_ones_own_is_one_line_and_its_flips_and_tones_are_independen
 def test_a_breast_is_never_lost(recipe: Both, breast: np.ndarray) -> None:
     """The crop keeps half of a picture, the rest moves and cuts less: tissue is left to learn from."""
     _, augment = recipe
-    tissue = [np.count_nonzero(augment(breast, seed)) / np.count_nonzero(breast) for seed in range(300)]
+    tissue = [np.count_nonzero(augment(breast, seed)) / np.count_nonzero(breast) for seed in range(150)]
     assert min(tissue) > 0.25
     assert max(tissue) < 1.7
     assert 0.75 < np.mean(tissue) < 1.05
@@ -165,11 +165,8 @@ def test_the_crop_keeps_its_scale_and_lies_where_a_breast_lies() -> None:
     assert len(places) > 5
 
 
-def test_none_changes_nothing(breast: np.ndarray) -> None:
-    assert build_augmentation("none")(breast, 1) is breast
-
-
 def test_flip_turns_every_other_seed_upside_down(breast: np.ndarray) -> None:
+    assert build_augmentation("none")(breast, 1) is breast
     augment = build_augmentation("flip")
     np.testing.assert_array_equal(augment(breast, 7), breast[::-1])
     assert augment(breast, 8) is breast

@@ -5,7 +5,6 @@ import math
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 from toy_pictures import write_toys
 
@@ -96,6 +95,8 @@ def test_an_epoch_goes_on_behind_what_is_done_without_loading_it(prepared: Prepa
 def test_a_breast_is_one_example_with_its_views(prepared: Prepared) -> None:
     training = of_breasts(prepared)
     assert training.load(0, 0).shape == (3, 24, 16, 1)
+    many = dataclasses.replace(BREAST, model=ModelConfig(kind="breast", views=9))
+    assert of_breasts(prepared, many).view_count == 5  # as many as the largest breast has
     assert [len(ids) for ids in training.examples] == [5, 1] + [2] * 17
     # Toys 0, 5, 10, ... have cancer: the first breast, the second, and every pair with such a toy.
     cancer = training.targets[:, 0].tolist()
@@ -122,12 +123,6 @@ def test_views_come_in_an_order_of_their_own_and_missing_ones_are_black(prepared
     single = training.load(1, 0)
     np.testing.assert_array_equal(single[0, ..., 0], read_picture(prepared, "00005"))
     assert not single[1:].any()
-
-
-def test_no_more_views_are_padded_than_the_largest_breast_has(prepared: Prepared) -> None:
-    many = dataclasses.replace(BREAST, model=ModelConfig(kind="breast", views=9))
-    assert of_breasts(prepared, many).view_count == 5
-    assert training_set(prepared, many).view_count == 2
 
 
 def test_views_are_augmented(prepared: Prepared) -> None:
@@ -183,14 +178,3 @@ def test_the_odds_that_a_batch_teaches(prepared: Prepared) -> None:
 def test_one_class_alone_is_refused(prepared: Prepared, config: Config, cancer: int) -> None:
     with pytest.raises(RsnaKitError, match="expected both classes"):
         TrainingSet(Pictures(prepared), prepared.table.assign(cancer=cancer), config)
-
-
-def test_targets_need_not_be_the_labels_of_every_row(prepared: Prepared) -> None:
-    """Missing cells come through as NaN."""
-    config = dataclasses.replace(CONFIG, train=TrainConfig(batch_size=8, seed=3, targets="BIRADS"))
-    table = prepared.table.assign(BIRADS=pd.array([0, 1, None, 2] * 10, dtype="Int64"))
-    training = TrainingSet(Pictures(prepared), table, config)
-    order = training.plan(0)[0]
-    targets = np.concatenate([batch[1] for batch in training_stream(training, 0)])
-    np.testing.assert_array_equal(targets, training.targets[order])
-    np.testing.assert_array_equal(targets[:, 1], np.array([1, 0, np.nan, 0])[order % 4])

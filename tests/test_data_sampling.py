@@ -35,13 +35,6 @@ def test_every_batch_has_both_classes_and_every_image_of_the_rarer_need_comes(
     assert set(np.flatnonzero(labels)) <= set(order)
 
 
-def test_negatives_come_once_where_the_batch_divides_them() -> None:
-    labels = labels_of(2, 36)
-    order = epoch_order(labels, 16, 4, seed=1, epoch=0)
-    assert len(order) == 48
-    assert sorted(order[labels[order] == 0]) == list(np.flatnonzero(labels == 0))
-
-
 def test_positives_are_used_evenly() -> None:
     labels = labels_of(5, 120)
     order = epoch_order(labels, 16, 4, seed=1, epoch=0)

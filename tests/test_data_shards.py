@@ -45,53 +45,37 @@ def test_byte_ranges_and_tensorflow_read_the_same_rows(toys: Path) -> None:
 
 
 def test_pictures_come_back_as_they_went_in(toys: Path) -> None:
+    """Ids keep their leading zeros: pandas would read 00012 as the number 12."""
     prepared = open_prepared(toys, IMAGE)
     for row in prepared.table.itertuples():
-        np.testing.assert_array_equal(
-            read_picture(prepared, row.image_id), toy_picture(IMAGE, row.image_id, row.cancer)
-        )
-
-
-def test_ids_keep_leading_zeros(toys: Path) -> None:
-    """pandas would read 00012 as the number 12."""
-    table = open_prepared(toys).table
-    assert table["image_id"].iloc[12] == "00012"
-    assert table["patient_id"].iloc[12] == "0006"
-
-
-def test_manifest_is_readable_and_counts(toys: Path) -> None:
+        wanted = toy_picture(IMAGE, row.image_id, row.cancer)
+        np.testing.assert_array_equal(read_picture(prepared, row.image_id), wanted)
+    assert prepared.table.loc[12, ["image_id", "patient_id"]].tolist() == ["00012", "0006"]
     manifest = json.loads((toys / "manifest.json").read_text())
     assert (manifest["images"], manifest["positives"], manifest["failed"], manifest["shards"]) == (40, 8, 0, 3)
     assert manifest["image"] == dataclasses.asdict(IMAGE)
+    with pytest.raises(ShardError, match=r"no image '99'.*failures.csv"):
+        read_picture(prepared, "99")
 
 
 @pytest.mark.parametrize("name", ["shard-00001.tfrecord", "shard-00001.json", "table.csv"])
-def test_one_damaged_byte_is_refused_by_name(toys: Path, name: str) -> None:
+def test_a_damaged_or_missing_file_is_refused_by_name(toys: Path, name: str) -> None:
     content = bytearray((toys / name).read_bytes())
     content[len(content) // 2] ^= 1
     (toys / name).write_bytes(content)
     with pytest.raises(ShardError, match=f"{name}: damaged.*Run prepare again"):
         open_prepared(toys)
-
-
-@pytest.mark.parametrize("name", ["shard-00002.tfrecord", "shard-00002.json", "table.csv"])
-def test_a_missing_file_is_refused_by_name(toys: Path, name: str) -> None:
     (toys / name).unlink()
     with pytest.raises(ShardError, match=f"{name}: missing"):
         open_prepared(toys)
-
-
-def test_a_folder_without_manifest_says_to_finish_prepare(tmp_path: Path) -> None:
+    (toys / "manifest.json").unlink()
     with pytest.raises(ShardError, match=r"manifest.json: no such file. Run prepare"):
-        open_prepared(tmp_path)
+        open_prepared(toys)
 
 
-def test_images_of_another_section_are_refused(toys: Path) -> None:
+def test_images_of_another_section_or_recipe_are_refused(toys: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ShardError, match=r"height=24.*expected.*height=32"):
         open_prepared(toys, ImageConfig(height=32, width=16))
-
-
-def test_images_of_another_recipe_are_refused(toys: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rsna_kit.config.IMAGE_RECIPE_VERSION", -1)
     with pytest.raises(ShardError, match="another version of the image recipe"):
         open_prepared(toys, IMAGE)
@@ -107,15 +91,13 @@ def test_a_picture_with_a_broken_head_names_shard_and_image(toys: Path) -> None:
         read_picture(prepared, "00003")
 
 
-def test_an_unknown_image_is_refused(toys: Path) -> None:
-    with pytest.raises(ShardError, match=r"no image '99'.*failures.csv"):
-        read_picture(open_prepared(toys), "99")
-
-
 def test_failed_images_are_listed_and_have_no_row(tmp_path: Path) -> None:
     table = toy_table(10)
     writer = ShardWriter(tmp_path, IMAGE, table)
     failure = {"image_id": "00004", "stage": "decode", "reason": "cut, off"}
+    writer.write(0, toy_rows(IMAGE, table[:3]), [failure])
+    with pytest.raises(ShardError, match="4 images in shards, expected the 10 of the table"):
+        writer.finish()
     writer.write(0, toy_rows(IMAGE, table.drop(index=4)), [failure])
     assert not writer.complete(0, list(table["image_id"]))  # the file may have been mended: it is tried again
     assert writer.finish()["failed"] == 1
@@ -166,14 +148,6 @@ def test_same_pictures_same_bytes(tmp_path: Path) -> None:
     assert (tmp_path / "a/manifest.json").read_bytes() == (tmp_path / "b/manifest.json").read_bytes()
     assert first.data_fingerprint == second.data_fingerprint
     assert first.data_fingerprint != write_toys(tmp_path / "c", IMAGE, 21).data_fingerprint
-
-
-def test_finish_refuses_a_table_that_the_shards_do_not_cover(tmp_path: Path) -> None:
-    table = toy_table(10)
-    writer = ShardWriter(tmp_path, IMAGE, table)
-    writer.write(0, toy_rows(IMAGE, table[:7]), [])
-    with pytest.raises(ShardError, match="7 images in shards, expected the 10 of the table"):
-        writer.finish()
 
 
 def test_reading_loads_no_tensorflow(toys: Path) -> None:

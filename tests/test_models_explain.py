@@ -124,7 +124,7 @@ def test_the_error_map_shows_what_the_autoencoder_cannot_make() -> None:
 
     keras.utils.set_random_seed(0)
     cvae = build_cvae(CvaeConfig(latent=2, filters=2), ImageConfig(height=64, width=32))
-    heat = error_map(cvae.network)(toy_mammogram())
+    heat = error_map(cvae)(toy_mammogram())
     assert heat.shape == (1, 64, 32)
     row, column = peak(heat[0], toy_mammogram()[0, ..., 0]) or (-1, -1)
     assert 40 <= row < 48

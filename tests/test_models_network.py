@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rsna_kit.config import ImageConfig, ModelConfig
+from rsna_kit.config import Config, ImageConfig, ModelConfig, with_overrides
 from rsna_kit.models.network import build_classifier, split_classifier
 
 keras = pytest.importorskip("keras")
@@ -32,9 +32,10 @@ def test_input_and_output_are_as_promised(model: Any) -> None:
     assert {(layer.trainable, layer.momentum, layer.epsilon) for layer in norms} == {(True, 0.9, 1e-3)}
 
 
-@pytest.mark.parametrize("name", ["efficientnetv2_b0", "convnext_tiny"])
-def test_a_frozen_trunk_leaves_only_the_head_to_learn(name: str) -> None:
-    network = build_classifier(ModelConfig(backbone=name, tap=16, head="conv", pool="avgmax", trunk="frozen"), SMALL)
+def test_a_frozen_trunk_leaves_only_the_head_to_learn() -> None:
+    network = build_classifier(
+        ModelConfig(backbone="efficientnetv2_b0", tap=16, head="conv", pool="avgmax", trunk="frozen"), SMALL
+    )
     assert [weight.path for weight in network.trainable_weights] == [
         "head_norm/gamma",
         "head_norm/beta",
@@ -48,8 +49,8 @@ def test_a_frozen_trunk_leaves_only_the_head_to_learn(name: str) -> None:
 
 
 @pytest.mark.parametrize(("head", "tap"), [("linear", 32), ("residual", 16)])
-def test_two_halves_make_the_whole(head: str, tap: int) -> None:
-    network = build_classifier(ModelConfig(head=head, tap=tap), SMALL)
+def test_two_halves_make_the_whole(tiny: Config, head: str, tap: int) -> None:
+    network = build_classifier(with_overrides(tiny, [f"model.head={head}", f"model.tap={tap}"]).model, SMALL)
     trunk, top = split_classifier(network)
     assert trunk.output.shape[1:3] == (64 // tap, 32 // tap)
     pictures = grey(2, 64, 32)

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from rsna_kit.config import Config, ImageConfig, ModelConfig
+from rsna_kit.config import Config, with_overrides
 from rsna_kit.models.network import build_network
 from rsna_kit.scoring.breasts import to_breasts
 from rsna_kit.training.learner import over_views, pool_views
@@ -18,7 +18,6 @@ tensorflow = pytest.importorskip("tensorflow")
 pytestmark = pytest.mark.tf
 
 RNG = np.random.default_rng(0)
-IMAGE = ImageConfig(height=64, width=32)
 
 
 def scorer(columns: int, norm: bool = False) -> Any:
@@ -74,11 +73,11 @@ def test_views_that_are_missing_change_nothing() -> None:
 
 
 @pytest.mark.parametrize("choice", ["attention", "mean"])
-def test_the_network_of_a_view(choice: str) -> None:
+def test_the_network_of_a_view(tiny: Config, choice: str) -> None:
     """The real one, and for the mean of logits scoring needs no other rule: the attention is 0."""
     keras.utils.set_random_seed(0)
-    config = Config(model=ModelConfig(kind="breast", view_pool=choice, weights="none"))
-    network = build_network(config, IMAGE)
+    config = with_overrides(tiny, ["model.kind=breast", f"model.view_pool={choice}"])
+    network = build_network(config, config.image)
     assert (network.input_shape, network.input.dtype) == ((None, 64, 32, 1), "uint8")
     assert (network.output_shape, network.output.dtype) == ((None, 2), "float32")
     views = RNG.integers(1, 256, (2, 3, 64, 32, 1), np.uint8)

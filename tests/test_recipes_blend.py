@@ -22,7 +22,7 @@ from rsna_kit.runtime.files import sha256_file
 from rsna_kit.scoring.blend import blend_out_of_fold, choose_weights
 from rsna_kit.scoring.breasts import Calibration
 from rsna_kit.scoring.calibration import calibrate
-from rsna_kit.scoring.metrics import roc_auc_score
+from rsna_kit.scoring.metrics import measure
 from rsna_kit.scoring.predictions import read_predictions
 from rsna_kit.scoring.threshold import choose_threshold
 from rsna_lab.cli import main
@@ -89,78 +89,53 @@ def expected(models: list[Path]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def test_chosen_weights_are_kept_where_they_beat_the_mean(models: list[Path], tmp_path: Path, quiet: Events) -> None:
+    """oof.csv, threshold, calibration and the comparison are of scores by weights that the other folds chose."""
     out = tmp_path / "blend"
     result = blend(out, models, InferConfig(tta="flip"), quiet)
     labels, scores, folds = expected(models)
-    honest = blend_out_of_fold(labels, scores, folds)
-    weights = choose_weights(labels, scores)
-    assert roc_auc_score(labels, honest) > roc_auc_score(labels, scores.mean(axis=1))
+    honest, weights = blend_out_of_fold(labels, scores, folds), choose_weights(labels, scores)
     assert result["kept"] == "weighted"
     np.testing.assert_allclose(list(result["weights"].values()), weights)
     assert result["weights"]["good"] > result["weights"]["fair"] > result["weights"]["none"]
 
     members = open_list(out)
     got = {member.bundle.path.name: member.weight for member in members.members}
-    wanted = {
-        f"{folder.name}-fold{k}": weight / FOLDS
-        for folder, weight in zip(models, weights, strict=True)
-        for k in range(FOLDS)
-        if weight > 0
-    }
-    assert got == pytest.approx(wanted)
-    assert members.tta == "flip"
-    assert members.threshold == choose_threshold(labels, honest).value
+    shares = {folder.name: weight / FOLDS for folder, weight in zip(models, weights, strict=True) if weight > 0}
+    assert got == pytest.approx({f"{name}-fold{k}": share for name, share in shares.items() for k in range(FOLDS)})
+    assert (members.tta, members.threshold) == ("flip", choose_threshold(labels, honest).value)
     for member in members.members:
         name, fold = member.bundle.path.name.rsplit("-fold", 1)
-        source = tmp_path / name / "bundles" / f"fold{fold}"
-        assert member.bundle.metadata == open_bundle(source).metadata
+        assert member.bundle.metadata == open_bundle(tmp_path / name / "bundles" / f"fold{fold}").metadata
+    wanted = calibrate(labels, honest, folds)
+    assert wanted is not None
+    assert members.calibration == result["calibration"]
+    assert result["calibration"]["slope"] == pytest.approx(wanted["slope"])
+    assert result["calibration"]["how"]["log_loss"] == pytest.approx(wanted["how"]["log_loss"])
 
-
-def test_the_printed_score_is_that_of_weights_chosen_elsewhere(
-    models: list[Path], tmp_path: Path, quiet: Events
-) -> None:
-    """oof.csv, the threshold and the comparison are of the nested scores; `score` reads the file as it is."""
-    result = blend(tmp_path / "blend", models, InferConfig(), quiet)
-    labels, scores, folds = expected(models)
-    honest = blend_out_of_fold(labels, scores, folds)
-    table = result["out_of_fold"]
+    table, gain = result["out_of_fold"], result["gain"]
     assert list(table) == ["good", "fair", "none", "plain mean", "weighted"]
     columns = {"good": scores[:, 0], "plain mean": scores.mean(axis=1), "weighted": honest}
-    values = {name: roc_auc_score(labels, column) for name, column in columns.items()}
+    values = {name: measure("roc_auc", labels, column) for name, column in columns.items()}
     for name, value in values.items():
         assert table[name]["roc_auc"]["value"] == pytest.approx(value)
         assert table[name]["roc_auc"]["low"] < value < table[name]["roc_auc"]["high"]
-    gain = result["gain"]
     assert gain["value"] == pytest.approx(values["weighted"] - values["plain mean"])
     assert gain["low"] <= gain["value"] <= gain["high"]
-    breasts = read_predictions(tmp_path / "blend" / "oof.csv")
-    assert dict(zip(breasts["prediction_id"], breasts["score"], strict=True)) == pytest.approx(
-        dict(zip(oof(0, 0)["prediction_id"].unique(), honest, strict=True))
-    )
+    breasts = read_predictions(out / "oof.csv").set_index("prediction_id")["score"]
+    np.testing.assert_allclose(breasts[oof(0, 0)["prediction_id"].unique()], honest)
 
 
 def test_weights_that_do_not_beat_the_mean_are_not_kept(bundle: Path, tmp_path: Path, quiet: Events) -> None:
     """Two models of equal skill: what tips the scale is noise."""
     models = [trained(tmp_path / name, bundle, 1.0, seed) for name, seed in (("a", 12), ("b", 15))]
     labels, scores, folds = expected(models)
-    assert roc_auc_score(labels, blend_out_of_fold(labels, scores, folds)) <= roc_auc_score(labels, scores.mean(axis=1))
+    assert measure("roc_auc", labels, blend_out_of_fold(labels, scores, folds)) <= measure(
+        "roc_auc", labels, scores.mean(axis=1)
+    )
     result = blend(tmp_path / "auto", models, InferConfig(), quiet)
     assert result["kept"] == "plain mean"
     assert list(result["weights"].values()) == [0.5, 0.5]
     assert result["threshold"]["value"] == pytest.approx(choose_threshold(labels, scores.mean(axis=1)).value)
-
-
-def test_the_list_carries_a_calibration_of_the_blended_scores(
-    models: list[Path], tmp_path: Path, quiet: Events
-) -> None:
-    result = blend(tmp_path / "blend", models, InferConfig(), quiet)
-    labels, scores, folds = expected(models)
-    honest = blend_out_of_fold(labels, scores, folds)
-    wanted = calibrate(labels, honest, folds)
-    assert wanted is not None
-    assert result["calibration"]["slope"] == pytest.approx(wanted["slope"])
-    assert result["calibration"]["how"]["log_loss"] == pytest.approx(wanted["how"]["log_loss"])
-    assert open_list(tmp_path / "blend").calibration == result["calibration"]
 
 
 def test_infer_takes_the_folder_as_it_is(

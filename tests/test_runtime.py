@@ -121,6 +121,22 @@ def test_a_log_gets_a_line_with_an_eta(monkeypatch: pytest.MonkeyPatch) -> None:
     assert ", ETA 0:00" in stream.getvalue()
 
 
+def test_a_terminal_gets_one_line_that_is_written_over() -> None:
+    stream = io.StringIO()
+    stream.isatty = lambda: True  # type: ignore[method-assign]
+    with Events(stream=stream).progress(10, "prepare") as progress:
+        progress.advance(5, kind="threads")
+        progress._last = 0.0
+        progress.advance(5, "note", kind="GPU 0")
+    shown = stream.getvalue().split("\r\x1b[K")
+    assert len(shown) == 3
+    assert shown[1].startswith("prepare: 10/10 images, ")
+    assert ", GPU 0 " in shown[1]
+    assert ", threads " in shown[1]
+    assert shown[1].endswith(", note")
+    assert stream.getvalue().count("\n") == 1
+
+
 @pytest.mark.parametrize("workers", [1, 3, 50])
 def test_daemons_give_every_result_with_its_number(workers: int) -> None:
     found = list(in_daemons(lambda item: item * item, range(10, 40), workers))

@@ -11,7 +11,7 @@ import pytest
 
 from rsna_kit.scoring.blend import blend_out_of_fold, choose_weights
 from rsna_kit.scoring.breasts import weighted_breasts
-from rsna_kit.scoring.metrics import roc_auc_score
+from rsna_kit.scoring.metrics import measure
 
 TABLE = pd.DataFrame({"image_id": ["1", "2", "3", "4"], "prediction_id": ["7_L", "7_L", "7_R", "8_L"]})
 
@@ -78,10 +78,10 @@ def test_the_best_point_of_the_grid_is_found() -> None:
     """Against every point, looked at one by one."""
     labels, scores = noisy_models()
     grid = [np.array([a, b, 20 - a - b]) / 20 for a, b in itertools.product(range(21), repeat=2) if a + b <= 20]
-    best = max(roc_auc_score(labels, scores @ point) for point in grid)
+    best = max(measure("roc_auc", labels, scores @ point) for point in grid)
     weights = choose_weights(labels, scores)
-    assert roc_auc_score(labels, scores @ weights) == pytest.approx(best)
-    assert best > max(roc_auc_score(labels, scores[:, model]) for model in range(3))
+    assert measure("roc_auc", labels, scores @ weights) == pytest.approx(best)
+    assert best > max(measure("roc_auc", labels, scores[:, model]) for model in range(3))
     assert weights[2] < 0.2 < weights[1] < weights[0]
 
 
@@ -121,8 +121,8 @@ def test_weights_that_chance_chose_are_not_flattered() -> None:
     for seed in range(5):
         rng = np.random.default_rng(seed)
         labels, scores = (rng.random(60) < 0.3).astype(int), rng.random((60, 3))
-        flattered.append(roc_auc_score(labels, scores @ choose_weights(labels, scores)))
-        honest.append(roc_auc_score(labels, blend_out_of_fold(labels, scores, np.arange(60) % 3)))
+        flattered.append(measure("roc_auc", labels, scores @ choose_weights(labels, scores)))
+        honest.append(measure("roc_auc", labels, blend_out_of_fold(labels, scores, np.arange(60) % 3)))
     assert np.mean(flattered) > 0.55
     assert np.mean(honest) < 0.52
 

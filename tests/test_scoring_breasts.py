@@ -36,6 +36,8 @@ def test_a_breast_is_the_mean_of_its_images_in_table_order() -> None:
     assert breasts["cancer"].tolist() == [0, 1, 0]
     assert breasts["patient_id"].tolist() == ["7", "7", "10"]
     assert breasts["cancer"].dtype == np.int8
+    assert list(to_breasts(SCORES, IMAGES[["image_id", "prediction_id"]]).columns) == ["prediction_id", "score"]
+    assert to_breasts(SCORES, IMAGES.assign(cancer=[0, 0, 1, 0, 0]))["cancer"].tolist() == [1, 0, 0]  # any image
 
 
 def test_with_attention_it_is_the_weighted_mean_of_logits() -> None:
@@ -62,27 +64,6 @@ def test_certain_scores_are_finite_logits() -> None:
     assert breasts[0] == pytest.approx(1 / (1 + np.exp(-np.log(1e15) / 3)), rel=1e-6)
 
 
-@pytest.mark.parametrize("strange", [np.nan, np.inf, -np.inf])
-def test_a_strange_attention_is_refused(strange: float) -> None:
-    with pytest.raises(TableError, match=r"1 images \(3\) with an attention that is not a finite number"):
-        to_breasts(SCORES.assign(attention=[0, 1, strange, 3, 4]), IMAGES)
-
-
-def test_a_test_table_without_truth_gives_scores_only() -> None:
-    breasts = to_breasts(SCORES, IMAGES[["image_id", "prediction_id"]])
-    assert list(breasts.columns) == ["prediction_id", "score"]
-
-
-def test_a_breast_has_cancer_when_any_of_its_images_has() -> None:
-    images = IMAGES.assign(cancer=[0, 0, 1, 0, 0])
-    assert to_breasts(SCORES, images)["cancer"].tolist() == [1, 0, 0]
-
-
-def test_images_without_a_score_are_refused() -> None:
-    with pytest.raises(TableError, match=r"2 images \(5, 9\) without a score"):
-        to_breasts(SCORES.iloc[:3], IMAGES)
-
-
 @pytest.mark.parametrize(
     ("scores", "message"),
     [
@@ -90,14 +71,17 @@ def test_images_without_a_score_are_refused() -> None:
         (SCORES.assign(score=[0.1, np.nan, 0.3, 0.5, 0.8]), r"1 images \(2\) with a score that is NaN"),
         (SCORES.assign(score=[0.1, 0.2, 1.3, -0.5, 0.8]), r"2 images \(3, 5\) .* outside \[0, 1\]"),
         (SCORES.rename(columns={"score": "scores"}), "no column 'score'.* Did you mean 'scores'"),
+        (SCORES.iloc[:3], r"2 images \(5, 9\) without a score"),
+        (
+            SCORES.assign(attention=[0, 1, np.nan, 3, 4]),
+            r"1 images \(3\) with an attention that is not a finite number",
+        ),
+        (SCORES.assign(attention=[0, 1, -np.inf, 3, 4]), r"1 images \(3\) with an attention that is not a finite"),
     ],
 )
 def test_broken_scores_are_refused(scores: pd.DataFrame, message: str) -> None:
     with pytest.raises(TableError, match=message):
         to_breasts(scores, IMAGES)
-
-
-def test_a_breast_of_two_patients_is_refused() -> None:
     with pytest.raises(TableError, match=r"1 breasts \(7_R\) with images of two patients"):
         to_breasts(SCORES, IMAGES.assign(patient_id=["7", "7", "8", "10", "7"]))
 

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from rsna_kit.runtime.errors import TableError, UsageError
-from rsna_kit.scoring.intervals import Interval, bootstrap, paired, shown
+from rsna_kit.scoring.intervals import Interval, bootstrap, shown
 from rsna_kit.scoring.threshold import with_calls
 from rsna_lab.analysis.comparison import RESAMPLES, cancers_needed, compare, in_common, markdown, verdict
 
@@ -37,7 +37,7 @@ def test_a_comparison_is_the_bootstrap_with_a_verdict() -> None:
     assert "differences" not in found["weak"]
     for metric, one in found["strong"]["metrics"].items():
         assert one == bootstrap(models["strong"], [metric], RESAMPLES)[metric].as_dict()
-        apart = paired(models["weak"], models["strong"], [metric], RESAMPLES)[metric]
+        apart = bootstrap(models["strong"], [metric], RESAMPLES, against=models["weak"])[metric]
         told = {
             "verdict": verdict(metric, apart),
             "cancers_needed": cancers_needed(apart, models["weak"]["cancer"].sum()),

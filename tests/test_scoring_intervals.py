@@ -12,8 +12,8 @@ import pytest
 
 from rsna_kit.runtime.errors import TableError, UsageError
 from rsna_kit.scoring import intervals
-from rsna_kit.scoring.intervals import Interval, bootstrap, paired, summarise
-from rsna_kit.scoring.metrics import METRICS, pf1_score, roc_auc_score
+from rsna_kit.scoring.intervals import Interval, bootstrap, summarise
+from rsna_kit.scoring.metrics import METRICS, measure
 from rsna_kit.scoring.threshold import choose_threshold
 
 
@@ -39,7 +39,7 @@ def test_intervals_are_those_of_tables_written_out(monkeypatch: pytest.MonkeyPat
         found = bootstrap(first, [metric], resamples=50, seed=3)[metric]
         ends = np.quantile([slow(*one) for one in before], [0.025, 0.975])
         assert (found.low, found.high) == pytest.approx(tuple(ends))
-        found = paired(first, second, [metric], resamples=50, seed=3)[metric]
+        found = bootstrap(second, [metric], 50, 3, first)[metric]
         ends = np.quantile([slow(*b) - slow(*a) for a, b in zip(before, after, strict=True)], [0.025, 0.975])
         assert (found.low, found.high) == pytest.approx(tuple(ends))
         assert found.value == pytest.approx(slow(labels, second["score"]) - slow(labels, first["score"]))
@@ -77,10 +77,10 @@ def test_a_difference_may_be_clear_though_the_intervals_overlap() -> None:
     first = table(200, seed=6)
     second = first.assign(score=np.clip(first["score"] + 0.05 * first["cancer"], 0, 1))
     one, two = (bootstrap(model, ["roc_auc"])["roc_auc"] for model in (first, second))
-    apart = paired(first, second, ["roc_auc"])["roc_auc"]
+    apart = bootstrap(second, ["roc_auc"], against=first)["roc_auc"]
     assert two.low < one.high
     assert apart.low > 0
-    other = paired(second, first, ["roc_auc"])["roc_auc"]
+    other = bootstrap(first, ["roc_auc"], against=second)["roc_auc"]
     assert (other.low, other.high) == pytest.approx((-apart.high, -apart.low))
 
 
@@ -88,8 +88,8 @@ def test_equal_models_differ_by_exactly_nothing() -> None:
     """The same scores in every metric; the same order, by other numbers, in those that only rank."""
     model = table(40, seed=2).assign(called=lambda frame: frame["score"] > 0.3)
     nothing = Interval(0.0, 0.0, 0.0)
-    assert paired(model, model.copy(), METRICS, resamples=50) == dict.fromkeys(METRICS, nothing)
-    ranked = paired(model, model.assign(score=model["score"] ** 3), ["roc_auc", "pr_auc"], resamples=50)
+    assert bootstrap(model, METRICS, 50, against=model.copy()) == dict.fromkeys(METRICS, nothing)
+    ranked = bootstrap(model.assign(score=model["score"] ** 3), ["roc_auc", "pr_auc"], 50, against=model)
     assert set(ranked.values()) == {nothing}
 
 
@@ -106,9 +106,8 @@ def test_what_is_not_defined_has_no_interval_and_no_number_in_json() -> None:
 
 def test_what_cannot_be_resampled_is_refused() -> None:
     frame = table(5, seed=1)
-    for given, message in (({"resamples": 0}, "resamples"), ({"level": 95}, r"0\.95")):
-        with pytest.raises(UsageError, match=message):
-            bootstrap(frame, ["roc_auc"], **given)
+    with pytest.raises(UsageError, match="resamples"):
+        bootstrap(frame, ["roc_auc"], resamples=0)
     with pytest.raises(UsageError, match=r"got 'roc_auk'.*Did you mean 'roc_auc'"):
         bootstrap(frame, ["roc_auk"])
     for missing in (None, np.nan):
@@ -124,9 +123,9 @@ def test_a_summary_holds_what_the_metrics_say_and_survives_json() -> None:
     labels, scores = frame["cancer"], frame["score"]
     values = {name: metric["value"] for name, metric in summary["metrics"].items()}
     assert list(values) == list(METRICS)
-    assert values["pf1"] == pytest.approx(pf1_score(labels, scores))
-    assert values["roc_auc"] == roc_auc_score(labels, scores)
-    assert values["pf1_binary"] == pytest.approx(pf1_score(labels, scores >= rule.value))
+    assert values["pf1"] == pytest.approx(measure("pf1", labels, scores))
+    assert values["roc_auc"] == measure("roc_auc", labels, scores)
+    assert values["pf1_binary"] == pytest.approx(measure("pf1", labels, scores >= rule.value))
     called = (scores >= rule.value).astype(int)
     counted = {
         name: int(((labels == truth) & (called == call)).sum())

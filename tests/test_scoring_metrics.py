@@ -14,11 +14,8 @@ from rsna_kit.scoring.metrics import (
     METRICS,
     RECALL_RATE,
     Ranking,
-    UndefinedMetricWarning,
-    average_precision_score,
     f1_curve,
-    pf1_score,
-    roc_auc_score,
+    measure,
 )
 
 # Few distinct scores, so that ties are the rule; both classes present.
@@ -27,39 +24,37 @@ TABLES = st.lists(
 ).filter(lambda rows: len({label for label, _ in rows}) == 2)
 
 
-def value(name: str, labels: object, scores: object, called: object = None) -> float:
-    return float(METRICS[name].measure(Ranking(labels, scores, called).counts()))
-
-
 def test_pf1_by_hand() -> None:
     """cTP 1.2, cFP 0.5: precision 1.2/1.7, recall 1.2/2. Scores are clipped; 0/1 calls give F1; zeros give 0."""
-    assert pf1_score([1, 1, 0, 0], [0.9, 0.3, 0.4, 0.1]) == pytest.approx(2 * 1.2 / (2 + 1.7))
-    assert pf1_score([1, 0], [3.0, -2.0]) == 1.0
-    assert pf1_score([1, 1, 1, 0, 0], [1, 1, 0, 1, 0]) == pytest.approx(2 / 3)
-    assert pf1_score([1, 0], [0.0, 0.0]) == 0.0
+    assert measure("pf1", [1, 1, 0, 0], [0.9, 0.3, 0.4, 0.1]) == pytest.approx(2 * 1.2 / (2 + 1.7))
+    assert measure("pf1", [1, 0], [3.0, -2.0]) == 1.0
+    assert measure("pf1", [1, 1, 1, 0, 0], [1, 1, 0, 1, 0]) == pytest.approx(2 / 3)
+    assert measure("pf1", [1, 0], [0.0, 0.0]) == 0.0
 
 
 def test_metrics_of_calls_by_hand() -> None:
     labels, scores = np.array([1, 1, 0, 0, 0]), np.array([0.9, 0.2, 0.5, 0.1, 0.0])
     expected = {"pf1_binary": 0.5, "sensitivity": 0.5, "specificity": 2 / 3, "recall_rate": 0.4, "ppv": 0.5}
     for name, number in (expected | {"accuracy": 0.6}).items():
-        assert value(name, labels, scores, scores >= 0.5) == pytest.approx(number)
-        assert np.isnan(value(name, labels, scores))  # nothing was called
+        assert measure(name, labels, scores, scores >= 0.5) == pytest.approx(number)
+        assert np.isnan(measure(name, labels, scores))  # nothing was called
 
 
 @settings(deadline=None)
 @given(rows=TABLES)
 def test_every_metric_equals_its_slow_twin(rows: list[tuple[int, float]]) -> None:
     labels, scores = [list(column) for column in zip(*rows, strict=True)]
-    assert pf1_score(labels, scores) == pytest.approx(oracles.pf1_slow(labels, scores))
-    assert roc_auc_score(labels, scores) == pytest.approx(oracles.roc_auc_slow(labels, scores))
-    assert average_precision_score(labels, scores) == pytest.approx(oracles.average_precision_slow(labels, scores))
-    assert value("f1_max", labels, scores) == pytest.approx(max(oracles.f1_slow(labels, scores, t) for t in scores))
+    assert measure("pf1", labels, scores) == pytest.approx(oracles.pf1_slow(labels, scores))
+    assert measure("roc_auc", labels, scores) == pytest.approx(oracles.roc_auc_slow(labels, scores))
+    assert measure("pr_auc", labels, scores) == pytest.approx(oracles.average_precision_slow(labels, scores))
+    assert measure("f1_max", labels, scores) == pytest.approx(max(oracles.f1_slow(labels, scores, t) for t in scores))
     for threshold, f1 in zip(*f1_curve(labels, scores), strict=True):
         assert f1 == pytest.approx(oracles.f1_slow(labels, scores, threshold))
     for threshold in (-1.0, 0.05, 0.5, 1.5):  # between, below and above the scores
         called = np.array(scores) >= threshold
-        assert value("pf1_binary", labels, scores, called) == pytest.approx(oracles.f1_slow(labels, scores, threshold))
+        assert measure("pf1_binary", labels, scores, called) == pytest.approx(
+            oracles.f1_slow(labels, scores, threshold)
+        )
 
 
 @settings(max_examples=30, deadline=None)
@@ -87,23 +82,23 @@ def test_metrics_equal_scikit_learn() -> None:
     scores = np.round(rng.random(500) * 0.6 + 0.4 * labels * rng.random(500), 2)
     scores[:2] = labels[0], 1 - labels[1]  # sure and right, sure and wrong
     called = (scores >= 0.5).astype(int)
-    assert roc_auc_score(labels, scores) == pytest.approx(sklearn.metrics.roc_auc_score(labels, scores))
+    assert measure("roc_auc", labels, scores) == pytest.approx(sklearn.metrics.roc_auc_score(labels, scores))
     average_precision = sklearn.metrics.average_precision_score(labels, scores)
-    assert average_precision_score(labels, scores) == pytest.approx(average_precision)
-    assert value("log_loss", labels, scores) == pytest.approx(sklearn.metrics.log_loss(labels, scores), rel=1e-12)
+    assert measure("pr_auc", labels, scores) == pytest.approx(average_precision)
+    assert measure("log_loss", labels, scores) == pytest.approx(sklearn.metrics.log_loss(labels, scores), rel=1e-12)
     for name in ("f1", "accuracy", "recall", "precision"):
         ours = {"f1": "pf1_binary", "recall": "sensitivity", "precision": "ppv"}.get(name, name)
         theirs = getattr(sklearn.metrics, f"{name}_score")(labels, called)
-        assert value(ours, labels, scores, called) == pytest.approx(theirs)
+        assert measure(ours, labels, scores, called) == pytest.approx(theirs)
 
 
 def test_sensitivity_where_as_many_are_called_as_the_winner_did() -> None:
     """15 of 1,000 may be called; equal scores are called together or not at all."""
     assert RECALL_RATE == 0.015
     labels, scores = np.r_[np.ones(20, int), np.zeros(980, int)], np.arange(1000)[::-1] / 1000
-    assert value("sensitivity_at_winners_recall", labels, scores) == 15 / 20
+    assert measure("sensitivity_at_winners_recall", labels, scores) == 15 / 20
     scores[14:16] = scores[14]
-    assert value("sensitivity_at_winners_recall", labels, scores) == 14 / 20
+    assert measure("sensitivity_at_winners_recall", labels, scores) == 14 / 20
 
 
 def test_names_follow_a_rule() -> None:
@@ -111,23 +106,21 @@ def test_names_follow_a_rule() -> None:
     labels = np.tile([1, 0, 0, 0], 50)
     good, bad = np.where(labels == 1, 0.9, 0.1), np.where(np.arange(200) % 8 == 0, 0.9, 0.1)
     for name in METRICS:
-        better, worse = (value(name, labels, scores, scores >= 0.5) for scores in (good, bad))
+        better, worse = (measure(name, labels, scores, scores >= 0.5) for scores in (good, bad))
         if name.endswith("_loss"):
             assert worse > better
         elif not name.endswith("_rate"):
             assert worse < better or name in ("specificity", "ppv", "sensitivity_at_winners_recall")
 
 
-@pytest.mark.parametrize(("metric", "otherwise"), [(pf1_score, 0), (average_precision_score, 0), (roc_auc_score, 0.5)])
-def test_without_positives_there_is_a_warning_and_a_value(metric, otherwise: float) -> None:
-    with pytest.warns(UndefinedMetricWarning, match="not defined"):
-        assert metric([0, 0], [0.1, 0.9]) == otherwise
+def test_without_positives_there_is_no_value() -> None:
+    assert np.isnan([measure(name, [0, 0], [0.1, 0.9]) for name in ("pf1", "pr_auc", "roc_auc")]).all()
 
 
 def test_a_loss_is_of_probabilities() -> None:
-    assert value("log_loss", [1], [0.0]) == pytest.approx(36.0437, abs=1e-4)  # sure and wrong
+    assert measure("log_loss", [1], [0.0]) == pytest.approx(36.0437, abs=1e-4)  # sure and wrong
     with pytest.raises(TableError, match=r"2 scores outside \[0, 1\] \(first 1.5\)"):
-        value("log_loss", [1, 0, 1], [1.5, -0.1, 0.5])
+        measure("log_loss", [1, 0, 1], [1.5, -0.1, 0.5])
 
 
 @pytest.mark.parametrize(
@@ -144,6 +137,6 @@ def test_a_loss_is_of_probabilities() -> None:
 )
 def test_what_is_no_table_of_scores_is_refused(labels: list, scores: list, message: str) -> None:
     with pytest.raises(TableError, match=message):
-        pf1_score(labels, scores)
+        measure("pf1", labels, scores)
     with pytest.raises(TableError, match=message):
         f1_curve(labels, scores)

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rsna_kit.runtime.errors import TableError
-from rsna_kit.scoring.metrics import f1_curve, pf1_score
+from rsna_kit.scoring.metrics import f1_curve, measure
 from rsna_kit.scoring.threshold import choose_threshold, with_calls
 
 
@@ -51,7 +51,7 @@ def test_the_choice_is_as_good_as_the_plateau_promises(rows: list[tuple[int, flo
     best = f1_curve(labels, scores)[1].max()
     tolerance = min(0.44 / math.sqrt(sum(labels)), 0.3 * best)
     assert chosen.low <= chosen.value <= chosen.high
-    assert chosen.f1 == pytest.approx(pf1_score(labels, np.array(scores) >= chosen.value))
+    assert chosen.f1 == pytest.approx(measure("pf1", labels, np.array(scores) >= chosen.value))
     assert chosen.f1 >= best - tolerance - 1e-12
     assert chosen.quantile == np.mean(np.array(scores) < chosen.value)
 

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -20,10 +21,11 @@ from rsna_kit.runtime.clock import Clock
 from rsna_kit.session import attempts
 from rsna_kit.session import kernel as sessions
 from rsna_kit.session import verdict as verdicts
-from rsna_kit.session.attempts import MOST_ATTEMPTS, Ended, run_attempts, run_script
+from rsna_kit.session.attempts import MOST_ATTEMPTS, run_attempts
 
-ROOT = Path(__file__).parent.parent
-# A kernel's script: each attempt adds two rows to its progress, up to six; what comes after the rows is the test's.
+TESTS = Path(__file__).parent
+ROOT = TESTS.parent
+# A kernel's script: each attempt adds two rows to its progress, up to eight; what comes after the rows is the test's.
 SCRIPT = f"""
 import os, signal, sys, time
 sys.path.insert(0, {str(ROOT)!r})
@@ -35,66 +37,69 @@ def work(session):
     rows += [f"{{session.attempt}}" for _ in range(2)]
     GROW
     path.write_text("".join(row + "\\n" for row in rows))
-    if len(rows) < 7:
+    if len(rows) < 9:
         END
     return {{"rows": len(rows) - 1}}
 
 sys.exit(run("infer", {{"TIME_LIMIT": "1h"}}, [], work, script=globals().get("__file__"), progress="rows.csv"))
 """
 KILLED = "os.kill(os.getpid(), signal.SIGKILL)"
+Kernel = Callable[..., tuple[int, str, dict, list[int]]]
 
 
 @pytest.fixture
-def kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def kernel(tmp_path: Path) -> Kernel:
     """Runs SCRIPT as a kernel; exit code, what was said, its verdict and the attempt of each row."""
 
-    def start(end: str, grow: str = "", rerun: bool = True, limit: str = "1h") -> tuple[int, str, dict, list[int]]:
+    def start(end: str, grow: str = "pass", rerun: bool = True) -> tuple[int, str, dict, list[int]]:
         for name in ("input", "working"):
             (tmp_path / name).mkdir(exist_ok=True)
         script = tmp_path / "script.py"
-        script.write_text(SCRIPT.replace("GROW", grow or "pass").replace("END", end).replace('"1h"', repr(limit)))
+        script.write_text(SCRIPT.replace("GROW", grow).replace("END", end))
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("RSNA_KIT_", "KAGGLE_"))}
-        environment = kept | {f"RSNA_KIT_{name.upper()}": str(tmp_path / name) for name in ("input", "working")}
-        done = subprocess.run(
-            [sys.executable, script],
-            capture_output=True,
-            text=True,
-            timeout=120,
-            env=environment | ({"KAGGLE_IS_COMPETITION_RERUN": "1"} if rerun else {}),
-        )
+        kept |= {f"RSNA_KIT_{name.upper()}": str(tmp_path / name) for name in ("input", "working")}
+        kept |= {"KAGGLE_IS_COMPETITION_RERUN": "1"} if rerun else {}
+        done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120, env=kept)
         rows = tmp_path / "working/rows.csv"
         numbers = [int(row) for row in rows.read_text().splitlines()[1:]] if rows.is_file() else []
         verdict = json.loads((tmp_path / "working/verdict.json").read_text())
-        last = done.stdout.splitlines()[-1]
-        assert last == f"RSNA_KIT_VERDICT {json.dumps(verdict)}"
+        assert done.stdout.splitlines()[-1] == f"RSNA_KIT_VERDICT {json.dumps(verdict)}"
         return done.returncode, done.stdout + done.stderr, verdict, numbers
 
     return start
 
 
-ENDS = [KILLED, "os._exit(1)", "raise RuntimeError('CUDA_ERROR_LAUNCH_FAILED')"]
-
-
-@pytest.mark.parametrize("end", ENDS)
-def test_the_scoring_run_goes_on_where_it_died(kernel, end: str) -> None:
-    code, said, verdict, rows = kernel(end)
-    assert (code, rows) == (0, [1, 1, 2, 2, 3, 3])
-    assert verdict["ok"] is True
-    assert verdict["counts"] == {"rows": 6}
-    assert said.count("once more from there, in a new process") == 2
-    assert "attempt 1 ended: " in said
-    assert "2 images are scored" in said
-
-
-def test_a_run_that_ended_is_not_undone_by_a_thread_that_does_not(kernel) -> None:
+def test_the_scoring_run_goes_on_where_it_died_and_the_clock_with_it(kernel: Kernel) -> None:
+    """Killed, ended by a library, and by an error; at last a thread is left that does not end."""
+    ends = [KILLED, "os._exit(1)", "raise RuntimeError('CUDA_ERROR_LAUNCH_FAILED')"]
+    left = "print('LEFT', session.clock.remaining_s()); sys.stdout.flush()"
+    end = f"{left}; exec({ends!r}[session.attempt - 1])"
     forever = "import threading; threading.Thread(target=time.sleep, args=(3600,)).start()"
-    code, said, verdict, rows = kernel("pass", grow=forever)
-    assert (code, verdict["ok"], rows) == (0, True, [1, 1])
-    assert "attempt" not in said
+    code, said, verdict, rows = kernel(end, grow=forever)
+    assert (code, rows) == (0, [1, 1, 2, 2, 3, 3, 4, 4])
+    assert (verdict["ok"], verdict["counts"]) == (True, {"rows": 8})
+    assert said.count("once more from there, in a new process") == 3
+    assert "attempt 1 ended: ended by SIGKILL, as Linux does when memory runs out. 2 images are scored" in said
+    assert "attempt 2 ended: exit code 1. 4 images" in said
+    remaining = [float(line.split()[1]) for line in said.splitlines() if line.startswith("LEFT")]
+    assert 3600 > remaining[0] > remaining[1] > remaining[2]
+
+
+@pytest.mark.parametrize(("rerun", "saved", "attempts", "wanted"), [(False, 2, 1, 1), (True, 2, 5, 0), (True, 0, 4, 1)])
+def test_what_dies_in_vain_ends_with_what_is_scored(
+    kernel: Kernel, rerun: bool, saved: int, attempts: int, wanted: int
+) -> None:
+    """The commit run at once; the scoring run after four attempts without anything new, well where there is any."""
+    code, said, verdict, rows = kernel(KILLED, grow=f"rows = rows[:{saved + 1}]", rerun=rerun)
+    assert (code, rows) == (wanted, [1] * saved)
+    assert said.count("once more") == attempts - 1
+    assert verdict["ok"] is False
+    assert verdict["reason"] == "ended by SIGKILL, as Linux does when memory runs out"
+    assert f"Error: {verdict['reason']}" in said
 
 
 def test_whatever_happens_to_the_one_that_waits_what_is_scored_stands(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No memory for another process; and an output that cannot be read for its hash."""
     for name in ("input", "working"):
@@ -103,22 +108,19 @@ def test_whatever_happens_to_the_one_that_waits_what_is_scored_stands(
     monkeypatch.setenv("KAGGLE_IS_COMPETITION_RERUN", "1")
     monkeypatch.setattr(attempts, "_PAUSE_S", 0.0)
 
-    def unstartable(*words: object, **more: object) -> None:
+    def failing(*words: object, **more: object) -> str:
         raise BlockingIOError(11, "Resource temporarily unavailable")
 
-    def unreadable(path: Path) -> str:
-        raise OSError(5, "Input/output error")
-
-    monkeypatch.setattr(attempts.subprocess, "Popen", unstartable)
-    monkeypatch.setattr(verdicts, "sha256_file", unreadable)
-    (tmp_path / "working/rows.csv").write_text("image_id\n1\n")
-    given = {"TIME_LIMIT": "1h"}
-    assert sessions.run("infer", given, [], lambda session: {}, script="script.py", progress="rows.csv") == 0
-    assert (
-        "it could not be started: [Errno 11]" in json.loads((tmp_path / "working/verdict.json").read_text())["reason"]
-    )
-    (tmp_path / "working/rows.csv").unlink()
-    assert sessions.run("infer", given, [], lambda session: {}, script="script.py", progress="rows.csv") == 1
+    monkeypatch.setattr(attempts.subprocess, "Popen", failing)
+    monkeypatch.setattr(verdicts, "sha256_file", failing)
+    rows = tmp_path / "working/rows.csv"
+    rows.write_text("image_id\n1\n")
+    for wanted in (0, 1):
+        arguments = ("infer", {"TIME_LIMIT": "1h"}, [], lambda session: {})
+        assert sessions.run(*arguments, script="script.py", progress="rows.csv") == wanted
+        verdict = json.loads((tmp_path / "working/verdict.json").read_text())
+        assert "it could not be started: [Errno 11]" in verdict["reason"]
+        rows.unlink(missing_ok=True)
 
 
 def test_who_ends_the_one_that_waits_ends_the_kernel(tmp_path: Path) -> None:
@@ -134,6 +136,55 @@ def test_who_ends_the_one_that_waits_ends_the_kernel(tmp_path: Path) -> None:
     assert process.wait(60) == 1
     assert not alive(mark)
     assert json.loads((tmp_path / "verdict.json").read_text())["reason"].startswith("KeyboardInterrupt")
+
+
+def alive(mark: str) -> bool:
+    """Whether a process with this word on its command line is there."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):  # it has ended meanwhile
+            found.append(path.read_text(errors="replace"))
+    return any(mark in line for line in found)
+
+
+HANGS = """
+import os, subprocess, time
+if os.environ["RSNA_KIT_ATTEMPT"] == "1":
+    subprocess.Popen(["sleep", "31.415926"])
+    time.sleep(0.5)
+    open("rows.csv", "w").write("image_id\\n1\\n")
+    time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "limit_s", "reason", "wanted"),
+    [
+        (HANGS, 1000.0, "", "attempt 1 ended: it hung: nothing new for 0:01. 1 images are scored"),
+        ("import time; time.sleep(60)", 0.5, "it did not end, 0:00 after its time was over", ""),
+        ("raise SystemExit(3)", 200.0, "exit code 3", ""),
+    ],
+)
+def test_one_that_hangs_is_ended_with_all_that_it_started_and_the_clock_is_watched(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    text: str,
+    limit_s: float,
+    reason: str,
+    wanted: str,
+) -> None:
+    """Too little time is not worth another start."""
+    for name, value in {"STALL_S": 1.0, "LATE_S": 0.5, "_LOOK_EVERY_S": 0.1}.items():
+        monkeypatch.setattr(attempts, name, value)
+    monkeypatch.chdir(tmp_path)
+    script, verdict = tmp_path / "script.py", tmp_path / "verdict.json"
+    script.write_text(text)
+    assert run_attempts(script, tmp_path / "rows.csv", verdict, Clock(limit_s), MOST_ATTEMPTS) == reason
+    said = capsys.readouterr().out
+    assert said.startswith(wanted)
+    assert bool(said) == bool(wanted)
+    assert not alive("31.415926")
 
 
 def test_two_deadly_images_cost_themselves_and_their_neighbours() -> None:
@@ -152,105 +203,13 @@ def test_two_deadly_images_cost_themselves_and_their_neighbours() -> None:
         assert len(scored) > 9_500
 
 
-def test_the_commit_run_fails_at_once_and_says_what_ended_it(kernel) -> None:
-    code, said, verdict, rows = kernel(KILLED, rerun=False)
-    assert (code, rows) == (1, [1, 1])
-    assert verdict["ok"] is False
-    assert verdict["reason"] == "ended by SIGKILL, as Linux does when memory runs out"
-    assert f"Error: {verdict['reason']}" in said
-
-
-def test_what_dies_in_vain_ends_with_the_submission_that_is_there(kernel) -> None:
-    """Four attempts in a row without anything new: there will be nothing new."""
-    code, said, verdict, rows = kernel(KILLED, grow="rows = rows[:3]")
-    assert (code, rows) == (0, [1, 1])
-    assert verdict["ok"] is False
-    assert said.count("once more") == 4
-
-
-def test_a_scoring_run_in_which_nothing_was_scored_fails(kernel) -> None:
-    code, _, verdict, rows = kernel(KILLED, grow="rows = rows[:1]")
-    assert (code, rows) == (1, [])
-    assert verdict["reason"].startswith("ended by SIGKILL")
-
-
-def test_the_clock_is_the_sessions_and_not_the_attempts(kernel) -> None:
-    end = f"print('LEFT', session.clock.remaining_s()); sys.stdout.flush(); time.sleep(1); {KILLED}"
-    _, said, _, _ = kernel(end)
-    left = [float(line.split()[1]) for line in said.splitlines() if line.startswith("LEFT")]
-    assert len(left) == 2
-    assert left[1] < left[0] - 1
-
-
-def test_a_time_limit_that_is_none_ends_in_a_verdict(kernel) -> None:
-    code, _, verdict, _ = kernel("session.clock", rerun=False, limit="soon")
-    assert (code, verdict["ok"]) == (1, False)
-    assert "time limit: got 'soon'" in verdict["reason"]
-
-
-def attempt(tmp_path: Path, text: str, limit_s: float = 1000.0, most: int = MOST_ATTEMPTS) -> tuple[Ended, list[str]]:
-    script = tmp_path / "script.py"
-    script.write_text(text)
-    said: list[str] = []
-    progress, began, clock = tmp_path / "rows.csv", time.monotonic(), Clock(limit_s)
-    ended = run_attempts(
-        lambda number: run_script(str(script), number, progress, began, clock), progress, clock, most, said.append
-    )
-    return ended, said
-
-
-def alive(mark: str) -> bool:
-    """Whether a process with this word on its command line is there."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        with suppress(OSError):  # it has ended meanwhile
-            found.append(path.read_text(errors="replace"))
-    return any(mark in line for line in found)
-
-
-def test_one_that_hangs_after_it_scored_is_ended_and_started_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """With all that it had started, which would hold the GPU."""
-    monkeypatch.setattr(attempts, "STALL_S", 1.0)
-    monkeypatch.setattr(attempts, "_LOOK_EVERY_S", 0.1)
-    mark = "31.415926"
-    ended, said = attempt(
-        tmp_path,
-        f"""
-import os, subprocess, time
-if os.environ["RSNA_KIT_ATTEMPT"] == "1":
-    subprocess.Popen(["sleep", "{mark}"])
-    time.sleep(0.5)
-    open("{tmp_path}/rows.csv", "w").write("image_id\\n1\\n")
-    time.sleep(60)
-""",
-    )
-    assert ended == Ended(0, "", 2, 1)
-    assert said[0].startswith("attempt 1 ended: it hung: nothing new for 0:01. 1 images are scored")
-    assert not alive(mark)
-
-
-def test_one_that_does_not_end_is_ended_when_its_time_is_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attempts, "LATE_S", 0.5)
-    monkeypatch.setattr(attempts, "_LOOK_EVERY_S", 0.1)
-    began = time.monotonic()
-    ended, said = attempt(tmp_path, "import time; time.sleep(60)", limit_s=0.5)
-    assert (ended.reason, said) == ("it did not end, 0:00 after its time was over", [])
-    assert ended.code == -9
-    assert time.monotonic() - began < 30
-
-
-def test_too_little_time_is_not_worth_a_start(tmp_path: Path) -> None:
-    ended, said = attempt(tmp_path, "raise SystemExit(3)", limit_s=200.0)
-    assert (ended, said) == (Ended(3, "exit code 3", 1, 0), [])
-
-
 INFER = f"""
 import os, signal, sys
-sys.path.insert(0, {str(ROOT)!r})
+sys.path[:0] = [{str(ROOT)!r}, {str(TESTS)!r}]
 import rsna_kit.recipes.infer as recipe
+import toy_networks
 
+toy_networks.add_backbone()
 recipe.SAVE_EVERY_S = 0.0
 DEADLY = os.environ["DEADLY_IMAGE"]
 record = recipe._Scoring.add
@@ -269,7 +228,7 @@ exec(compile(open(kernel).read(), kernel, "exec"))
 @pytest.mark.slow
 @pytest.mark.tf
 def test_an_image_that_kills_the_run_costs_its_batch_and_not_the_submission(
-    phantom: Path, lite_bundle: Path, tmp_path: Path
+    phantom: Path, bundle: Path, tmp_path: Path
 ) -> None:
     """The real kernel, whose second attempt comes from the other end."""
     test = read_test(phantom / "hidden/test.csv")
@@ -277,7 +236,7 @@ def test_an_image_that_kills_the_run_costs_its_batch_and_not_the_submission(
     (tmp_path / "working").mkdir()
     for name, target in {
         "competitions/rsna-breast-cancer-detection": phantom / "hidden",
-        "datasets/me/rsna-weights/fold0": lite_bundle,
+        "datasets/me/rsna-weights/fold0": bundle,
         "datasets/me/rsna-kit": ROOT,
     }.items():
         (tmp_path / "input" / name).parent.mkdir(parents=True, exist_ok=True)
@@ -291,9 +250,8 @@ def test_an_image_that_kills_the_run_costs_its_batch_and_not_the_submission(
         "DEADLY_IMAGE": str(deadly),
         "RSNA_KIT_SET": "infer.batch_size=2",
     }
-    done = subprocess.run(
-        [sys.executable, tmp_path / "script.py"], env=environment, capture_output=True, text=True, timeout=600
-    )
+    command = [sys.executable, tmp_path / "script.py"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "attempt 1 ended: ended by SIGSEGV" in done.stdout
     scores = pd.read_csv(tmp_path / "working/image_scores.csv", dtype={"image_id": str})

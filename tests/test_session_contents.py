@@ -10,13 +10,15 @@ import pytest
 from rsna_kit.runtime.errors import RsnaKitError
 from rsna_kit.session.contents import CONTENTS, check_contents, write_contents
 
+FILES = ["sub/a.py", "b.txt"]
+
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub/a.py").write_text("aaa")
     (tmp_path / "b.txt").write_text("b")
-    write_contents(tmp_path, {"dataset": "toy"}, ["sub/a.py", "b.txt"])
+    write_contents(tmp_path, {"dataset": "toy"}, FILES)
     return tmp_path
 
 
@@ -26,36 +28,29 @@ def test_a_whole_folder_passes_and_the_list_says_what_it_is(folder: Path) -> Non
     digest = content["sha256"]
     (folder / "further.txt").write_text("nobody's business")
     assert check_contents(folder, digests=True)["sha256"] == digest
-    assert write_contents(folder, {"dataset": "other"}, ["b.txt", "sub/a.py"])["sha256"] == digest
+    assert write_contents(folder, {"dataset": "other"}, FILES[::-1])["sha256"] == digest
     (folder / "b.txt").write_text("c")
-    assert write_contents(folder, {}, ["b.txt", "sub/a.py"])["sha256"] != digest
+    assert check_contents(folder, digests=False)["sha256"] == digest  # of the same size
+    assert write_contents(folder, {}, FILES)["sha256"] != digest
 
 
-def test_a_missing_file_is_named(folder: Path) -> None:
-    (folder / "sub/a.py").unlink()
-    with pytest.raises(RsnaKitError, match=r"1 \(sub/a\.py\) of 2 files missing, so the upload failed in part"):
-        check_contents(folder, digests=False)
+EDITED = {"dataset": "toy", "bytes": 0, "sha256": "0" * 64, "files": {}}
 
 
-def test_a_file_of_another_size_is_named(folder: Path) -> None:
-    (folder / "b.txt").write_text("bb")
-    with pytest.raises(RsnaKitError, match=r"1 \(b\.txt\) damaged or exchanged"):
-        check_contents(folder, digests=False)
-
-
-def test_other_bytes_of_the_same_size_are_seen_where_digests_are_compared(folder: Path) -> None:
-    (folder / "b.txt").write_text("c")
-    check_contents(folder, digests=False)
-    with pytest.raises(RsnaKitError, match=r"1 \(b\.txt\) damaged or exchanged"):
-        check_contents(folder, digests=True)
-
-
-def test_a_list_that_was_edited_is_refused(folder: Path) -> None:
-    content = json.loads((folder / CONTENTS).read_text())
-    content["files"]["b.txt"]["sha256"] = "0" * 64
-    (folder / CONTENTS).write_text(json.dumps(content))
-    with pytest.raises(RsnaKitError, match="its digest is not the one it says"):
-        check_contents(folder, digests=False)
-    (folder / CONTENTS).write_text("[]")
-    with pytest.raises(RsnaKitError, match="no list of a built folder"):
-        check_contents(folder, digests=False)
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("sub/a.py", None, r"1 \(sub/a\.py\) of 2 files missing, so the upload failed in part"),
+        ("b.txt", "bb", r"1 \(b\.txt\) damaged or exchanged"),
+        ("b.txt", "c", r"1 \(b\.txt\) damaged or exchanged"),
+        (CONTENTS, json.dumps(EDITED), "its digest is not the one it says"),
+        (CONTENTS, "[]", "no list of a built folder"),
+    ],
+)
+def test_what_is_not_as_the_list_says_is_named(folder: Path, name: str, content: str | None, message: str) -> None:
+    if content is None:
+        (folder / name).unlink()
+    else:
+        (folder / name).write_text(content)
+    with pytest.raises(RsnaKitError, match=message):
+        check_contents(folder, digests=content == "c")

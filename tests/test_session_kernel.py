@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -70,41 +71,35 @@ def test_a_verdict_is_the_last_line_and_a_file_with_the_hash_of_every_output(
     assert {"commit", "library", "image", "python", "gpus", "minutes"} <= set(verdict)
 
 
-def test_a_crash_ends_in_a_verdict_too(mounted: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    def work(session: Session) -> dict[str, Any]:
-        raise ZeroDivisionError("by hand")
-
-    assert run("train", SETTINGS, [], work) == 1
-    said = capfd.readouterr()
-    verdict = verdict_of(said.out)
-    assert verdict["ok"] is False
-    assert verdict["reason"] == "ZeroDivisionError: by hand"
-    assert "Traceback" in said.err
+def fail(session: Session) -> dict[str, Any]:
+    raise ValueError("cannot fetch with planted-0123456789")
 
 
-def test_a_refusal_is_one_sentence_and_no_traceback(mounted: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    def work(session: Session) -> dict[str, Any]:
-        session.prepared()
-        return {}
-
-    assert run("train", SETTINGS, [], work) == 1
-    said = capfd.readouterr()
-    assert "Attach the kernel rsna-kit-prepare" in verdict_of(said.out)["reason"]
-    assert "Traceback" not in said.err
+ENDS: list[tuple[Callable[[Session], Mapping[str, Any]], str, bool, int]] = [
+    (fail, "ValueError: cannot fetch with <KAGGLE_USER_SECRETS_TOKEN>", True, 1),
+    (lambda session: {"folder": session.prepared()}, "Attach the kernel rsna-kit-prepare", False, 1),
+    (lambda session: {"ok": False, "reason": "two files broken", "failed": 2}, "two files broken", False, 0),
+    (lambda session: {"ok": False, "images": 10, "failed": 3}, "3 of 10 images could not be used", False, 0),
+]
 
 
-def test_a_run_that_is_not_ok_fails_unless_it_is_the_scoring_run(
-    mounted: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("work", "reason", "traceback", "rerun"), ENDS)
+def test_a_run_that_fails_says_why_and_no_secret(
+    mounted: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, work, reason, traceback, rerun
 ) -> None:
-    def work(session: Session) -> dict[str, Any]:
-        return {"ok": False, "reason": "two files broken", "failed": 2}
-
-    assert run("infer", SETTINGS, [], work) == 1
+    """A refusal is one sentence and no traceback; nobody can start the scoring run again, so it stands."""
+    monkeypatch.setenv("KAGGLE_USER_SECRETS_TOKEN", "planted-0123456789")
+    assert run("train", SETTINGS, [], work) == 1
+    said = capfd.readouterr()
+    file = (mounted.parent / "working/verdict.json").read_text()
+    assert verdict_of(said.out) == json.loads(file)
+    assert verdict_of(said.out)["ok"] is False
+    assert reason in verdict_of(said.out)["reason"]
+    assert ("Traceback" in said.err) is traceback
+    assert traceback or said.err.startswith("Error: ")
+    assert "planted" not in said.out + said.err + file
     monkeypatch.setenv("KAGGLE_IS_COMPETITION_RERUN", "1")
-    assert run("infer", SETTINGS, [], work) == 0
-    assert verdict_of(capfd.readouterr().out) | {"ok": False, "reason": "two files broken"} == verdict_of(
-        (PREFIX + (mounted.parent / "working/verdict.json").read_text()).replace("\n", "")
-    )
+    assert run("train", SETTINGS, [], work) == rerun
 
 
 def test_with_many_files_the_line_has_the_hash_of_the_file_that_has_them_all(
@@ -123,20 +118,6 @@ def test_with_many_files_the_line_has_the_hash_of_the_file_that_has_them_all(
     assert set(json.loads(file.read_text())["sha256"]) == {"0.png", "1.png", "2.png"}
 
 
-def test_tokens_of_the_environment_are_never_told(
-    mounted: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("KAGGLE_USER_SECRETS_TOKEN", "planted-0123456789")
-
-    def work(session: Session) -> dict[str, Any]:
-        raise ValueError("cannot fetch with planted-0123456789")
-
-    run("infer", SETTINGS, [], work)
-    said = capfd.readouterr()
-    assert "planted" not in said.out + said.err + (mounted.parent / "working/verdict.json").read_text()
-    assert "<KAGGLE_USER_SECRETS_TOKEN>" in verdict_of(said.out)["reason"]
-
-
 def test_settings_come_from_the_source_and_ours_of_the_environment_win(
     mounted: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -145,6 +126,8 @@ def test_settings_come_from_the_source_and_ours_of_the_environment_win(
     monkeypatch.setenv("RSNA_KIT_SET", "train.epochs=5")
     assert Session("train", settings).config().train.epochs == 5
     assert 3590 < Session("train", settings).clock.remaining_s() <= 3600
+    with pytest.raises(UsageError, match="time limit: got 'soon'"):
+        assert Session("train", settings | {"TIME_LIMIT": "soon"}).clock
 
 
 # ---- what must be there
@@ -203,9 +186,19 @@ def test_a_session_without_the_gpu_it_needs_ends_at_once(mounted: Path, monkeypa
     require("auto")  # nobody can start the scoring run again
 
 
-def test_the_first_lines_say_that_there_is_no_gpu(mounted: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_first_lines_say_what_the_session_is(
+    mounted: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is called a wheels dataset is installed from, and nothing else: any may have a requirements.txt."""
+    put(mounted / "datasets/me/other/requirements.txt", "evil==1")
+    put(mounted / "datasets/me/rsna-wheels/requirements.txt", f"numpy==1.0 --hash=sha256:{'0' * 64}\n")
+    monkeypatch.setenv("TF_XLA_FLAGS", "--auto_jit=2")
     Session("infer", SETTINGS).open([])
-    assert "NO GPU" in "\n".join(capfd.readouterr().out.splitlines()[:4])
+    said = capfd.readouterr().out
+    assert "NO GPU" in "\n".join(said.splitlines()[:4])
+    assert "TF_XLA_FLAGS='--auto_jit=2'" in said
+    assert said.count("\nwheels ") == 1
+    assert "nothing new in 0.0 s; the image's own stay: numpy 2" in said
 
 
 # ---- bundles
@@ -268,25 +261,6 @@ def test_a_bundle_of_another_commit_is_said(
     lines = {line.split(":")[0].strip(): line for line in capfd.readouterr().out.splitlines() if "weights fold" in line}
     assert "another commit" not in lines[f"{DATASET}/fold0"]
     assert "made by the library of another commit, 2222" in lines[f"{DATASET}/fold1"]
-
-
-def test_only_the_wheels_dataset_is_installed_from(mounted: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """Any dataset may have a requirements.txt."""
-    put(mounted / "datasets/me/other/requirements.txt", "evil==1")
-    put(mounted / "datasets/me/rsna-wheels/requirements.txt", f"numpy==1.0 --hash=sha256:{'0' * 64}\n")
-    Session("infer", SETTINGS).open([])
-    said = capfd.readouterr().out
-    assert said.count("\nwheels ") == 1
-    assert "nothing new in 0.0 s; the image's own stay: numpy 2" in said
-
-
-def test_images_that_could_not_be_used_are_the_reason_of_a_run_that_is_not_ok(
-    mounted: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    assert run("prepare", {"SET": ""}, [], lambda session: {"ok": False, "images": 10, "failed": 3}) == 1
-    said = capfd.readouterr()
-    assert verdict_of(said.out)["reason"].startswith("3 of 10 images could not be used")
-    assert said.err.startswith("Error: 3 of 10 images")
 
 
 def test_a_library_whose_files_were_exchanged_is_not_run(mounted: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import io
 import json
 import math
@@ -21,10 +20,9 @@ from toy_learner import ShortClock, toy_learner, use_toys
 from toy_pictures import write_toys
 
 from rsna_kit.config import preset, with_overrides
-from rsna_kit.data.batches import Pictures, TrainingSet, training_stream
 from rsna_kit.data.shards import Prepared, read_picture
 from rsna_kit.runtime.clock import Clock
-from rsna_kit.runtime.errors import RsnaKitError, UsageError
+from rsna_kit.runtime.errors import RsnaKitError
 from rsna_kit.runtime.events import Events
 from rsna_kit.training.fit import CHECKPOINT, Fold, Trainer
 
@@ -196,30 +194,6 @@ def test_scores_are_on_the_scale_of_the_population(make: Make, table: pd.DataFra
     np.testing.assert_allclose(result.scores["score"], 0.2, atol=1e-5)
 
 
-def test_a_killed_fold_ends_as_if_nothing_had_happened(
-    make: Make, table: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Between two epochs and inside one; averages, dropout and moving statistics go on, too."""
-    monkeypatch.setattr("rsna_kit.training.fit.CHECKPOINT_S", 0.0)
-    trainer = make("train.ema=0.9", "train.epochs=3")
-    whole = trainer.train_fold(table, 0, tmp_path / "whole", Clock())
-    expected = arrays(trainer)
-    for step in (STEPS + 1, 2 * STEPS + 4):
-        folder = tmp_path / f"killed{step}"
-        with monkeypatch.context() as patch:
-            kill_at(trainer, patch, step)
-            with pytest.raises(KilledError):
-                trainer.train_fold(table, 0, folder, Clock())
-        trainer.train_fold(table, 1, tmp_path / f"other{step}", ShortClock(2))
-        again = trainer.train_fold(table, 0, folder, Clock())
-        assert without_time(again) == without_time(whole)
-        assert again.scores.equals(whole.scores)
-        for one, other in zip(arrays(trainer), expected, strict=True):
-            np.testing.assert_array_equal(one, other)
-        where = f"resumes at epoch {1 + (step - 1) // STEPS}, step {1 + (step - 1) % STEPS} of 6"
-        assert where in talk(trainer)
-
-
 def test_a_finished_fold_is_not_trained_again(
     trainer: Trainer, result: Fold, table: pd.DataFrame, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -259,6 +233,7 @@ import numpy as np
 import pytest
 from toy_learner import use_toys
 from test_training_fit import CONFIG
+from rsna_kit.config import with_overrides
 from rsna_kit.data.shards import open_prepared
 from rsna_kit.training import fit
 from rsna_kit.runtime.clock import Clock
@@ -267,7 +242,8 @@ use_toys(pytest.MonkeyPatch())
 fit.CHECKPOINT_S = 0.0
 prepared = open_prepared(Path({prepared!r}))
 table = prepared.table.assign(fold=np.arange(80) % 2)
-trainer = fit.Trainer(prepared, CONFIG, Events(stream=sys.stderr))
+config = with_overrides(CONFIG, ["train.ema=0.9"])
+trainer = fit.Trainer(prepared, config, Events(stream=sys.stderr))
 step = trainer._replicas.train_step
 def shown(*batch):
     print("step", flush=True)
@@ -280,6 +256,7 @@ for name in {folders!r}:
 
 
 def test_a_process_killed_in_mid_epoch_resumes_bit_for_bit(prepared: Prepared, tmp_path: Path) -> None:
+    """Averages, dropout and moving statistics go on, too."""
     killed, whole = str(tmp_path / "killed"), str(tmp_path / "whole")
     environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
 
@@ -302,21 +279,6 @@ def test_a_process_killed_in_mid_epoch_resumes_bit_for_bit(prepared: Prepared, t
         assert len(one.files) > 20
         for name in one.files:
             np.testing.assert_array_equal(one[name], other[name])
-
-
-def test_steps_leave_nothing_behind(trainer: Trainer, table: pd.DataFrame, tmp_path: Path) -> None:
-    """Neither graphs nor arrays grow with the number of steps; benchmarks/training_memory.py watches the process."""
-    import tensorflow as tf
-
-    trainer.train_fold(table, 0, tmp_path / "first", Clock())
-
-    def living() -> int:
-        gc.collect()
-        return sum(isinstance(thing, tf.Tensor | tf.Variable) for thing in gc.get_objects())
-
-    before = living()
-    trainer.train_fold(table, 0, tmp_path / "second", Clock())
-    assert living() <= before + 5
 
 
 def test_averaged_weights_are_scored_and_kept_while_training_goes_on_with_its_own(
@@ -363,22 +325,3 @@ def test_the_smoke_preset_gives_the_figures_of_the_first_submission(
     pictures = np.stack([read_picture(prepared, image_id) for image_id in result.scores["image_id"]])[..., None]
     logits = trainer.model.predict_on_batch(pictures)[:, 0]
     np.testing.assert_allclose(1 / (1 + np.exp(-logits)), result.scores["score"], atol=2e-3)
-
-
-@pytest.mark.parametrize("setting", ["train.loss=focl", "data.augment=lihgt"])
-def test_an_unknown_name_is_refused_before_anything_takes_time(make: Make, setting: str) -> None:
-    wanted = setting.partition("=")[0]
-    with pytest.raises(UsageError, match=rf"{wanted}: got .*expected .* Did you mean '(focal|light)'"):
-        make(setting)
-
-
-def test_a_training_step_of_ones_own_runs_on_our_batches(prepared: Prepared, table: pd.DataFrame) -> None:
-    """What a kernel needs beside its own network: the batches of a fold."""
-    import keras
-
-    training = TrainingSet(Pictures(prepared, "flip"), table[table["fold"] != 0], CONFIG)
-    model = keras.Sequential([keras.Input((64, 32, 1)), keras.layers.MaxPooling2D((64, 32)), keras.layers.Flatten()])
-    model.add(keras.layers.Dense(1))
-    model.compile("sgd", keras.losses.BinaryCrossentropy(from_logits=True))
-    for images, targets, weights in training_stream(training, epoch=1):
-        assert math.isfinite(model.train_on_batch(images / np.float32(255), targets, sample_weight=weights))

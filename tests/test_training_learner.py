@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from toy_networks import add_backbone
 
 from rsna_kit.config import Config, preset, with_overrides
 from rsna_kit.models.network import build_network
@@ -17,7 +18,10 @@ keras = pytest.importorskip("keras")
 pytest.importorskip("tensorflow")
 pytestmark = pytest.mark.tf
 
-SMALL = with_overrides(preset("smoke"), ["image.height=64", "image.width=32", "model.weights=none"])
+add_backbone()
+SMALL = with_overrides(
+    preset("smoke"), ["image.height=64", "image.width=32", "model.weights=none", "model.backbone=toy"]
+)
 RNG = np.random.default_rng(0)
 PICTURES = RNG.integers(1, 256, (5, 64, 32, 1), np.uint8)
 VIEWS = np.zeros((2, 3, 64, 32, 1), np.uint8)  # a breast of three views and one of two

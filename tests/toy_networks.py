@@ -6,7 +6,24 @@ from typing import Any
 
 import numpy as np
 
+from rsna_kit.models import backbones
+
 SIZE = (64, 32)
+
+
+def toy_backbone(scaled: Any, stride: int) -> Any:
+    """Five layers in the place of a hundred: what is about plumbing builds and traces a tenth of the time."""
+    import keras
+
+    for number in range(stride.bit_length() - 1):
+        scaled = keras.layers.Conv2D(16, 3, strides=2, padding="same", use_bias=False, name=f"conv{number}")(scaled)
+        scaled = keras.layers.ReLU()(keras.layers.BatchNormalization(name=f"norm{number}")(scaled))
+    return scaled
+
+
+def add_backbone() -> None:
+    """Let this process know `model.backbone=toy`."""
+    vars(backbones)["BACKBONES"]["toy"] = backbones.Backbone(toy_backbone)
 
 
 def toy_network(kernel: tuple[float, float], columns: int = 1) -> Any:

@@ -1,18 +1,18 @@
 """Breast scores → submission.csv, which is valid from the first minute and only ever replaced whole.
 
-Door 10: the header `prediction_id,cancer`, exactly the ids of the sample in its order, finite numbers in [0, 1].
+The header is `prediction_id,cancer`, then exactly the ids of the sample in its order, finite numbers in [0, 1].
 What would not score is refused here, with the ids and their number, instead of by Kaggle without a word.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from rsna_kit.runtime.errors import SubmissionError, TableError, did_you_mean
+from rsna_kit.runtime.errors import SubmissionError, TableError, did_you_mean, listed
 from rsna_kit.runtime.files import replacing
 
 COLUMNS = ("prediction_id", "cancer")
@@ -38,14 +38,16 @@ def expected_ids(test: pd.DataFrame, sample: pd.DataFrame | None) -> list[str]:
     if sample is None:
         return ids
     wanted = list(sample["prediction_id"])
-    problems = [
-        _named("only in test.csv", pd.Index(ids).difference(wanted, sort=False)),
-        _named("only in sample_submission.csv", pd.Index(wanted).difference(ids, sort=False)),
-    ]
-    if any(problems):
+    problems = _problems(
+        {
+            "only in test.csv": pd.Index(ids).difference(wanted, sort=False),
+            "only in sample_submission.csv": pd.Index(wanted).difference(ids, sort=False),
+        }
+    )
+    if problems:
         raise TableError(
             f"test.csv ({len(ids)} breasts) and sample_submission.csv ({len(wanted)}) disagree: "
-            f"{'; '.join(filter(None, problems))}. Take both from the same download."
+            f"{problems}. Take both from the same download."
         )
     return wanted
 
@@ -79,17 +81,17 @@ def check_submission(frame: pd.DataFrame, sample: pd.DataFrame) -> None:
         raise SubmissionError(f"submission: column 'cancer' is of type {frame['cancer'].dtype}, expected numbers")
     ids, wanted = frame["prediction_id"], pd.Index(sample["prediction_id"])
     scores = frame["cancer"].to_numpy(dtype="float64", na_value=np.nan)
-    problems = [
-        _named("missing", wanted[~wanted.isin(ids)]),
-        _named("extra", ids[~ids.isin(wanted)]),
-        _named("duplicate", ids[ids.duplicated()].drop_duplicates()),
-        _named("not a number", ids[np.isnan(scores)]),
-        _named("outside [0, 1]", ids[(scores < 0) | (scores > 1)]),
-    ]
-    if any(problems):
-        raise SubmissionError(
-            f"submission of {len(frame)} rows, expected {len(wanted)}: {'; '.join(filter(None, problems))}."
-        )
+    problems = _problems(
+        {
+            "missing": wanted[~wanted.isin(ids)],
+            "extra": ids[~ids.isin(wanted)],
+            "duplicate": ids[ids.duplicated()].drop_duplicates(),
+            "not a number": ids[np.isnan(scores)],
+            "outside [0, 1]": ids[(scores < 0) | (scores > 1)],
+        }
+    )
+    if problems:
+        raise SubmissionError(f"submission of {len(frame)} rows, expected {len(wanted)}: {problems}.")
 
 
 def write_submission(frame: pd.DataFrame, sample: pd.DataFrame, path: Path) -> None:
@@ -110,9 +112,5 @@ def write_submission(frame: pd.DataFrame, sample: pd.DataFrame, path: Path) -> N
         scores.rename("cancer").rename_axis("prediction_id").to_csv(temporary, index=True, lineterminator="\n")
 
 
-def _named(problem: str, ids: Iterable[str]) -> str:
-    """`3 missing (10008_L, 10008_R, 10009_L)`, at most five ids, or an empty string."""
-    names = [str(name) for name in ids]
-    if not names:
-        return ""
-    return f"{len(names)} {problem} ({', '.join(names[:5])}{', …' if len(names) > 5 else ''})"
+def _problems(found: Mapping[str, pd.Index | pd.Series]) -> str:
+    return "; ".join(listed(ids, problem) for problem, ids in found.items() if len(ids))

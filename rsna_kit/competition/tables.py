@@ -14,6 +14,7 @@ whole of site 2 has no density and no BIRADS); an unknown view is legal too (the
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
@@ -22,36 +23,47 @@ from rsna_kit.competition.rows import Rows, read_rows
 from rsna_kit.competition.submission import prediction_id
 from rsna_kit.runtime.errors import TableError
 
-TRAIN_COLUMNS = (
-    "site_id",
-    "patient_id",
-    "image_id",
-    "laterality",
-    "view",
-    "age",
-    "cancer",
-    "biopsy",
-    "invasive",
-    "BIRADS",
-    "implant",
-    "density",
-    "machine_id",
-    "difficult_negative_case",
-)
-TEST_COLUMNS = (
-    "site_id",
-    "patient_id",
-    "image_id",
-    "laterality",
-    "view",
-    "age",
-    "implant",
-    "machine_id",
-    "prediction_id",
-)
-_NEEDED = ("patient_id", "image_id", "laterality", "prediction_id")  # without these there is no submission
 _OLDEST = 130
 _LARGEST_ID = 2**53  # a float64 holds every whole number up to here
+Column = Callable[[Rows, str], pd.Series]
+
+
+def _ids(rows: Rows, name: str) -> pd.Series:
+    """Ids that are names of files, too."""
+    ids = rows.ids(name, once=name == "image_id")
+    rows.file_name(name)
+    return ids
+
+
+def _flag(rows: Rows, name: str) -> pd.Series:
+    return rows.flag(name).astype("int8")
+
+
+def _number(rows: Rows, name: str) -> pd.Series:
+    return rows.whole(name, 0, _LARGEST_ID, blank=True)
+
+
+# Every column with its type, in the order of train.csv.
+_TYPES: dict[str, Column] = {
+    "site_id": _number,
+    "patient_id": _ids,
+    "image_id": _ids,
+    "laterality": lambda rows, name: rows.choice(name, ("L", "R")),
+    "view": lambda rows, name: rows.text(name, blank=True),
+    "age": lambda rows, name: rows.number(name, 0, _OLDEST, blank=True).astype("float32"),
+    "cancer": _flag,
+    "biopsy": _flag,
+    "invasive": _flag,
+    "BIRADS": lambda rows, name: rows.whole(name, 0, 6, blank=True),
+    "implant": _flag,
+    "density": lambda rows, name: rows.choice(name, ("A", "B", "C", "D"), blank=True),
+    "machine_id": _number,
+    "difficult_negative_case": Rows.flag,
+}
+TRAIN_COLUMNS = tuple(_TYPES)
+_NEEDED = ("patient_id", "image_id", "laterality", "prediction_id")  # without these there is no submission
+_FURTHER = ("site_id", "view", "age", "implant", "machine_id")
+TEST_COLUMNS = tuple(name for name in (*_TYPES, "prediction_id") if name in (*_NEEDED, *_FURTHER))
 
 
 def read_train(path: Path) -> pd.DataFrame:
@@ -62,7 +74,7 @@ def read_train(path: Path) -> pd.DataFrame:
     """
     rows = read_rows(path)
     rows.require(TRAIN_COLUMNS)
-    table = pd.DataFrame({name: _column(rows, name) for name in TRAIN_COLUMNS})
+    table = pd.DataFrame({name: column(rows, name) for name, column in _TYPES.items()})
     pairs = zip(table["patient_id"], table["laterality"], strict=True)
     table["prediction_id"] = [prediction_id(patient, laterality) for patient, laterality in pairs]
     return table
@@ -80,7 +92,15 @@ def read_test(path: Path) -> pd.DataFrame:
     """
     rows = read_rows(path)
     rows.require(TEST_COLUMNS)
-    table = pd.DataFrame({name: _column(rows, name, lenient=name not in _NEEDED) for name in TEST_COLUMNS})
+    columns = {}
+    for name in TEST_COLUMNS:
+        try:
+            columns[name] = _TYPES.get(name, Rows.ids)(rows, name)
+        except TableError:
+            if name in _NEEDED:
+                raise
+            columns[name] = rows.text(name, blank=True)
+    table = pd.DataFrame(columns)
     first = table.drop_duplicates("prediction_id").set_index("prediction_id")
     for name in ("patient_id", "laterality"):
         bad = table[name] != table["prediction_id"].map(first[name])
@@ -97,40 +117,3 @@ def read_sample(path: Path) -> pd.DataFrame:
     rows = read_rows(path)
     rows.require(("prediction_id", "cancer"))
     return pd.DataFrame({"prediction_id": rows.ids("prediction_id", once=True), "cancer": rows.number("cancer", 0, 1)})
-
-
-def _column(rows: Rows, name: str, lenient: bool = False) -> pd.Series:
-    """One column with the type that the module's docstring promises; when `lenient`, as text if it has another."""
-    try:
-        return _typed(rows, name)
-    except TableError:
-        if lenient:
-            return rows.text(name, blank=True)
-        raise
-
-
-def _typed(rows: Rows, name: str) -> pd.Series:
-    match name:
-        case "image_id" | "patient_id":
-            ids = rows.ids(name, once=name == "image_id")
-            rows.file_name(name)
-            return ids
-        case "prediction_id":
-            return rows.ids(name)
-        case "view":
-            return rows.text(name, blank=True)
-        case "laterality":
-            return rows.choice(name, ("L", "R"))
-        case "density":
-            return rows.choice(name, ("A", "B", "C", "D"), blank=True)
-        case "age":
-            return rows.number(name, 0, _OLDEST, blank=True).astype("float32")
-        case "site_id" | "machine_id":
-            return rows.whole(name, 0, _LARGEST_ID, blank=True)
-        case "BIRADS":
-            return rows.whole(name, 0, 6, blank=True)
-        case "difficult_negative_case":
-            return rows.flag(name)
-        case "cancer" | "biopsy" | "invasive" | "implant":
-            return rows.flag(name).astype("int8")
-    raise TableError(f"{rows.path}: column {name!r} has no type in rsna_kit.competition.tables")

@@ -1,29 +1,18 @@
-"""uint8 pictures → a convolutional variational autoencoder: training loss, anomaly logit, error map.
+"""uint8 pictures → a convolutional variational autoencoder: anomaly logit, error map.
 
 The data side gives it pictures without cancer only. What it has not seen it reconstructs badly, so the error tells
 how unusual a picture is (An and Cho, Variational autoencoder based anomaly detection, 2015).
 
 Size. The network works on a reduced picture: averaged over squares of whole pixels until its longer side is at most
 `LONGEST` (a 1536x768 picture becomes 256x128), then padded with air to multiples of 32. A larger picture costs no
-more memory than the reduced one, and the latent vector stays one for the whole picture.
-
-Loss of one picture, in nats for each of its N reduced pixels, x the picture in [0, 1] and y its reconstruction:
-
-    1/N * sum_pixels 1/2 * ((x - y)^2 / v + log(2 pi v))  +  beta/N * 1/2 * sum_latent (m^2 + s^2 - 1 - log s^2)
-
-The first term is the negative log-likelihood of a Gaussian decoder, v the mean squared error of the batch at hand: the
-variance that makes the batch most likely (Rybkin et al., Simple and effective VAE training with calibrated decoders,
-2021). The second is the Kullback-Leibler divergence of the latent Gaussian from the standard normal one. beta = 1 is
-therefore the evidence lower bound (Kingma and Welling, Auto-encoding variational Bayes, 2014) at any picture size and
-any contrast, and other values are those of Higgins et al. (beta-VAE, 2017). beta grows from 0 linearly over the first
-three tenths of the training.
+more memory than the reduced one, and the latent vector stays one for the whole picture. How it learns:
+`rsna_kit.training.cvae`.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -39,75 +28,53 @@ _HOLES = 5  # dark spots inside the breast that are narrower than this, in reduc
 _RIM = 2  # reduced pixels along the skin that are left out
 _SMALLEST = 1e-6  # of a mean standardised error: a picture that is reconstructed perfectly still has a logarithm
 _SMALLEST_VARIANCE = 255.0**-2  # of an error of one grey level
-_LOG_VARIANCE = 10.0  # the latent's log variance is kept within plus and minus this: exp() stays finite
+_LOG_VARIANCE = 10.0
 
 
-@dataclass(frozen=True)
-class Cvae:
-    """One autoencoder, seen in two ways that share their variables.
-
-    Attributes:
-        network: uint8 (B, h, w, 1) → float32 (B, 1), the calibrated anomaly score as a logit. Holds every variable but
-            beta, the decoder's too: its weights file is all that scoring and error maps need. Deterministic: it
-            decodes the mean of the latent distribution.
-        trained: uint8 (B, h, w, 1) → float32 (B, 2), the two terms of the loss above; the loss is their sum. In
-            training the latent vector is sampled, with a seeded generator.
-        beta: Keras variable, weight of the KL term.
-    """
-
-    network: Any
-    trained: Any
-    beta: Any
-
-
-def build_cvae(config: CvaeConfig, image: ImageConfig) -> Cvae:
-    """Build the autoencoder with random weights; convolutions follow Keras' global precision, losses are float32.
+def build_cvae(config: CvaeConfig, image: ImageConfig) -> Any:
+    """Build the autoencoder with random weights; convolutions follow Keras' global precision, errors are float32.
 
     Args:
-        config: latent size, filters, beta.
+        config: latent size and filters.
         image: size of the input, any height and width.
+
+    Returns:
+        keras.Model: uint8 (B, h, w, 1) → float32 (B, 1), the calibrated anomaly score as a logit. Its variables, the
+        decoder's too, are all that scoring and error maps need. It decodes the mean of the latent distribution; in
+        training the latent vector is sampled, with a seeded generator.
     """
     keras = require("keras", "train")
     layers, ops, own = keras.layers, keras.ops, _own_layers()
     picture = keras.Input((image.height, image.width, 1), dtype="uint8", name="picture")
     reduced = _reduce(layers, picture)
-    rows, columns = reduced.shape[1:3]
-    pad_rows, pad_columns = -rows % 2**STAGES, -columns % 2**STAGES
-    padded = layers.ZeroPadding2D(((0, pad_rows), (0, pad_columns)), name="pad")(reduced)
+    margin = [(0, -size % 2**STAGES) for size in reduced.shape[1:3]]
+    padded = layers.ZeroPadding2D(margin, name="pad")(reduced)
 
     features = _encode(layers, padded, config.filters)
     flat = layers.Flatten(name="flatten")(features)
     mean = layers.Dense(config.latent, dtype="float32", name="latent_mean")(flat)
     # Zero at first: every latent starts with variance 1, and so with a KL term that is finite.
     spread = layers.Dense(config.latent, kernel_initializer="zeros", dtype="float32", name="latent_log_variance")(flat)
-    spread = ops.clip(spread, -_LOG_VARIANCE, _LOG_VARIANCE)
-    latent = own.Sample(name="sample", dtype="float32")([mean, spread])
+    latent = own.Sample(name="sample", dtype="float32")([mean, clipped(spread)])
     decoded = _decode(keras, latent, features.shape[1:], config.filters)
-    crop = layers.Cropping2D(((0, pad_rows), (0, pad_columns)), dtype="float32", name="reconstruction")
+    crop = layers.Cropping2D(margin, dtype="float32", name="reconstruction")
     reconstruction = crop(decoded)
 
     standardise = own.Standardise(name="standardise", dtype="float32")
-    squared, log_variance = standardise(ops.square(reduced - reconstruction))
-    likelihood = 0.5 * (ops.mean(squared, axis=(1, 2)) + log_variance + math.log(2 * math.pi))
-    divergence = 0.5 * ops.sum(ops.square(mean) + ops.exp(spread) - 1 - spread, axis=-1, keepdims=True)
-    weighted = own.Weight(config.beta, name="beta", dtype="float32")(divergence)
-    terms = ops.concatenate([likelihood, weighted / (rows * columns)], axis=-1)
-
+    squared, _ = standardise(ops.square(reduced - reconstruction))
     inside = own.Inside(name="inside", dtype="float32")(reduced)
     score = anomaly_score(squared, inside)
     identity = {"kernel_initializer": "ones", "bias_initializer": "zeros", "trainable": False, "dtype": "float32"}
     logit = layers.Dense(1, name="logit", **identity)(score)
 
-    network = keras.Model(picture, logit, name="cvae")
-    trained = keras.Model(picture, terms, name="cvae_trained")
-    return Cvae(network, trained, trained.get_layer("beta").factor)
+    return keras.Model(picture, logit, name="cvae")
 
 
 def error_model(network: Any) -> Any:
     """Where a score comes from, from the network alone, e.g. one that came out of a bundle.
 
     Args:
-        network: `Cvae.network`.
+        network: from `build_cvae`.
 
     Returns:
         keras.Model on uint8 (B, h, w, 1) that shares the network's variables: the error map |reduced picture -
@@ -237,24 +204,18 @@ def _own_layers() -> SimpleNamespace:
                 self.variance.assign(self.variance + step)
             return squared / variance, ops.log(variance)
 
-    class Weight(base):
-        """Multiplies by a variable that is set from outside."""
-
-        def __init__(self, value: float, **kwargs: Any) -> None:
-            super().__init__(**kwargs)
-            initial = keras.initializers.Constant(value)
-            self.factor = self.add_weight(name="factor", shape=(), initializer=initial, trainable=False, autocast=False)
-
-        def call(self, inputs: Any) -> Any:
-            return inputs * self.factor
-
     class Inside(base):
         """Reduced pictures → 1 inside the breast, 0 elsewhere."""
 
         def call(self, reduced: Any) -> Any:
             return inside_breast(reduced)
 
-    return SimpleNamespace(Sample=Sample, Standardise=Standardise, Weight=Weight, Inside=Inside)
+    return SimpleNamespace(Sample=Sample, Standardise=Standardise, Inside=Inside)
+
+
+def clipped(spread: Any) -> Any:
+    """The latent's log variance within plus and minus 10: exp() stays finite."""
+    return require("keras", "train").ops.clip(spread, -_LOG_VARIANCE, _LOG_VARIANCE)
 
 
 def inside_breast(reduced: Any) -> Any:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -39,13 +38,11 @@ class Part(NamedTuple):
     attention: str | None
 
 
-@dataclass
-class _Scorer:
-    """A member at work. `proof` is Keras' own run while OpenVINO's is to be compared with it, else None."""
+class _Scorer(NamedTuple):
+    """A member at work: pictures → its raw outputs, and the number of its part."""
 
     member: Member
     run: Run
-    proof: Run | None
     part: int
 
 
@@ -88,23 +85,18 @@ class Ensemble:
                 )
         self._batch_size, self._flip, self._runtime, self._say = batch_size, tta == "flip", runtime, say
         self._scorers: list[_Scorer] = []
-        weights: list[float] = []
-        attentive: list[bool] = []
+        self.parts: list[Part] = []
         for member in members:
             network = load_model(member.bundle)
-            breast_level = network.output_shape[-1] == 2
-            if breast_level or False not in attentive:
-                weights.append(0.0)
-                attentive.append(breast_level)
-            part = len(attentive) - 1 if breast_level else attentive.index(False)
-            weights[part] += member.weight
-            self._scorers.append(self._at_work(member, network, part))
-        self.parts = [
-            Part(weight, "score" + suffix, "attention" + suffix if attention else None)
-            for weight, attention, suffix in zip(
-                weights, attentive, ["", *(f"_{n}" for n in range(1, len(weights)))], strict=True
-            )
-        ]
+            attentive = network.output_shape[-1] == 2
+            shared = (n for n, part in enumerate(self.parts) if not attentive and part.attention is None)
+            number = next(shared, len(self.parts))
+            if number == len(self.parts):
+                suffix = f"_{number}" if number else ""
+                self.parts.append(Part(0.0, "score" + suffix, "attention" + suffix if attentive else None))
+            part = self.parts[number]
+            self.parts[number] = part._replace(weight=part.weight + member.weight)
+            self._scorers.append(_Scorer(member, self._runner(member, network), number))
         self.columns = [name for part in self.parts for name in (part.score, part.attention) if name is not None]
 
     def score(self, images: np.ndarray) -> np.ndarray:
@@ -122,22 +114,23 @@ class Ensemble:
         """
         padded = np.zeros((self._batch_size, *images.shape[1:]), np.uint8)
         padded[: len(images)] = images
-        for scorer in self._scorers:
-            if scorer.proof is not None:
-                self._prove(scorer, scorer.proof, padded, len(images))
-        mirrored = np.ascontiguousarray(padded[:, ::-1]) if self._flip else None
-        means: dict[str, list[tuple[float, np.ndarray]]] = {name: [] for name in self.columns}
-        for scorer in self._scorers:
-            outputs = scorer.run(padded)[: len(images)].astype(np.float64)
-            if mirrored is not None:
-                outputs = (outputs + scorer.run(mirrored)[: len(images)]) / 2
-            if not np.isfinite(outputs).all():
-                raise BundleError(f"{scorer.member.bundle.path}: its network's output is not finite. Train again.")
-            part = self.parts[scorer.part]
-            means[part.score].append((scorer.member.weight, expit(outputs[:, 0])))
-            if part.attention is not None:
-                means[part.attention].append((scorer.member.weight, outputs[:, 1]))
-        return np.stack([_mean(values, len(images)) for values in means.values()], axis=1)
+        views = [padded, np.ascontiguousarray(padded[:, ::-1])] if self._flip else [padded]
+        means: list[np.ndarray] = []
+        for number, part in enumerate(self.parts):
+            scorers = [scorer for scorer in self._scorers if scorer.part == number]
+            total = sum(scorer.member.weight for scorer in scorers)
+            shares = [scorer.member.weight / total * self._columns(scorer, views, len(images)) for scorer in scorers]
+            empty = np.full((len(images), 1 if part.attention is None else 2), np.nan)
+            means.append(np.sum(shares, axis=0) if shares else empty)
+        return np.concatenate(means, axis=1)
+
+    def _columns(self, scorer: _Scorer, views: Sequence[np.ndarray], rows: int) -> np.ndarray:
+        """A member's score, and its attention if it has one: float64 (N, 1) or (N, 2)."""
+        outputs = np.mean([scorer.run(view)[:rows].astype(np.float64) for view in views], axis=0)
+        if not np.isfinite(outputs).all():
+            raise BundleError(f"{scorer.member.bundle.path}: its network's output is not finite. Train again.")
+        outputs[:, 0] = expit(outputs[:, 0])
+        return outputs
 
     def lighten(self) -> str | None:
         """Give up the work that is missed least: first TTA, then the member of least weight (of equals, the last).
@@ -154,28 +147,38 @@ class Ensemble:
         last = max(index for index, scorer in enumerate(self._scorers) if scorer.member.weight == least)
         return str(self._scorers.pop(last).member.bundle.path)
 
-    def _at_work(self, member: Member, network: Any, part: int) -> _Scorer:
+    def _runner(self, member: Member, network: Any) -> Run:
+        """A member's network by the runtime that was asked for, or by Keras where that cannot take it."""
+
         def keras(pictures: np.ndarray) -> np.ndarray:
             return np.asarray(network.predict_on_batch(pictures))
 
-        if self._runtime == "openvino":
-            try:
-                return _Scorer(member, compile_openvino(network, self._batch_size), keras, part)
-            except Exception as error:  # whatever a converter raises: Keras scores all the same
-                why = f"{type(error).__name__}: {one_line(error)}"
-                self._say(f"{member.bundle.path}: openvino cannot take it, Keras scores ({why})")
-        return _Scorer(member, keras, None, part)
+        if self._runtime == "keras":
+            return keras
+        try:
+            fast = compile_openvino(network, self._batch_size)
+        except Exception as error:  # whatever a converter raises: Keras scores all the same
+            why = f"{type(error).__name__}: {one_line(error)}"
+            self._say(f"{member.bundle.path}: openvino cannot take it, Keras scores ({why})")
+            return keras
+        return believed(fast, keras, lambda said: self._say(f"{member.bundle.path}: openvino {said}"))
 
-    def _prove(self, scorer: _Scorer, keras: Run, batch: np.ndarray, rows: int) -> None:
-        """Compare OpenVINO with Keras on real pictures; what differs too much is left to Keras."""
-        difference = score_difference(keras(batch)[:rows], scorer.run(batch)[:rows])
-        if difference <= TOLERANCE:
-            said = f"openvino scores as Keras does: at most {difference:.1e} apart on {rows} pictures"
-        else:
-            said = f"openvino differs from Keras by {difference:.1e}, more than {TOLERANCE:g}: Keras scores"
-            scorer.run = keras
-        scorer.proof = None
-        self._say(f"{scorer.member.bundle.path}: {said}")
+
+def believed(fast: Run, sure: Run, say: Callable[[str], None]) -> Run:
+    """`fast` from the first batch on which it has scored as `sure` does, else `sure`; says which."""
+    chosen: list[Run] = []
+
+    def run(pictures: np.ndarray) -> np.ndarray:
+        if not chosen:
+            difference = score_difference(sure(pictures), fast(pictures))
+            chosen.append(fast if difference <= TOLERANCE else sure)
+            if chosen[0] is fast:
+                say(f"scores as Keras does: at most {difference:.1e} apart on the first batch")
+            else:
+                say(f"differs from Keras by {difference:.1e}, more than {TOLERANCE:g}: Keras scores")
+        return chosen[0](pictures)
+
+    return run
 
 
 def compile_openvino(network: Any, batch_size: int) -> Run:
@@ -217,11 +220,3 @@ def score_difference(wanted: np.ndarray, got: np.ndarray) -> float:
     differences = [np.abs(expit(wanted[:, 0]) - expit(got[:, 0])), *(np.abs(wanted - got).T[1:] / 4)]
     largest = float(np.max(differences))
     return round(largest, 12) if np.isfinite(largest) else float("inf")
-
-
-def _mean(values: Sequence[tuple[float, np.ndarray]], rows: int) -> np.ndarray:
-    """Weighted mean; NaN where there is nothing to average."""
-    if not values:
-        return np.full(rows, np.nan)
-    total = sum(weight for weight, _ in values)
-    return np.sum([weight / total * column for weight, column in values], axis=0)

@@ -7,9 +7,9 @@ calibration of the blended scores, how these were chosen and what they scored ou
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from rsna_kit.competition.paths import find_inputs
@@ -89,44 +89,30 @@ def open_list(folder: Path) -> Members:
         BundleError: the list is missing, not JSON, of another format or has a value that is none; a bundle is missing,
             was changed since the list was written, or is damaged. Names the file and what to do.
     """
-    path = folder / LIST
+    path, again = folder / LIST, "Run rsna-kit blend again."
     content = read_object(path, "Make it with: rsna-kit blend")
     if content.get("format_version") != FORMAT_VERSION:
-        raise BundleError(
-            f"{path}: got format version {content.get('format_version')}, expected {FORMAT_VERSION}. Run rsna-kit "
-            "blend again."
-        )
-    rows, tta, threshold = (content.get(name) for name in ("members", "tta", "threshold"))
-    if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
-        raise BundleError(f"{path}: 'members' lists no bundle, expected at least one. Run rsna-kit blend again.")
-    if tta not in ("none", "flip"):
-        raise BundleError(f"{path}: tta is {tta!r}, expected none or flip")
-    if not is_score(threshold):
-        raise BundleError(f"{path}: threshold is {threshold!r}, expected a number from 0 to 1")
-    members = [_open_row(path, row) for row in rows]
-    digests = [member.bundle.metadata["sha256"][WEIGHTS] for member in members]
-    if len(set(digests)) < len(digests):
-        raise BundleError(f"{path}: names the same weights twice, expected each bundle once. Run rsna-kit blend again.")
-    total = sum(member.weight for member in members)
-    shares = tuple(Member(member.bundle, member.weight / total) for member in members)
-    return Members(shares, float(threshold), str(tta), path, content.get("calibration"))
-
-
-def _open_row(path: Path, row: Mapping[str, Any]) -> Member:
-    name, weight, sha256 = (row.get(key) for key in ("bundle", "weight", "sha256"))
-    if not isinstance(name, str) or PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
-        raise BundleError(f"{path}: bundle is {name!r}, expected a folder beside the list, such as bundles/fold0")
-    if not is_score(weight) or weight == 0:
-        raise BundleError(f"{path}: the weight of {name} is {weight!r}, expected a number of more than 0, at most 1")
-    metadata = path.parent / name / METADATA
-    if not metadata.is_file():
-        raise BundleError(f"{path} names the bundle {name}, but {metadata} is not there. Copy the whole folder again.")
-    if not isinstance(sha256, dict) or sha256_file(metadata) != sha256.get(METADATA):
-        raise BundleError(
-            f"{path} names the bundle {name}, but {metadata} has changed since: its sha256 is another. "
-            "Copy the whole folder again, or run rsna-kit blend again."
-        )
-    return Member(open_bundle(path.parent / name), float(weight))
+        version = content.get("format_version")
+        raise BundleError(f"{path}: got format version {version}, expected {FORMAT_VERSION}. {again}")
+    try:
+        rows = [(str(row["bundle"]), row["weight"], row["sha256"][METADATA]) for row in content["members"]]
+        tta, threshold = content["tta"], content["threshold"]
+    except (KeyError, TypeError) as error:
+        raise BundleError(f"{path}: not as blend writes it: {type(error).__name__} {error}. {again}") from error
+    if not rows or tta not in ("none", "flip") or not all(map(is_score, (threshold, *(row[1] for row in rows)))):
+        said = f"members {[row[:2] for row in rows]}, tta {tta!r}, threshold {threshold!r}"
+        raise BundleError(f"{path}: got {said:.300}; expected bundles, weights and a threshold from 0 to 1. {again}")
+    members, total = [], sum(weight for _, weight, _ in rows)
+    for name, weight, sha256 in rows:
+        metadata = folder / name / METADATA
+        if not metadata.is_file() or sha256_file(metadata) != sha256:
+            what = "has changed since: its sha256 is another" if metadata.is_file() else "is not there"
+            raise BundleError(
+                f"{path} names the bundle {name}, but {metadata} {what}. Copy the whole folder again, or run rsna-kit "
+                "blend again."
+            )
+        members.append(Member(open_bundle(folder / name), weight / total))
+    return Members(tuple(members), float(threshold), tta, path, content.get("calibration"))
 
 
 def open_members(paths: Sequence[Path], say: Callable[[str], None]) -> Members:
@@ -141,23 +127,22 @@ def open_members(paths: Sequence[Path], say: Callable[[str], None]) -> Members:
             is not whole.
     """
     listing = {path: find_inputs(LIST, path) for path in paths}
-    below = {path: find_inputs("metadata.json", path) for path in paths}
-    lists = {sha256_file(folder / LIST): folder for found in listing.values() for folder in found}
-    folders = [folder for found in below.values() for folder in found]
+    below = {path: find_inputs(METADATA, path) for path in paths}
     empty = [str(path) for path in paths if not below[path] and not listing[path]]
     if empty or not paths:  # a run without one of those asked for would score, and nobody would notice
         places = ", ".join(empty) or "none"
         raise BundleError(
             f"no bundle (a folder with metadata.json) found in: {places}. Give folders that train or blend wrote."
         )
+    lists = {sha256_file(folder / LIST): folder for found in listing.values() for folder in found}
+    folders = [folder for found in below.values() for folder in found]
     if not lists:
         return equal_members(folders)
     if len(lists) > 1:
         raise BundleError(f"{len(lists)} lists found: {', '.join(str(f / LIST) for f in lists.values())}. Give one.")
     chosen = open_list(next(iter(lists.values())))
-    listed = {sha256_file(member.bundle.path / "metadata.json") for member in chosen.members}
-    strangers = [str(folder) for folder in folders if sha256_file(folder / "metadata.json") not in listed]
-    if strangers:
+    listed = {sha256_file(member.bundle.path / METADATA) for member in chosen.members}
+    if strangers := [str(folder) for folder in folders if sha256_file(folder / METADATA) not in listed]:
         raise BundleError(
             f"{chosen.source} does not name {', '.join(strangers)}. Give the list alone, or bundles without a list."
         )

@@ -31,7 +31,7 @@ def build_network(config: Config, image: ImageConfig) -> Any:
         UsageError: an unknown backbone or pooling of views, or a picture of less than 32 pixels either way.
     """
     if config.model.kind == "cvae":
-        return build_cvae(config.cvae, image).network
+        return build_cvae(config.cvae, image)
     classifier = build_classifier(config.model, image)
     return with_attention(classifier, config.model.view_pool) if config.model.kind == "breast" else classifier
 

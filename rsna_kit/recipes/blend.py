@@ -20,7 +20,7 @@ from rsna_kit.runtime.files import sha256_file, write_bytes, write_csv, write_js
 from rsna_kit.runtime.hardware import commit
 from rsna_kit.scoring.blend import blend_out_of_fold, choose_weights
 from rsna_kit.scoring.calibration import calibrate
-from rsna_kit.scoring.intervals import bootstrap, paired, shown
+from rsna_kit.scoring.intervals import bootstrap, shown
 from rsna_kit.scoring.threshold import choose_threshold, with_calls
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def blend(out: Path, models: Sequence[Path], settings: InferConfig, events: Even
     worth = {name: {m: i.as_dict() for m, i in bootstrap(table, _METRICS).items()} for name, table in judged.items()}
     for name, found in worth.items():
         events.say(f"  {name}: " + ", ".join(f"{metric} {shown(interval)}" for metric, interval in found.items()))
-    gain = paired(judged[MEAN], judged[WEIGHTED], ["roc_auc"])["roc_auc"]
+    gain = bootstrap(judged[WEIGHTED], ["roc_auc"], against=judged[MEAN])["roc_auc"]
     kept = WEIGHTED if gain.value > 0 else MEAN
     chosen = choose_weights(labels, scores) if kept == WEIGHTED else np.full(len(names), 1 / len(names))
     weights = dict(zip(names, chosen.tolist(), strict=True))

@@ -5,8 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +16,7 @@ import pandas as pd
 from rsna_kit.competition.paths import Competition, find_competition
 from rsna_kit.competition.submission import check_submission, expected_ids, prior_submission, write_submission
 from rsna_kit.competition.tables import read_sample, read_test
-from rsna_kit.config import PRIOR, DecodeConfig, ImageConfig, InferConfig
+from rsna_kit.config import PRIOR, DecodeConfig, InferConfig
 from rsna_kit.runtime.clock import Clock, format_duration
 from rsna_kit.runtime.errors import TableError, UsageError
 from rsna_kit.runtime.events import Events
@@ -28,7 +27,6 @@ from rsna_kit.scoring.ledger import ScoreLedger
 if TYPE_CHECKING:
     from rsna_kit.imaging.pace import Pace
     from rsna_kit.imaging.stream import Outcome
-    from rsna_kit.models.ensemble import Ensemble
     from rsna_kit.models.members import Members
 
 SAVE_EVERY_S = 60.0  # how often the scores so far are written
@@ -82,7 +80,7 @@ def infer(
     competition = find_competition(where)
     test, sample = _read_tables(competition, out, events)
     events.say(f"infer: {len(test)} images, {len(sample)} breasts")
-    scoring = _open_scoring(out, test, sample, bundle_paths, settings, exact, events)
+    scoring = _Scoring(out, (test, sample), bundle_paths, settings, exact, events)
     left = _ordered(test[[not scoring.ledger.done(image_id) for image_id in test["image_id"]]], attempt)
     if len(left) < len(test):
         events.say(f"resuming: {len(test) - len(left)} images are done")
@@ -94,20 +92,40 @@ def infer(
     return _summary(scoring, breasts, settings, clock, events)
 
 
-@dataclass
 class _Scoring:
-    """What a run scores, with which networks, and what it has so far; `before` is what earlier runs gave up."""
+    """What a run scores, with which networks, and what it and an earlier run with the same ones have so far."""
 
-    out: Path
-    test: pd.DataFrame
-    sample: pd.DataFrame
-    members: Members
-    calibration: Calibration | None
-    image: ImageConfig
-    ensemble: Ensemble
-    ledger: ScoreLedger
-    before: Mapping[str, Any]
-    tta: str
+    def __init__(
+        self,
+        out: Path,
+        tables: tuple[pd.DataFrame, pd.DataFrame],
+        bundle_paths: Sequence[Path],
+        settings: InferConfig,
+        exact: bool,
+        events: Events,
+    ) -> None:
+        from rsna_kit.models.ensemble import Ensemble
+        from rsna_kit.models.members import common_image, open_members
+
+        self.out, (self.test, self.sample) = out, tables
+        self.members = open_members(bundle_paths, events.say)
+        self.image = common_image([member.bundle for member in self.members.members])
+        if exact and self.image.decode != "exact":
+            events.say("--exact: every pixel is decoded, though the bundles were trained on reduced JPEG 2000")
+            self.image = dataclasses.replace(self.image, decode="exact")
+        self.tta = "flip" if "flip" in (settings.tta, self.members.tta) else "none"
+        self.ensemble = Ensemble(self.members.members, settings.batch_size, self.tta, settings.runtime, events.say)
+        images = "\n".join(self.test["image_id"] + " " + self.test["prediction_id"])
+        identity = {
+            "bundles": [member.bundle.metadata["sha256"]["model.weights.h5"] for member in self.members.members],
+            "weights": [member.weight for member in self.members.members],
+            "tta": self.tta,
+            "images": hashlib.sha256(images.encode()).hexdigest()[:12],
+            "decode": self.image.decode,
+        }
+        self.ledger = ScoreLedger(out, identity, self.ensemble.columns)
+        self.before: dict[str, Any] = {"coarser": 0, "given_up": []} | self.ledger.given_up  # by earlier runs
+        self.calibration = _calibration(self.members, events)
 
     def add(self, batch: Sequence[Outcome]) -> None:
         """Score a batch; what has no picture is a failure."""
@@ -152,39 +170,6 @@ def _read_tables(competition: Competition, out: Path, events: Events) -> tuple[p
         sample = pd.DataFrame({"prediction_id": ids})
         _write_prior(out / "submission.csv", sample, events)
     return test, sample
-
-
-def _open_scoring(
-    out: Path,
-    test: pd.DataFrame,
-    sample: pd.DataFrame,
-    bundle_paths: Sequence[Path],
-    settings: InferConfig,
-    exact: bool,
-    events: Events,
-) -> _Scoring:
-    """Load the networks, and the scores that an earlier run with the same ones left."""
-    from rsna_kit.models.ensemble import Ensemble
-    from rsna_kit.models.members import common_image, open_members
-
-    members = open_members(bundle_paths, events.say)
-    image = common_image([member.bundle for member in members.members])
-    if exact and image.decode != "exact":
-        events.say("--exact: every pixel is decoded, though the bundles were trained on reduced JPEG 2000")
-        image = dataclasses.replace(image, decode="exact")
-    tta = "flip" if "flip" in (settings.tta, members.tta) else "none"
-    ensemble = Ensemble(members.members, settings.batch_size, tta, settings.runtime, events.say)
-    identity = {
-        "bundles": [member.bundle.metadata["sha256"]["model.weights.h5"] for member in members.members],
-        "weights": [member.weight for member in members.members],
-        "tta": tta,
-        "images": _fingerprint(test),
-        "decode": image.decode,
-    }
-    ledger = ScoreLedger(out, identity, ensemble.columns)
-    before = {"coarser": 0, "given_up": []} | ledger.given_up
-    calibration = _calibration(members, events)
-    return _Scoring(out, test, sample, members, calibration, image, ensemble, ledger, before, tta)
 
 
 def _score_images(
@@ -293,8 +278,3 @@ def _calibration(chosen: Members, events: Events) -> Calibration | None:
     elif chosen.source is None and any(member.bundle.calibration for member in chosen.members):
         events.say("scores.csv gets no column probability: the bundles differ in their calibration: blend them")
     return None
-
-
-def _fingerprint(test: pd.DataFrame) -> str:
-    """Which images the scores belong to."""
-    return hashlib.sha256("\n".join(test["image_id"] + " " + test["prediction_id"]).encode()).hexdigest()[:12]

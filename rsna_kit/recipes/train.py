@@ -12,12 +12,12 @@ import pandas as pd
 from rsna_kit.competition.folds import assign_folds, digest_patients, known_patients
 from rsna_kit.config import Config, ModelConfig, to_dict
 from rsna_kit.runtime.clock import Clock, format_duration
-from rsna_kit.runtime.errors import BundleError, MissingDependencyError, RsnaKitError, UsageError
+from rsna_kit.runtime.errors import BundleError, MissingDependencyError, RsnaKitError, UsageError, listed
 from rsna_kit.runtime.events import Events
 from rsna_kit.runtime.files import read_csv, write_csv, write_json
 from rsna_kit.scoring.breasts import to_breasts
 from rsna_kit.scoring.calibration import calibrate
-from rsna_kit.scoring.metrics import average_precision_score, pf1_score, roc_auc_score
+from rsna_kit.scoring.metrics import measure
 from rsna_kit.scoring.threshold import choose_threshold
 
 if TYPE_CHECKING:
@@ -117,9 +117,9 @@ def _train_fold(
     held = table["fold"] == fold
     if leaked := known_patients(seen, table.loc[held, "patient_id"]):
         events.say(
-            f"fold {fold}: starts from a network that has seen {len(leaked)} of the patients it is validated on "
-            f"({', '.join(leaked[:3])}{', …' if len(leaked) > 3 else ''}). Its scores would be too good. Give it its "
-            f"own: --fold {fold} --weights FOLDER/bundles/fold{fold}, dealt alike (folds, seed, hold_out)",
+            f"fold {fold}: starts from a network that has seen {listed(leaked, most=3)} of the patients it is "
+            f"validated on. Its scores would be too good. Give it its own: --fold {fold} --weights "
+            f"FOLDER/bundles/fold{fold}, dealt alike (folds, seed, hold_out)",
             kind="leak",
             fold=fold,
         )
@@ -160,9 +160,9 @@ def _conclude(out: Path, table: pd.DataFrame, config: Config, folds: list[int], 
         "folds": folds,
         "breasts": len(breasts),
         "positives": int(breasts["cancer"].sum()),
-        "roc_auc": roc_auc_score(breasts["cancer"], breasts["score"]),
-        "pr_auc": average_precision_score(breasts["cancer"], breasts["score"]),
-        "pf1_binary": pf1_score(breasts["cancer"], breasts["score"] >= threshold.value),
+        "roc_auc": measure("roc_auc", breasts["cancer"], breasts["score"]),
+        "pr_auc": measure("pr_auc", breasts["cancer"], breasts["score"]),
+        "pf1_binary": measure("pf1", breasts["cancer"], breasts["score"] >= threshold.value),
         "threshold": threshold.value,
     }
 
@@ -186,8 +186,7 @@ def _check_chosen(table: pd.DataFrame, chosen: Sequence[int], config: Config) ->
 def _validate(scores: pd.DataFrame, table: pd.DataFrame) -> dict[str, float]:
     """Validation metrics per breast of the scored images."""
     breasts = to_breasts(scores, table[table["image_id"].isin(scores["image_id"])])
-    metrics = {"roc_auc": roc_auc_score, "pr_auc": average_precision_score, "pf1": pf1_score}
-    return {name: metric(breasts["cancer"], breasts["score"]) for name, metric in metrics.items()}
+    return {name: measure(name, breasts["cancer"], breasts["score"]) for name in ("roc_auc", "pr_auc", "pf1")}
 
 
 def _find_start(model: ModelConfig, weights: Sequence[Path]) -> tuple[str, str]:

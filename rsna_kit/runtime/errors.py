@@ -86,6 +86,13 @@ def one_line(error: BaseException) -> str:
     return said if len(said) <= 400 else said[:399] + "…"
 
 
+def listed(names: Iterable[object], what: str = "", most: int = 5) -> str:
+    """`3 missing (a, b, c)` of names and what they are; at most so many of them."""
+    known = [str(name) for name in names]
+    shown = ", ".join(known[:most]) + (", …" if len(known) > most else "")
+    return f"{len(known)}{' ' + what if what else ''} ({shown})"
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """A sentence ` Did you mean 'x'?`, or an empty string when nothing known is close."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)

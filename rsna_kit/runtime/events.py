@@ -1,7 +1,7 @@
 """What a run tells: a JSON line for machines, one plain line for people, and progress with an ETA.
 
-People read stderr; stdout belongs to results. A terminal gets a bar (tqdm), a log gets a line at most
-every `LINE_EVERY_S` seconds. Every event is appended to `events.jsonl` when a path is given.
+People read stderr; stdout belongs to results. A terminal gets one line that is written over, a log a line at most every
+`LINE_EVERY_S` seconds. Every event is appended to `events.jsonl` when a path is given.
 """
 
 from __future__ import annotations
@@ -57,22 +57,16 @@ class Events:
 
 
 class Progress:
-    """A bar on a terminal, lines in a log. `advance` may be called from one thread only."""
+    """How far a loop has come. `advance` may be called from one thread only."""
 
     def __init__(self, events: Events, total: int, label: str, unit: str) -> None:
         self._events, self.total, self.label, self._unit = events, total, label, unit
         self.done = 0
         self._kinds: Counter[str] = Counter()
         self._start = self._last = time.monotonic()
-        self._bar: Any = None
+        self._terminal = events.stream.isatty()
 
     def __enter__(self) -> Progress:
-        if self._events.stream.isatty():
-            try:
-                from tqdm import tqdm
-            except Exception:  # absent, or broken in whatever way: lines do
-                return self
-            self._bar = tqdm(total=self.total, desc=self.label, unit=f" {self._unit}", file=self._events.stream)
         return self
 
     def advance(self, steps: int = 1, note: str = "", kind: str = "") -> None:
@@ -86,38 +80,24 @@ class Progress:
         """
         self.done += steps
         self._kinds[kind] += steps
-        if len(self._kinds) > 1:
-            rates = [f"{name} {count / self._elapsed_s():.1f}/s" for name, count in sorted(self._kinds.items())]
-            note = ", ".join([*rates, note] if note else rates)
-        if self._bar is not None:
-            if note:
-                self._bar.set_postfix_str(note, refresh=False)
-            self._bar.update(steps)
-            return
         now = time.monotonic()
-        if now - self._last >= LINE_EVERY_S:
-            self._last = now
-            self._line(note)
-
-    def _elapsed_s(self) -> float:
-        return max(time.monotonic() - self._start, 1e-9)
-
-    def _line(self, note: str = "") -> None:
-        rate = self.done / self._elapsed_s()
-        left = (self.total - self.done) / rate if rate > 0 else float("inf")
+        if now - self._last < (0.2 if self._terminal else LINE_EVERY_S):
+            return
+        self._last, elapsed = now, max(now - self._start, 1e-9)
         parts = [
-            f"{self.label}: {self.done}/{self.total} {self._unit}",
-            f"{rate:.1f}/s",
-            f"ETA {format_duration(left)}",
+            f"{self.done / elapsed:.1f}/s",
+            f"ETA {format_duration((self.total - self.done) * elapsed / self.done)}",
         ]
-        print(", ".join([*parts, note] if note else parts), file=self._events.stream, flush=True)
+        if len(self._kinds) > 1:
+            parts += [f"{name} {count / elapsed:.1f}/s" for name, count in sorted(self._kinds.items())]
+        self._line(", ".join(["", *parts, note] if note else ["", *parts]), "" if self._terminal else "\n")
+
+    def _line(self, text: str, end: str = "\n") -> None:
+        over = "\r\x1b[K" if self._terminal else ""  # to the line's beginning, and rub out what stands there
+        text = f"{over}{self.label}: {self.done}/{self.total} {self._unit}{text}"
+        print(text, end=end, file=self._events.stream, flush=True)
 
     def __exit__(self, *exc: object) -> None:
-        elapsed = self._elapsed_s()
-        if self._bar is not None:
-            self._bar.close()
-        else:
-            rate = self.done / elapsed
-            text = f"{self.label}: {self.done}/{self.total} {self._unit} in {format_duration(elapsed)} ({rate:.1f}/s)"
-            print(text, file=self._events.stream, flush=True)
+        elapsed = max(time.monotonic() - self._start, 1e-9)
+        self._line(f" in {format_duration(elapsed)} ({self.done / elapsed:.1f}/s)")
         self._events.record("progress", label=self.label, done=self.done, total=self.total, seconds=round(elapsed, 2))

@@ -8,23 +8,13 @@ import platform
 import shutil
 import subprocess
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-_PACKAGES = (
-    "numpy",
-    "pandas",
-    "pydicom",
-    "imagecodecs",
-    "dicomsdl",
-    "opencv-python-headless",
-    "tensorflow-cpu",
-    "tensorflow",
-    "keras",
-    "keras-cv",
-    "albumentations",
-    "scikit-learn",
-)
+# All that decide results.
+_PACKAGES = "numpy pandas pydicom imagecodecs dicomsdl opencv-python-headless albumentations scikit-learn"
+_PACKAGES += " tensorflow tensorflow-cpu keras keras-cv"
 
 
 def cpu_count() -> int:
@@ -59,14 +49,12 @@ def kaggle_image(etc: Path = Path("/etc")) -> str | None:
     return f"built {built}, source {source}"
 
 
-def versions(packages: Iterable[str] = _PACKAGES) -> dict[str, str]:
+def versions(packages: Iterable[str] = _PACKAGES.split()) -> dict[str, str]:
     """Versions of packages, by default of all that decide results; one that is absent is left out."""
     found = {}
     for name in packages:
-        try:
+        with suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     return found
 
 

@@ -16,24 +16,6 @@ from types import ModuleType
 
 from rsna_kit.runtime.errors import MissingDependencyError, UsageError, one_line
 
-# What changes results or keeps a run from its end without being asked for; `surroundings` names those that are set.
-_VARIABLES = (
-    "KERAS_BACKEND",
-    "KERAS_HOME",
-    "TF_USE_LEGACY_KERAS",
-    "TF_ENABLE_ONEDNN_OPTS",
-    "TF_DETERMINISTIC_OPS",
-    "TF_XLA_FLAGS",
-    "XLA_FLAGS",
-    "NVIDIA_TF32_OVERRIDE",
-    "CUDA_VISIBLE_DEVICES",
-    "JAX_PLATFORMS",
-    "JAX_ENABLE_X64",
-    "OMP_NUM_THREADS",
-    "PYTHONPATH",
-    "PYTHONUTF8",
-    "PYTHONIOENCODING",
-)
 _HEAVY = ("keras", "tensorflow")  # seconds to import: whoever needs them does, behind `check_surroundings`
 _LEAST = {"numpy": (2, 0), "pandas": (2, 2), "pydicom": (3, 0)}  # as pyproject.toml; others fail by themselves
 _KERAS = {"backend": ("tensorflow", "jax"), "image_data_format": ("channels_last",), "floatx": ("float32",)}
@@ -94,11 +76,6 @@ def settle() -> None:
     logging.getLogger("tensorflow").addFilter(_is_no_advice_on_tracing)
     if reconfigure := getattr(sys.stdout, "reconfigure", None):
         reconfigure(errors="backslashreplace")  # as standard error does anyway
-
-
-def surroundings() -> dict[str, str]:
-    """The settings of Keras, TensorFlow, XLA and Python that the environment brings, by name; see `_VARIABLES`."""
-    return {name: os.environ[name] for name in _VARIABLES if name in os.environ}
 
 
 def check_surroundings(modules: Iterable[str]) -> dict[str, str]:

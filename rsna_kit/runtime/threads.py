@@ -11,6 +11,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Future
 from typing import TypeVar
 
 _Item = TypeVar("_Item")
@@ -40,11 +41,16 @@ def in_daemons(
     """
     deadline = time.monotonic() + limit_s
     requests: queue.SimpleQueue[tuple[int, _Item] | None] = queue.SimpleQueue()
-    answers: queue.SimpleQueue[tuple[int, Callable[[], _Result]]] = queue.SimpleQueue()
+    answers: queue.SimpleQueue[tuple[int, Future[_Result]]] = queue.SimpleQueue()
 
     def work() -> None:
         while (request := requests.get()) is not None:
-            answers.put((request[0], _outcome(function, request[1])))
+            outcome: Future[_Result] = Future()
+            try:
+                outcome.set_result(function(request[1]))
+            except BaseException as error:  # an exit, too: in a thread nobody would see it
+                outcome.set_exception(error)
+            answers.put((request[0], outcome))
 
     source, exhausted, under_way, threads = enumerate(items), False, 0, 0
     try:
@@ -66,7 +72,7 @@ def in_daemons(
             except queue.Empty:
                 return
             under_way -= 1
-            yield number, outcome()
+            yield number, outcome.result()
     finally:
         try:
             while True:
@@ -75,17 +81,3 @@ def in_daemons(
             pass
         for _ in range(threads):
             requests.put(None)
-
-
-def _outcome(function: Callable[[_Item], _Result], item: _Item) -> Callable[[], _Result]:
-    """What gives the result, or raises what the function raised."""
-    try:
-        result = function(item)
-    except BaseException as error:  # an exit, too: in a thread nobody would see it
-        caught = error
-
-        def fail() -> _Result:
-            raise caught
-
-        return fail
-    return lambda: result

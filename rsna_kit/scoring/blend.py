@@ -12,7 +12,7 @@ from math import comb
 
 import numpy as np
 
-from rsna_kit.scoring.metrics import roc_auc_score
+from rsna_kit.scoring.metrics import measure
 from rsna_kit.scoring.threshold import can_cross_fit, cross_fitted
 
 _FINEST = 20  # weights are multiples of 1 / 20 as long as there are few models
@@ -36,7 +36,7 @@ def choose_weights(labels: np.ndarray, scores: np.ndarray) -> np.ndarray:
     count = scores.shape[1]
     mean = np.full(count, 1 / count)
     points = sorted([mean, *_simplex(count)], key=lambda point: float(np.square(point - mean).sum()))
-    values = [roc_auc_score(labels, scores @ point) for point in points]
+    values = [measure("roc_auc", labels, scores @ point) for point in points]
     return points[int(np.argmax(np.round(values, 12)))]  # the first of equals is the nearest to the mean
 
 

@@ -19,7 +19,7 @@ import pandas as pd
 from numpy.typing import ArrayLike
 from scipy.special import expit, logit
 
-from rsna_kit.runtime.errors import TableError, did_you_mean
+from rsna_kit.runtime.errors import TableError, did_you_mean, listed
 
 _CARRIED = ("patient_id", "cancer")
 
@@ -168,7 +168,6 @@ def _need(frame: pd.DataFrame, names: Iterable[str], what: str) -> None:
 
 def refuse(ids: pd.Series, bad: pd.Series, message: str, noun: str = "images") -> None:
     """Raise when any `bad` is true; `message` gets the number and the first ids."""
-    names = ids[bad.to_numpy()].astype(str)
+    names = ids[bad.to_numpy()]
     if len(names):
-        shown = ", ".join(names.iloc[:5]) + (", …" if len(names) > 5 else "")
-        raise TableError(message.format(f"{len(names)} {noun} ({shown})") + ". Nothing was scored.")
+        raise TableError(message.format(listed(names, noun)) + ". Nothing was scored.")

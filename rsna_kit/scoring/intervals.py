@@ -9,7 +9,7 @@ patients of the same kind; it knows nothing of other hospitals, other machines o
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ from rsna_kit.runtime.errors import TableError, UsageError, did_you_mean
 from rsna_kit.scoring.metrics import METRICS, Ranking
 from rsna_kit.scoring.threshold import Threshold
 
+LEVEL = 0.95  # coverage: from the 2.5th to the 97.5th percentile
 _CELLS = 300_000  # patients x resamples drawn at once: 2.4 MB an array, which stays in the processor's cache
 
 
@@ -30,7 +31,6 @@ class Interval:
     value: float
     low: float
     high: float
-    level: float = 0.95
 
     def as_dict(self) -> dict[str, float | None]:
         """Value, low and high, ready for JSON: what is not defined becomes None."""
@@ -39,57 +39,36 @@ class Interval:
 
 
 def bootstrap(
-    breasts: pd.DataFrame, metrics: Iterable[str] = METRICS, resamples: int = 1000, seed: int = 0, level: float = 0.95
+    breasts: pd.DataFrame,
+    metrics: Iterable[str] = METRICS,
+    resamples: int = 1000,
+    seed: int = 0,
+    against: pd.DataFrame | None = None,
 ) -> dict[str, Interval]:
-    """Intervals of several metrics from the same resamples.
+    """95 % intervals of several metrics, or of their differences between two models, from the same resamples.
+
+    Every resample draws the same patients for both models, so what makes a patient easy or hard for both cancels, and
+    a difference can be clear although the intervals of the two values overlap. A resample on which a metric is not
+    defined (no positives drawn) does not count for that metric. With a single patient there is nothing to resample:
+    low and high are NaN.
 
     Args:
         breasts: `patient_id`, `cancer` (0/1), `score` and, for metrics of the calls, `called` (0/1).
         metrics: names of METRICS.
         resamples: number of draws, at least 1.
         seed: the same seed gives the same intervals.
-        level: coverage, 0.95 for the 2.5th to the 97.5th percentile.
-
-    A resample on which a metric is not defined (no positives drawn) does not count for that metric. With a single
-    patient there is nothing to resample: low and high are NaN.
+        against: another model on the same breasts, row by row: the intervals are those of breasts - against.
 
     Raises:
         TableError: labels, scores or patient ids that are none.
-        UsageError: an unknown metric, or resamples or a level that cannot be.
+        UsageError: an unknown metric, or no resamples.
 
     Example:
         >>> breasts = pd.DataFrame({"patient_id": list("abcd"), "cancer": [0, 1, 0, 1], "score": [0.1, 0.9, 0.2, 0.8]})
         >>> bootstrap(breasts, ["roc_auc"], resamples=20)["roc_auc"].low
         1.0
     """
-    return _intervals([breasts], metrics, resamples, seed, level)
-
-
-def paired(
-    first: pd.DataFrame,
-    second: pd.DataFrame,
-    metrics: Iterable[str] = METRICS,
-    resamples: int = 1000,
-    seed: int = 0,
-    level: float = 0.95,
-) -> dict[str, Interval]:
-    """Intervals of the differences second - first of two models on the same breasts, row by row.
-
-    Every resample draws the same patients for both models, so what makes a patient easy or hard for both cancels, and
-    a difference can be clear although the intervals of the two values overlap. The arguments are those of `bootstrap`.
-
-    Example:
-        >>> breasts = pd.DataFrame({"patient_id": list("abcd"), "cancer": [0, 1, 0, 1], "score": [0.1, 0.9, 0.2, 0.8]})
-        >>> paired(breasts, breasts, ["roc_auc"], resamples=20)["roc_auc"].high
-        0.0
-    """
-    return _intervals([first, second], metrics, resamples, seed, level)
-
-
-def _intervals(
-    tables: Sequence[pd.DataFrame], metrics: Iterable[str], resamples: int, seed: int, level: float
-) -> dict[str, Interval]:
-    """Of every metric of one table, or of its difference between two."""
+    tables = [breasts] if against is None else [against, breasts]
     names = list(metrics)
     for name in names:
         if name not in METRICS:
@@ -97,8 +76,6 @@ def _intervals(
             raise UsageError(f"metric: got {name!r}, {known}")
     if resamples < 1:
         raise UsageError(f"resamples: got {resamples}, expected at least 1")
-    if not 0 < level < 1:
-        raise UsageError(f"level: got {level}, expected a share between 0 and 1 such as 0.95")
     missing = int(tables[0]["patient_id"].isna().sum())
     if missing:
         raise TableError(f"patients: {missing} of {len(tables[0])} ids are missing, expected one for each breast")
@@ -124,20 +101,19 @@ def _intervals(
         defined = defined[~np.isnan(defined)]
         low, high = (math.nan, math.nan)
         if defined.size and not math.isnan(value):
-            low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2]).tolist()
-        found[name] = Interval(float(value), low, high, level)
+            low, high = np.quantile(defined, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]).tolist()
+        found[name] = Interval(float(value), low, high)
     return found
 
 
-def summarise(
-    breasts: pd.DataFrame, threshold: float | Threshold, level: float = 0.95, resamples: int = 1000, seed: int = 0
-) -> dict[str, Any]:
+def summarise(breasts: pd.DataFrame, threshold: float | Threshold, resamples: int = 1000) -> dict[str, Any]:
     """Every metric of the breasts with its interval by patient, ready for JSON.
 
     Args:
         breasts: one row a breast, `patient_id`, `cancer` (0/1), `score` (in [0, 1]), as
             `rsna_kit.scoring.predictions.read_predictions` gives them.
         threshold: the decision rule; a `Threshold` also records its plateau.
+        resamples: as for `bootstrap`.
 
     Returns:
         `counts` (breasts, patients, positives, prevalence), `metrics` (name → value, low, high; None where
@@ -150,7 +126,7 @@ def summarise(
     rule = asdict(threshold) if isinstance(threshold, Threshold) else {"value": float(threshold)}
     called = (breasts["score"] >= rule["value"]).astype("int8")
     rule.setdefault("quantile", float(1 - called.mean()))
-    intervals = bootstrap(breasts.assign(called=called), METRICS, resamples, seed, level)
+    intervals = bootstrap(breasts.assign(called=called), METRICS, resamples)
     cancer = breasts["cancer"] == 1
     confusion = {
         "tp": cancer & (called == 1),
@@ -168,7 +144,7 @@ def summarise(
         "metrics": {name: interval.as_dict() for name, interval in intervals.items()},
         "confusion": {name: int(rows.sum()) for name, rows in confusion.items()},
         "threshold": rule,
-        "interval": {"level": level, "resamples": resamples, "seed": seed},
+        "interval": {"level": LEVEL, "resamples": resamples, "seed": 0},
     }
 
 

@@ -10,7 +10,6 @@ others higher is better. One that is not defined (no positives, say) is NaN.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -21,10 +20,6 @@ from scipy import sparse
 from rsna_kit.runtime.errors import TableError
 
 RECALL_RATE = 0.015  # of the competition's winner (Chen et al., Radiology, August 2025)
-
-
-class UndefinedMetricWarning(RuntimeWarning):
-    """A metric has no value on this data (one class is absent)."""
 
 
 @dataclass(frozen=True)
@@ -208,34 +203,14 @@ METRICS: Mapping[str, Metric] = {
 }
 
 
-def pf1_score(y_true: ArrayLike, y_score: ArrayLike) -> float:
-    """The competition's probabilistic F1, of scores or of 0/1 calls. 0.0 without positives, with a warning.
+def measure(name: str, y_true: ArrayLike, y_score: ArrayLike, called: ArrayLike | None = None) -> float:
+    """One of METRICS of one table, NaN where it is not defined; the arguments are those of `Ranking`.
 
     Example:
-        >>> round(pf1_score([1, 0], [0.8, 0.4]), 4)
+        >>> round(measure("pf1", [1, 0], [0.8, 0.4]), 4)
         0.7273
     """
-    return _defined(pf1(Ranking(y_true, y_score).counts()), "pF1", "no positives", 0.0)
-
-
-def roc_auc_score(y_true: ArrayLike, y_score: ArrayLike) -> float:
-    """Area under the ROC curve, ties counted half. 0.5 when one class is absent, with a warning.
-
-    Example:
-        >>> roc_auc_score([0, 0, 1], [0.1, 0.5, 0.5])
-        0.75
-    """
-    return _defined(roc_auc(Ranking(y_true, y_score).counts()), "ROC-AUC", "one class is absent", 0.5)
-
-
-def average_precision_score(y_true: ArrayLike, y_score: ArrayLike) -> float:
-    """Area under the precision-recall curve as a sum of steps. 0.0 without positives, with a warning.
-
-    Example:
-        >>> round(average_precision_score([1, 0, 1], [0.9, 0.8, 0.7]), 4)
-        0.8333
-    """
-    return _defined(average_precision(Ranking(y_true, y_score).counts()), "average precision", "no positives", 0.0)
+    return float(METRICS[name].measure(Ranking(y_true, y_score, called).counts()))
 
 
 def f1_curve(y_true: ArrayLike, y_score: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
@@ -263,11 +238,3 @@ def _divide(top: np.ndarray, bottom: np.ndarray) -> np.ndarray:
 def _mean(counts: Counts, values: np.ndarray) -> np.ndarray:
     """The mean over all breasts of numbers of shape (N,)."""
     return _divide(counts.total(values), counts.positives + counts.negatives)
-
-
-def _defined(value: np.ndarray, name: str, reason: str, otherwise: float) -> float:
-    """A float, or `otherwise` with a warning when `value` is NaN."""
-    if np.isnan(value):
-        warnings.warn(f"{name} is not defined ({reason}): {otherwise} returned", UndefinedMetricWarning, stacklevel=3)
-        return otherwise
-    return float(value)

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from rsna_kit.runtime.errors import RsnaKitError
+from rsna_kit.runtime.errors import RsnaKitError, listed
 from rsna_kit.runtime.files import read_json, sha256_file, write_json
 
 CONTENTS = "contents.json"
@@ -25,14 +25,14 @@ def write_contents(folder: Path, said: Mapping[str, Any], files: Iterable[str]) 
         What was written: `said`, `bytes`, `sha256` (over all names and files: the same files, the same digest) and
         `files`.
     """
-    listed = {
+    entries = {
         name: {"bytes": (folder / name).stat().st_size, "sha256": sha256_file(folder / name)} for name in sorted(files)
     }
     content = {
         **said,
-        "bytes": sum(entry["bytes"] for entry in listed.values()),
-        "sha256": _digest(listed),
-        "files": listed,
+        "bytes": sum(entry["bytes"] for entry in entries.values()),
+        "sha256": _digest(entries),
+        "files": entries,
     }
     write_json(folder / CONTENTS, content)
     return content
@@ -54,34 +54,27 @@ def check_contents(folder: Path, digests: bool) -> dict[str, Any]:
     again = "Build the dataset again (scripts/build), upload it, and attach the new version."
     try:
         content: dict[str, Any] = read_json(folder / CONTENTS)
-        listed = content["files"]
-        whole = _digest(listed) == content["sha256"]
+        files = content["files"]
+        whole = _digest(files) == content["sha256"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise RsnaKitError(f"{folder / CONTENTS}: no list of a built folder ({error}). {again}") from error
     if not whole:
         raise RsnaKitError(f"{folder / CONTENTS}: damaged: its digest is not the one it says. {again}")
-    missing = [name for name in listed if not (folder / name).is_file()]
+    missing = [name for name in files if not (folder / name).is_file()]
     if missing:
         raise RsnaKitError(
-            f"{folder}: {_some(missing)} of {len(listed)} files missing, so the upload failed in part. {again}"
+            f"{folder}: {listed(missing)} of {len(files)} files missing, so the upload failed in part. {again}"
         )
-    other = [name for name, entry in listed.items() if not _same(folder / name, entry, digests)]
+    other = [
+        name
+        for name, entry in files.items()
+        if (folder / name).stat().st_size != entry["bytes"]
+        or (digests and sha256_file(folder / name) != entry["sha256"])
+    ]
     if other:
-        raise RsnaKitError(f"{folder}: {_some(other)} damaged or exchanged: not as {CONTENTS} says. {again}")
+        raise RsnaKitError(f"{folder}: {listed(other)} damaged or exchanged: not as {CONTENTS} says. {again}")
     return content
 
 
-def _same(path: Path, entry: Mapping[str, Any], digests: bool) -> bool:
-    if path.stat().st_size != entry["bytes"]:
-        return False
-    return not digests or sha256_file(path) == entry["sha256"]
-
-
-def _digest(listed: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(listed, sort_keys=True).encode()).hexdigest()
-
-
-def _some(names: list[str]) -> str:
-    """`3 files (a, b, c)`."""
-    shown = ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
-    return f"{len(names)} ({shown})"
+def _digest(entries: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(entries, sort_keys=True).encode()).hexdigest()

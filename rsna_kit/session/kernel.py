@@ -11,7 +11,6 @@ import os
 import platform
 import signal
 import sys
-import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -26,8 +25,8 @@ from rsna_kit.runtime.errors import MissingDependencyError, RsnaKitError, UsageE
 from rsna_kit.runtime.events import Events
 from rsna_kit.runtime.files import read_json
 from rsna_kit.runtime.hardware import commit, cpu_count, gpus, kaggle_image, memory_gib, versions
-from rsna_kit.runtime.lazy import check_surroundings, settle, surroundings
-from rsna_kit.session.attempts import ATTEMPT, BEGAN, MOST_ATTEMPTS, count_rows, run_attempts, run_script
+from rsna_kit.runtime.lazy import check_surroundings, settle
+from rsna_kit.session.attempts import ATTEMPT, BEGAN, MOST_ATTEMPTS, count_rows, run_attempts
 from rsna_kit.session.contents import CONTENTS, check_contents
 from rsna_kit.session.offline import install_missing
 from rsna_kit.session.verdict import VERDICT, redacted, write_verdict
@@ -36,6 +35,8 @@ _ORDER = {"model": "the Kaggle Model", "kernel": "the output of the kernel", "da
 OUTPUT_BYTES = 20e9  # what /kaggle/working may hold at the end of a session
 _WHEELS = "rsna-wheels"
 _IN_WHEELS = {"dicomsdl", "imagecodecs"}
+# What the variables begin with that change what libraries do without being asked for.
+_OF_LIBRARIES = ("KERAS_", "TF_", "XLA_", "NVIDIA_TF32", "CUDA_VISIBLE", "JAX_", "OMP_", "PYTHON")
 
 
 class Session:
@@ -78,35 +79,29 @@ class Session:
         Raises:
             RsnaKitError: an attached folder that is not whole, or a module in `needs` that nothing brings.
         """
-        image = kaggle_image()
-        self.facts = {
-            "commit": commit(),
-            "library": None,
-            "image": image,
-            "python": platform.python_version(),
-            "gpus": self.gpus,
-        }
-        self._say(f"kernel     {self.kernel}, {'the scoring run' if self.rerun else 'not the scoring run'}")
-        self._say(f"machine    {cpu_count()} cores, {memory_gib():.1f} GiB, GPU: {' + '.join(self.gpus) or 'none'}")
-        self._say(f"image      {f'Kaggle, {image}' if image else 'not Kaggle'}; Python {platform.python_version()}")
+        python, image, folder = platform.python_version(), kaggle_image(), Path(rsna_kit.__file__).parents[1]
+        self.facts = {"commit": commit(), "library": None, "image": image, "python": python, "gpus": self.gpus}
+        self._say("kernel", f"{self.kernel}, {'the scoring run' if self.rerun else 'not the scoring run'}")
+        self._say("machine", f"{cpu_count()} cores, {memory_gib():.1f} GiB, GPU: {' + '.join(self.gpus) or 'none'}")
+        self._say("image", f"{f'Kaggle, {image}' if image else 'not Kaggle'}; Python {python}")
         if not self.gpus and "REQUIRE_GPU" in self.settings:
-            self._say("NO GPU     whatever enable_gpu and machine_shape ask for, this session has none: slower")
-        self._say("attached   " + self.attached().replace("\n", "\n           "))
-        self._say("settings   " + " ".join(f"{name}={value!r}" for name, value in self.settings.items()))
+            self._say("NO GPU", "whatever enable_gpu and machine_shape ask for, this session has none: slower")
+        self._say("attached", self.attached().replace("\n", "\n           "))
+        self._say("settings", _pairs(self.settings))
         for source in self.sources:
             if (source.path / CONTENTS).is_file():
                 check_contents(source.path, digests=False)
-        folder = Path(rsna_kit.__file__).parents[1]
+        built = "a checkout"
         if (folder / CONTENTS).is_file():
             self.facts["library"] = check_contents(folder, digests=True)["sha256"]
-        built = f"sha256 {self.facts['library']}, whole" if self.facts["library"] else "a checkout"
-        self._say(f"library    {folder}: commit {self.facts['commit']}, {built}")
+            built = f"sha256 {self.facts['library']}, whole"
+        self._say("library", f"{folder}: commit {self.facts['commit']}, {built}")
         for source in self.sources:
             if source.kind == "dataset" and source.reference.rpartition("/")[2] == _WHEELS:
-                self._install(source)
-        self._say("packages   " + " ".join(f"{name}={version}" for name, version in versions().items()))
-        said = " ".join(f"{name}={value!r}" for name, value in surroundings().items())
-        self._say(f"environ    {redacted(said) or 'nothing that concerns us'}")
+                self._say("wheels", install_missing(source.path, gpu=bool(self.gpus)))
+        self._say("packages", " ".join(f"{name}={version}" for name, version in versions().items()))
+        libraries = {name: value for name, value in sorted(os.environ.items()) if name.startswith(_OF_LIBRARIES)}
+        self._say("environ", redacted(_pairs(libraries)) or "nothing that concerns us")
         missing = check_surroundings(needs)
         if missing:
             advice = f"Attach the dataset {_WHEELS}" if _IN_WHEELS.issuperset(missing) else "Use Kaggle's Python image"
@@ -181,39 +176,21 @@ class Session:
                 f"{self.attached()}"
             )
         names = " and ".join(f"{_ORDER.get(source.kind, 'the folder')} {source.reference}" for source in chosen)
-        self._say(f"bundles    from {names}")
+        self._say("bundles", f"from {names}")
         for source in holding:
             if source not in chosen:
-                self._say(f"           not used: those of {_ORDER[source.kind]} {source.reference}")
+                self._say("", f"not used: those of {_ORDER[source.kind]} {source.reference}")
         digests = {str(folder.relative_to(self.input)): self._tell_bundle(folder) for folder in found}
         self.facts["bundles"] = {"source": [source.reference for source in chosen], "sha256": digests}
         return [source.path for source in chosen]
 
     def close(self, counts: Mapping[str, Any], ok: bool, reason: str) -> None:
         """Write verdict.json and print it, the last thing of a run."""
-        minutes = round(self._began.elapsed_s() / 60, 2)
-        write_verdict(
-            self.working,
-            {
-                "ok": ok,
-                "kernel": self.kernel,
-                "reason": reason,
-                "counts": dict(counts),
-                "minutes": minutes,
-                **self.facts,
-            },
-        )
+        counted = {"counts": dict(counts), "minutes": round(self._began.elapsed_s() / 60, 2)}
+        write_verdict(self.working, {"ok": ok, "kernel": self.kernel, "reason": reason, **counted, **self.facts})
 
-    def _say(self, line: str) -> None:
-        print(line, flush=True)
-
-    def _install(self, source: Source) -> None:
-        done = install_missing(source.path, self._say, gpu=bool(self.gpus))
-        new = ", ".join(f"{name} {version}" for name, version in done.new.items()) or "nothing new"
-        self._say(
-            f"wheels     {new} in {done.seconds:.1f} s; the image's own stay: "
-            + (", ".join(f"{name} {found}" for name, (found, _) in done.kept.items()) or "none")
-        )
+    def _say(self, what: str, line: str) -> None:
+        print(f"{what:10} {line}", flush=True)
 
     def _named(self, name: str) -> Source:
         for source in self.sources:
@@ -232,8 +209,12 @@ class Session:
             said = {}  # whoever opens it says what is wrong
         digest, made = str(said.get("sha256", {}).get("model.weights.h5")), said.get("commit")
         other = "" if made == self.facts.get("commit") else f"; made by the library of another commit, {made}"
-        self._say(f"           {folder.relative_to(self.input)}: weights {digest[:12]}, fold {said.get('fold')}{other}")
+        self._say("", f"{folder.relative_to(self.input)}: weights {digest[:12]}, fold {said.get('fold')}{other}")
         return digest
+
+
+def _pairs(values: Mapping[str, str]) -> str:
+    return " ".join(f"{name}={value!r}" for name, value in values.items())
 
 
 def run(
@@ -261,7 +242,7 @@ def run(
     settle()
     session = Session(kernel, settings)
     if script and progress and ATTEMPT not in os.environ:
-        return _run_apart(session, script, session.working / progress)
+        return _run_apart(session, Path(script), session.working / progress)
     counts: dict[str, Any] = {}
     try:
         session.open(needs)
@@ -288,22 +269,16 @@ def run(
     return code
 
 
-def _run_apart(session: Session, script: str, progress: Path) -> int:
+def _run_apart(session: Session, script: Path, progress: Path) -> int:
     """Run the script as a child; the scoring run keeps what is scored, whatever becomes of the child, or of this."""
-    reason, verdict, began = "", session.working / VERDICT, time.monotonic()
-
-    def attempt(number: int) -> tuple[int, str]:
-        verdict.unlink(missing_ok=True)  # of an earlier attempt
-        return run_script(script, number, progress, began, clock)
-
+    verdict = session.working / VERDICT
     try:
         clock = session.clock
     except UsageError:
         clock = Clock()  # the child says what is wrong with TIME_LIMIT
     try:
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # whoever ends this ends the child, too
-        most = MOST_ATTEMPTS if session.rerun else 1
-        reason = run_attempts(attempt, progress, clock, most, lambda line: print(line, flush=True)).reason
+        reason = run_attempts(script, progress, verdict, clock, MOST_ATTEMPTS if session.rerun else 1)
     except BaseException as error:
         reason = f"{type(error).__name__}: {one_line(error)}"
     with suppress(Exception):

@@ -13,8 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Collection
 from pathlib import Path
 
 from rsna_kit.runtime.errors import MissingDependencyError
@@ -22,100 +21,55 @@ from rsna_kit.runtime.errors import MissingDependencyError
 REQUIREMENTS = "requirements.txt"
 _LINE = re.compile(r"(?P<name>[\w.-]+)==(?P<version>[\w.!+]+)(?: --hash=sha256:[0-9a-f]{64})+")
 _LIMIT_S = 900.0  # 800 MB of DALI take half a minute
+_PIP = "-m pip install --quiet --no-index --no-deps --no-compile --require-hashes --disable-pip-version-check"
+_AGAIN = "Build the dataset again (scripts/build rsna-wheels), upload it, and attach the new version."
 
 
-@dataclass(frozen=True)
-class Installed:
-    """What became of each package: version that was installed; version that was there, and the one of the wheel."""
-
-    new: dict[str, str]
-    kept: dict[str, tuple[str, str]]
-    seconds: float
-
-
-def install_missing(folder: Path, say: Callable[[str], None], gpu: bool = True) -> Installed:
+def install_missing(folder: Path, gpu: bool = True) -> str:
     """Install what is not there yet; pip compares every wheel with its hash first.
 
     Args:
         folder: wheels and their requirements.txt, from `scripts/build rsna-wheels`.
-        say: told before pip starts.
         gpu: False leaves out what only a GPU can use (half a gigabyte of DALI).
+
+    Returns:
+        What became of each package, in words.
 
     Raises:
         MissingDependencyError: no list of hashes, a wheel that is missing, damaged or for another interpreter.
     """
-    began = time.monotonic()
-    lines = _read(folder)
-    if not gpu:
-        lines = {name: line for name, line in lines.items() if not name.startswith("nvidia-")}
-    kept: dict[str, tuple[str, str]] = {}
-    for name, line in list(lines.items()):
-        found = _version(name)
-        if found is not None:
-            kept[name] = (found, _pinned(line))
-            del lines[name]
-    if lines:
-        say(f"installing {', '.join(lines)} from {folder}")
-        _pip(folder, lines)
-        importlib.invalidate_caches()
-    return Installed({name: _pinned(line) for name, line in lines.items()}, kept, time.monotonic() - began)
-
-
-def _read(folder: Path) -> dict[str, str]:
-    """Package → its line of the list."""
-    path = folder / REQUIREMENTS
+    began, path = time.monotonic(), folder / REQUIREMENTS
     if not path.is_file():
         raise MissingDependencyError(f"{path}: no such file. {_AGAIN}")
-    lines = {}
-    for line in path.read_text(encoding="utf-8").splitlines():
-        if not line.strip():
-            continue
-        match = _LINE.fullmatch(line.strip())
+    new: dict[str, str] = {}  # package → its line of the list
+    kept = []
+    for line in filter(None, map(str.strip, path.read_text(encoding="utf-8").splitlines())):
+        match = _LINE.fullmatch(line)
         if match is None:
             raise MissingDependencyError(f"{path}: {line!r}, expected NAME==VERSION --hash=sha256:… {_AGAIN}")
-        lines[match["name"]] = line.strip()
-    return lines
+        name = match["name"]
+        try:
+            kept.append(f"{name} {importlib.metadata.version(name)}")
+        except importlib.metadata.PackageNotFoundError:
+            if gpu or not name.startswith("nvidia-"):
+                new[f"{name} {match['version']}"] = line
+    if new:
+        _install(folder, new.values())
+    done = f"{', '.join(new) or 'nothing new'} in {time.monotonic() - began:.1f} s"
+    return f"{done}; the image's own stay: {', '.join(kept) or 'none'}"
 
 
-def _pip(folder: Path, lines: dict[str, str]) -> None:
+def _install(folder: Path, lines: Collection[str]) -> None:
     with tempfile.NamedTemporaryFile("w", suffix=".txt", encoding="utf-8") as wanted:
-        wanted.write("\n".join(lines.values()) + "\n")
+        wanted.write("\n".join(lines) + "\n")
         wanted.flush()
-        command = [
-            sys.executable,
-            "-m",
-            "pip",
-            "install",
-            "--quiet",
-            "--no-index",
-            "--no-deps",
-            "--no-compile",
-            "--require-hashes",
-            "--disable-pip-version-check",
-            "--no-warn-script-location",
-            "--find-links",
-            str(folder),
-            "--requirement",
-            wanted.name,
-        ]
+        command = [sys.executable, *_PIP.split(), "--find-links", str(folder), "--requirement", wanted.name]
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=_LIMIT_S)
         except subprocess.TimeoutExpired:
             raise MissingDependencyError(f"{folder}: pip was not done after {_LIMIT_S:.0f} s. {_AGAIN}") from None
     if done.returncode != 0:
         said = " ".join(done.stderr.split()) or f"exit code {done.returncode}"
-        raise MissingDependencyError(f"{folder}: pip cannot install {', '.join(lines)}: {said} {_AGAIN}")
-
-
-_AGAIN = "Build the dataset again (scripts/build rsna-wheels), upload it, and attach the new version."
-
-
-def _pinned(line: str) -> str:
-    return line.partition("==")[2].partition(" ")[0]
-
-
-def _version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
+        names = ", ".join(line.partition("==")[0] for line in lines)
+        raise MissingDependencyError(f"{folder}: pip cannot install {names}: {said} {_AGAIN}")
+    importlib.invalidate_caches()

@@ -12,23 +12,18 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-import numpy as np
-
-from rsna_kit.config import PRIOR, Config, ImageConfig
+from rsna_kit.config import Config, ImageConfig
 from rsna_kit.data.augment import RECIPES
 from rsna_kit.data.targets import target_names
 from rsna_kit.models.backbones import BACKBONES
-from rsna_kit.models.cvae import build_cvae
 from rsna_kit.models.heads import HEADS, POOLINGS, POOLS
 from rsna_kit.models.network import build_network, split_classifier
-from rsna_kit.runtime.errors import RsnaKitError, UsageError, named
+from rsna_kit.runtime.errors import UsageError, named
 from rsna_kit.runtime.lazy import require
+from rsna_kit.training import cvae
 from rsna_kit.training.losses import LOSSES, Loss, build_loss
 
-WARMUP = 0.3  # share of all steps over which a CVAE's beta grows from 0
-CALIBRATION_PICTURES = 512  # more would not move mean and deviation by what matters
 _NEVER = -1e9  # attention of a missing view: its softmax is 0, and where every view is missing nothing is divided by 0
-Predict = Callable[[Sequence[str]], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -53,7 +48,7 @@ class Learner:
     loss: Loss
     shift: bool = True
     progress: Callable[[float], None] = lambda share: None
-    calibrate: Callable[[Predict, Sequence[str]], None] | None = None
+    calibrate: Callable[[cvae.Predict, Sequence[str]], None] | None = None
     halves: Callable[[], tuple[Any, Any, Any]] | None = None
 
 
@@ -87,14 +82,15 @@ def build_learner(config: Config, image: ImageConfig) -> Learner:
     if config.model.kind == "cvae":
         if len(names) > 1:
             raise UsageError(f"train.targets={config.train.targets}: a CVAE learns no targets, expected none")
-        cvae = build_cvae(config.cvae, image)
+        network = build_network(config, image)
+        trained, beta = cvae.loss_terms(network)
         return Learner(
-            cvae.network,
-            cvae.trained,
+            network,
+            trained,
             lambda targets, outputs: ops.sum(outputs, axis=-1),
             shift=False,
-            progress=lambda share: cvae.beta.assign(config.cvae.beta * min(1.0, share / WARMUP)),
-            calibrate=lambda predict, image_ids: calibrate_cvae(cvae.network, predict, image_ids),
+            progress=lambda share: beta.assign([[config.cvae.beta * min(1.0, share / cvae.WARMUP)]]),
+            calibrate=lambda predict, image_ids: cvae.calibrate(network, predict, image_ids),
         )
     loss, network = build_loss(config.train), build_network(config, image)
     scorer = _with_targets(network, len(names) - 1)
@@ -180,37 +176,3 @@ def _over_views_layer() -> Any:
             return shape[0], self.scorer.output.shape[-1] - 1
 
     return OverViews
-
-
-def calibrate_cvae(network: Any, predict: Predict, image_ids: Sequence[str]) -> None:
-    """Turn anomaly scores into logits: log-odds(prior) + (score - mean) / deviation, as weights of the last layer.
-
-    Mean and deviation are those of healthy training pictures, so no label is used and the order of pictures stays.
-    The sigmoid of the result is a number in (0, 1) that a threshold can cut and an ensemble can average: an ordinary
-    healthy picture gets the share of cancers among the competition's images. It is no probability of cancer.
-
-    Args:
-        network: `rsna_kit.models.cvae.Cvae.network`.
-        predict: image ids → its logits, float (N,) or (N, 1), in their order.
-        image_ids: healthy training pictures; at most `CALIBRATION_PICTURES` of them are scored, evenly spread.
-
-    Raises:
-        RsnaKitError: no picture, or a score that is not finite.
-    """
-    layer = network.get_layer("logit")
-    layer.set_weights([np.ones((1, 1), np.float32), np.zeros(1, np.float32)])
-    if len(image_ids) == 0:
-        raise RsnaKitError("CVAE calibration: got no healthy training picture, expected at least one")
-    count = min(len(image_ids), CALIBRATION_PICTURES)
-    chosen = [list(image_ids)[int(row)] for row in np.linspace(0, len(image_ids) - 1, count)]
-    scores = np.asarray(predict(chosen), np.float64).reshape(count, -1)[:, 0]
-    if not np.isfinite(scores).all():
-        bad = chosen[int(np.argmin(np.isfinite(scores)))]
-        raise RsnaKitError(
-            f"CVAE calibration: the score of picture {bad} is not finite, so training has diverged. Lower "
-            "train.learning_rate or set train.clip_norm."
-        )
-    mean, deviation = float(scores.mean()), float(scores.std())
-    slope = 1 / deviation if deviation > 1e-9 * max(abs(mean), 1) else 1.0
-    offset = math.log(PRIOR / (1 - PRIOR)) - slope * mean
-    layer.set_weights([np.full((1, 1), slope, np.float32), np.full(1, offset, np.float32)])

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from rsna_kit.runtime.errors import TableError
-from rsna_kit.scoring.intervals import Interval, bootstrap, paired, shown
+from rsna_kit.scoring.intervals import LEVEL, Interval, bootstrap, shown
 from rsna_kit.scoring.metrics import METRICS
 
 USUAL = ("roc_auc", "pr_auc", "pf1_binary")
@@ -76,7 +76,7 @@ def compare(
                 "verdict": verdict(metric, interval),
                 "cancers_needed": cancers_needed(interval, cancers),
             }
-            for metric, interval in paired(models[reference], breasts, metrics, RESAMPLES).items()
+            for metric, interval in bootstrap(breasts, metrics, RESAMPLES, against=models[reference]).items()
         }
     return found
 
@@ -113,7 +113,7 @@ def cancers_needed(difference: Interval, cancers: int, effect: float = EFFECT, p
     if not difference.high > difference.low:
         return None
     z = NormalDist().inv_cdf
-    standard_error = (difference.high - difference.low) / 2 / z((1 + difference.level) / 2)
+    standard_error = (difference.high - difference.low) / 2 / z((1 + LEVEL) / 2)
     return math.ceil(cancers * ((z(0.975) + z(power)) * standard_error / effect) ** 2)
 
 
