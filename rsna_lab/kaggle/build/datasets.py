@@ -20,9 +20,8 @@ from rsna_kit.runtime.errors import RsnaKitError, UsageError
 from rsna_kit.runtime.files import read_json, write_json
 from rsna_kit.session.contents import CONTENTS, write_contents
 from rsna_lab.kaggle.build.package import PACKAGE, SOURCES, State, read_state, write_library
-from rsna_lab.kaggle.credentials import known_secrets
 from rsna_lab.kaggle.metadata import DATASET_FILE, check_owner, file_problem, filled, read_metadata
-from rsna_lab.kaggle.secrecy import secret_by_name, secret_in
+from rsna_lab.kaggle.secrecy import known_secrets, secret_by_name, secret_in
 
 _SHOWN = 5
 _ALWAYS = (r"README\.md", r"dataset-metadata\.json")

@@ -31,7 +31,6 @@ from rsna_kit.runtime.events import Events
 from rsna_kit.runtime.files import read_json, write_json
 from rsna_kit.runtime.hardware import cpu_count, memory_gib
 from rsna_lab.kaggle.build.datasets import Wanted, build
-from rsna_lab.kaggle.credentials import known_secrets
 from rsna_lab.kaggle.metadata import kernel_problems
 from rsna_lab.kaggle.options import fill_settings
 from rsna_lab.kaggle.rehearse import verdict
@@ -40,6 +39,7 @@ from rsna_lab.kaggle.rehearse.mounts import Kernel, competition_files, find_moun
 from rsna_lab.kaggle.rehearse.sandbox import GPUS, HOW_TO_INSTALL, TOKENS, Cell, open_jail, session_environment
 from rsna_lab.kaggle.rehearse.verdict import Verdict
 from rsna_lab.kaggle.rehearse.watching import Limits, watch
+from rsna_lab.kaggle.secrecy import known_secrets
 from rsna_lab.kaggle.wheels import KAGGLE_PYTHON, wheel_problems
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -265,7 +265,7 @@ def _run(
             print(f"{warning} {HOW_TO_INSTALL}", file=sys.stderr, flush=True)
         held = f"in {jail.name}" if jail.name else "as a plain process"
         print(f"== {RUNS[name]}, {held}, {format_duration(limits.seconds)} at most", file=sys.stderr, flush=True)
-        ended = watch(jail.command, jail.environment, working, limits, log, own)
+        ended = watch(jail.command, jail.environment, working, limits, log)
     siblings = [path.name for path in rehearsal.kernel.folder.iterdir() if path != rehearsal.kernel.script]
     outcome = verdict.of_run(ended, limits, siblings)
     if outcome.good or ended.said:

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import IO
 
 from rsna_kit.runtime.clock import format_duration
-from rsna_lab.kaggle.credentials import Censor
+from rsna_lab.kaggle.secrecy import Secrets
 
 _LOOK_EVERY_S = 0.5
 _TELL_EVERY_S = 30.0
@@ -72,16 +72,16 @@ def watch(
     working: Path,
     limits: Limits,
     log: Path,
-    secrets: Mapping[str, str] | None = None,
 ) -> Ended:
-    """Run a command to its end, or until it breaks a limit. What it says goes to stderr and to `log`.
+    """Run a command to its end, or until it breaks a limit.
+
+    What it says goes to stderr and to `log`, line by line, without this person's own secrets.
 
     Args:
         command, environment: of the process.
         working: its folder, whose size is watched.
         limits: what it may use.
         log: file for what it says.
-        secrets: value → what it is called; neither stderr nor `log` shows one.
 
     Raises:
         KeyboardInterrupt: after the command and all its processes are ended.
@@ -103,7 +103,7 @@ def watch(
     finally:
         os.sched_setaffinity(0, cores)
     with open(log, "wb") as kept:
-        watcher = _Watcher(process, working, limits, began, kept, Censor(secrets or {}))
+        watcher = _Watcher(process, working, limits, began, kept)
         try:
             stopped = watcher.wait()
         finally:
@@ -114,7 +114,7 @@ def watch(
     if not stopped and size > limits.working_bytes:
         stopped = "disk"
     code = None if stopped else process.returncode
-    return Ended(code, stopped, seconds, watcher.memory, files, size, watcher.tail(), watcher.censor.found)
+    return Ended(code, stopped, seconds, watcher.memory, files, size, watcher.tail(), watcher.secrets.seen)
 
 
 class _Watcher:
@@ -127,14 +127,13 @@ class _Watcher:
         limits: Limits,
         began: float,
         kept: IO[bytes],
-        censor: Censor,
     ) -> None:
         assert process.stdout is not None
         self._process, self._working, self._limits, self._began = process, working, limits, began
-        self._source, self._kept, self.censor, self.memory = process.stdout, kept, censor, 0
+        self._source, self._kept, self.secrets, self.memory = process.stdout, kept, Secrets(), 0
         self._told, self._size_at, self._size = began, 0.0, (0, 0)
-        self._lines: deque[bytes] = deque(maxlen=_TAIL_LINES)
-        self._open = b""
+        self._lines: deque[str] = deque(maxlen=_TAIL_LINES)
+        self._held = ""  # of a line that has not ended
         os.set_blocking(self._source.fileno(), False)
 
     def wait(self) -> str:
@@ -164,29 +163,31 @@ class _Watcher:
             selector.register(self._source, selectors.EVENT_READ)
             while selector.select(0) and self._read():
                 pass
-        self._pass_on(self.censor.rest())
+        self._pass_on(b"", ended=True)
 
     def tail(self) -> list[str]:
         """The last lines; of a line that was written over (a progress bar), what stands there in the end."""
-        lines = [*self._lines, self._open] if self._open else list(self._lines)
-        return [line.decode("utf-8", "replace").rstrip().rpartition("\r")[2] for line in lines]
+        return [line.rstrip().rpartition("\r")[2] for line in self._lines]
 
     def _read(self) -> bool:
         """Pass on what there is; False when nothing will come any more."""
         with suppress(BlockingIOError):
             piece = os.read(self._source.fileno(), _PIECE)
-            self._pass_on(self.censor(piece))
+            self._pass_on(piece)
             return bool(piece)
         return True
 
-    def _pass_on(self, piece: bytes) -> None:
-        self._kept.write(piece)
+    def _pass_on(self, piece: bytes, ended: bool = False) -> None:
+        """Pass on whole lines, and what a line of megabytes cannot be cut in: no secret is as long as what is held."""
+        text = self.secrets.hide(self._held + piece.decode("utf-8", "surrogateescape"))
+        end = len(text) if ended else max(text.rfind("\n") + 1, len(text) - _PIECE)
+        text, self._held = text[:end], text[end:]
+        self._kept.write(text.encode("utf-8", "surrogateescape"))
         self._kept.flush()
-        sys.stderr.write(piece.decode("utf-8", "replace"))
+        shown = text.encode("utf-8", "replace").decode()
+        sys.stderr.write(shown)
         sys.stderr.flush()
-        *whole, self._open = (self._open + piece).split(b"\n")
-        self._open = self._open[-_PIECE:]
-        self._lines.extend(whole)
+        self._lines.extend(shown.removesuffix("\n").split("\n") if shown else [])
 
     def _look(self, now: float) -> str:
         """The limit of memory or disk that is broken now, or ""; says twice a minute how the run is doing."""
