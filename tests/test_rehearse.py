@@ -483,10 +483,9 @@ def test_what_was_refused_leaves_neither_a_mark_nor_a_hole(
     """The mark is a permit to empty the folder the next time: it must not outlive a rehearsal that never began."""
     before = {"kernel"}
     monkeypatch.setenv("PATH", "/nowhere")  # no program that makes a sandbox
-    for options in (["--hidden", "nowhere"], ["--hidden", "train"]):
-        with pytest.raises(RefusedError):
-            rehearse(START, *options)
-        assert {path.name for path in tmp_path.iterdir()} == before
+    with pytest.raises(RefusedError):
+        rehearse(START, "--hidden", "nowhere")
+    assert {path.name for path in tmp_path.iterdir()} == before
     (tmp_path / "out").mkdir()
     (tmp_path / "out/mine.txt").write_text("x")
     with pytest.raises(RefusedError, match="no rehearsal wrote it"):
@@ -550,9 +549,8 @@ def test_a_plain_process_that_gives_away_ones_own_key_fails(
         (["--dataset", "my-wieghts=/tmp"], "Did you mean 'my-weights'?"),
         (["--dataset", "my-weights"], "expected SLUG=FOLDER"),
         (["--hidden", "/tmp/nothing-here"], "/tmp/nothing-here/test.csv: no such file"),
-        (["--hidden", "train"], "train_images: no such file"),
         (["--time-limit", "soon"], "got 'soon'"),
-        (["--hidden", "train", "--rerun"], "not allowed with"),
+        (["--hidden", "/tmp", "--rerun"], "not allowed with"),
     ],
 )
 def test_wrong_usage_is_said_and_nothing_is_run(rehearse, options: list[str], said: str) -> None:
