@@ -13,7 +13,7 @@ import pytest
 
 from rsna_kit.runtime.errors import RsnaKitError, UsageError
 from rsna_kit.session.contents import CONTENTS, check_contents
-from rsna_lab.kaggle.build.datasets import Wanted, build
+from rsna_lab.kaggle.build import Wanted, build
 
 ROOT = Path(__file__).parent.parent
 

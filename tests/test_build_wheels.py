@@ -12,10 +12,19 @@ from packaging.utils import canonicalize_name, parse_wheel_filename
 
 from rsna_kit.runtime.errors import RsnaKitError
 from rsna_kit.runtime.files import sha256_file
-from rsna_lab.kaggle.build import wheelhouse
-from rsna_lab.kaggle.build.datasets import Wanted, build
-from rsna_lab.kaggle.build.wheelhouse import PYTHONS, check_wheels, read_sums, updated_sums, write_sums
-from rsna_lab.kaggle.wheels import Image, find_conflicts, fits, read_image
+from rsna_lab.kaggle import wheels
+from rsna_lab.kaggle.build import Wanted, build
+from rsna_lab.kaggle.wheels import (
+    PYTHONS,
+    Image,
+    check_wheels,
+    find_conflicts,
+    fits,
+    read_image,
+    read_sums,
+    updated_sums,
+    write_sums,
+)
 
 ROOT = Path(__file__).parent.parent
 HOME = ROOT / "datasets/rsna-wheels"
@@ -57,8 +66,8 @@ def write_wheel(
     ],
 )
 def test_requirements_hold_in_the_image(tmp_path: Path, requires: str, problem: str | None) -> None:
-    wheels = [write_wheel(tmp_path, "toy", requires=(requires,)), write_wheel(tmp_path, "friend")]
-    assert find_conflicts(wheels, IMAGE, {}) == ([problem] if problem else [])
+    made = [write_wheel(tmp_path, "toy", requires=(requires,)), write_wheel(tmp_path, "friend")]
+    assert find_conflicts(made, IMAGE, {}) == ([problem] if problem else [])
 
 
 def test_wheels_for_other_interpreters_are_passed_over(tmp_path: Path) -> None:
@@ -151,13 +160,13 @@ def test_the_dataset_holds_wheels_their_hashes_and_the_pinned_list(
         for name in ("dicomsdl", "imagecodecs"):
             write_wheel(out, name, version="3000.1")
 
-    monkeypatch.setattr(wheelhouse, "download", download)
+    monkeypatch.setattr(wheels, "download", download)
     with pytest.raises(RsnaKitError, match="is not on the list of hashes"):
         build(root, Wanted("rsna-wheels"), tmp_path / "out", print)
     built = build(root, Wanted("rsna-wheels", accept_hashes=True), tmp_path / "out", print)
     build(root, Wanted("rsna-wheels"), tmp_path / "out", print)  # the list is in the checkout now
-    wheels = {"dicomsdl-3000.1-py3-none-any.whl", "imagecodecs-3000.1-py3-none-any.whl"}
-    assert set(built["files"]) == wheels | {"README.md", "SHA256SUMS", "requirements.txt"}
+    files = {"dicomsdl-3000.1-py3-none-any.whl", "imagecodecs-3000.1-py3-none-any.whl"}
+    assert set(built["files"]) == files | {"README.md", "SHA256SUMS", "requirements.txt"}
     assert asked[:2] == ["dicomsdl", "imagecodecs"]
     assert "nvidia-dali-cuda120" not in asked
     assert (tmp_path / "out/requirements.txt").read_text().count("--hash=sha256:") == 2

@@ -105,7 +105,7 @@ def test_a_training_without_prepared_images_says_so_before_it_loads_anything(tmp
 
 @pytest.mark.slow
 def test_prepare_then_train_then_infer(phantom: Path, tmp_path: Path) -> None:
-    """The kernels hand on to each other what Kaggle would mount, and the scoring run survives files that are broken.
+    """The kernels hand on to each other what Kaggle would mount, and the scoring run survives a file that is broken.
 
     The bundles come as train's output, and for infer everything is mounted as for kernels of the web editor.
     """
@@ -126,17 +126,18 @@ def test_prepare_then_train_then_infer(phantom: Path, tmp_path: Path) -> None:
     metadata = json.loads((kernel / "kernel-metadata.json").read_text())
     metadata |= {"dataset_sources": ["OWNER/rsna-kit"], "kernel_sources": ["OWNER/rsna-kit-train"]}
     (kernel / "kernel-metadata.json").write_text(json.dumps(metadata))
-    words = ["--competition", phantom, "--hidden", phantom / "hidden", "--broken", "2", "--layout", "old"]
-    words += ["--dataset", f"rsna-kit-train={tmp_path / 'train'}", "--out", tmp_path / "infer"]
-    verdict, talk = rehearse(kernel, *words)
+    hidden = shutil.copytree(phantom / "hidden", tmp_path / "hidden")
+    next((hidden / "test_images").glob("*/*.dcm")).write_bytes(b"")
+    words = ["--competition", hidden, "--rerun", "--layout", "old", "--out", tmp_path / "infer"]
+    verdict, talk = rehearse(kernel, *words, "--dataset", f"rsna-kit-train={tmp_path / 'train'}")
     assert verdict["verdict"] == "Complete", talk
     assert 0 <= verdict["score"]["value"] <= 1
     assert "bundles    from the output of the kernel" in talk
-    said = json.loads((tmp_path / "infer/verdict.json").read_text())
+    said = verdict_of(talk, tmp_path / "infer")
     assert set(said["bundles"]["sha256"].values()) == {weights}
     assert said["sha256"]["submission.csv"] == sha256_file(tmp_path / "infer/submission.csv")
     sample = read_sample(phantom / "hidden/sample_submission.csv")
-    check_submission(pd.read_csv(tmp_path / "infer.rerun/submission.csv"), sample)
+    check_submission(pd.read_csv(tmp_path / "infer/submission.csv"), sample)
 
 
 @pytest.mark.parametrize("kernel", KERNELS, ids=lambda path: path.name)

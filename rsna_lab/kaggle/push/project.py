@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rsna_kit.runtime.errors import RsnaKitError, UsageError, did_you_mean
-from rsna_lab.kaggle.build.datasets import FROM
+from rsna_lab.kaggle.build import KINDS
 from rsna_lab.kaggle.metadata import DATASET_FILE, KERNEL_FILE, filled, read_metadata
 from rsna_lab.kaggle.push.account import Account, same
 
@@ -155,7 +155,8 @@ def all_folders(project: Path) -> list[Path]:
 
 def build_command(name: str) -> str:
     """What a person types to build a dataset."""
-    return f"scripts/build {name}" + (f" --from {FROM[name]}" if name in FROM else "")
+    source = KINDS[name].source if name in KINDS else ""
+    return f"scripts/build {name}" + (f" --from {source}" if source else "")
 
 
 def build(account: Account, name: str, *arguments: str | Path) -> Path:
@@ -164,7 +165,7 @@ def build(account: Account, name: str, *arguments: str | Path) -> Path:
     Raises:
         RsnaKitError: it needs to be told where from, or failed; its own message is on standard error.
     """
-    if name in FROM and not arguments:
+    if name in KINDS and KINDS[name].source and not arguments:
         raise RsnaKitError(f"{name} is not built. What to do: {build_command(name)}, then run this again")
     folder = account.project / "build" / "datasets" / name
     command = [sys.executable, account.project / "scripts" / "build", name, "--out", folder, *arguments]

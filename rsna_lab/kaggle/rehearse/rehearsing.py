@@ -30,7 +30,7 @@ from rsna_kit.runtime.errors import UsageError
 from rsna_kit.runtime.events import Events
 from rsna_kit.runtime.files import read_json, write_json
 from rsna_kit.runtime.hardware import cpu_count, memory_gib
-from rsna_lab.kaggle.build.datasets import Wanted, build
+from rsna_lab.kaggle.build import Wanted, build
 from rsna_lab.kaggle.metadata import kernel_problems
 from rsna_lab.kaggle.options import fill_settings
 from rsna_lab.kaggle.rehearse import verdict
