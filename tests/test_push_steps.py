@@ -26,9 +26,6 @@ from rsna_lab.kaggle.push.account import alone
 
 KINDS = "upload upload push run fetch push run fetch fetch upload upload push run fetch submit score"
 
-LEFT_OUT = ("build", "upload", "prepare", "train", "submit")
-BUNDLES = "(working / 'bundles').mkdir()\n(working / 'bundles/weights').write_text('0.25')\nverdict()"
-
 
 def skipping(*steps: str) -> list[str]:
     return [word for step in steps for word in ("--skip", step)]
@@ -123,19 +120,6 @@ def test_a_failure_ends_it_where_it_is(world: World) -> None:
     assert "  | no cancer in fold 1" in world.fails("all", *words)
     assert world.site.changes == ["save_kernel"]
     assert "Your notebook exited with code 1." in str(world.push("status").value)
-
-
-def test_bundles_can_be_read_from_the_output_of_train(world: World) -> None:
-    world.has_dataset("rsna-kit")
-    world.has_kernel("train", BUNDLES)
-    words = [*skipping(*LEFT_OUT), "--weights", "output"]
-    plan = json.loads(world.does("all", *words, "--dry-run").value.splitlines()[-1])
-    assert (plan["kernel_sources"], plan["dataset_sources"]) == ([f"{USER}/rsna-kit-train"], [f"{USER}/rsna-kit"])
-    world.does("all", *words)
-    infer = world.site.kernels[f"{USER}/rsna-kit-infer"].versions[0]
-    assert f"notebooks/{USER}/rsna-kit-train" in infer.sources
-    assert f"datasets/{USER}/rsna-weights" not in infer.sources
-    assert (infer.working / "submission.csv").read_text().splitlines()[1] == "0_L,0.25"
 
 
 def test_a_dry_run_shows_every_step_and_sends_nothing(world: World) -> None:

@@ -53,13 +53,13 @@ def check_there(account: Account, choices: Choices) -> None:
             f"train reads the output of {reference_of(account, 'prepare')}, and this account has none.\n"
             "  What to do: leave out --skip prepare"
         )
-    if ("weights" not in skip or ("infer" not in skip and choices.weights == "output")) and lacks("train"):
+    if "weights" not in skip and lacks("train"):
         raise RsnaKitError(
             "this account has no training on Kaggle, so there are no bundles to bring to infer.\n"
             f"  What to do: leave out --skip train; or, with bundles of your own, {bring}, then --skip weights, too"
         )
     dataset = f"{account.owner}/{WEIGHTS}"
-    wanted = "weights" in skip and "infer" not in skip and choices.weights == "dataset"
+    wanted = "weights" in skip and "infer" not in skip
     reads = wanted and dataset in read_kernel_metadata(account, "infer").get("dataset_sources", [])
     if reads and not uploads.find(account, dataset):
         raise RsnaKitError(

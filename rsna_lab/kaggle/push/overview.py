@@ -61,7 +61,7 @@ def plan(account: Account, choices: Choices) -> str:
     if "upload" not in skip:
         planned += [plan_upload(account, name) for name in names]
     for name in KERNELS:
-        if name == "infer" and "weights" not in skip and choices.weights == "dataset":
+        if name == "infer" and "weights" not in skip:
             planned.append(_shown(f"upload {WEIGHTS}", "the bundles of train"))
         if name not in skip:
             planned.append(plan_push(account, name, choices))

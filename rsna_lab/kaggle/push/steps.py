@@ -77,14 +77,12 @@ def run_kernel(account: Account, choices: Choices, name: str, wait: bool = True,
     Raises:
         KaggleError: it failed, or the clock stopped a training.
     """
-    if name == "train":
-        run = _push_training(account, choices)
-    else:
-        run = kernels.push(account, stage(account, choices, name, _sources(account, choices, name)))
+    train = name == "train"
+    run = _push_training(account, choices) if train else kernels.push(account, stage(account, choices, name))
     if not wait:
         return run
     runs.follow(account, run)
-    if name == "train":
+    if train:
         _check_finished(account, run, choices.partial)
     elif fetch and name in FETCHED:
         runs.fetch(account, run, only=FETCHED[name], needed=False)
@@ -93,7 +91,7 @@ def run_kernel(account: Account, choices: Choices, name: str, wait: bool = True,
 
 def planned(account: Account, choices: Choices, name: str) -> Staged:
     """What would be pushed now, as far as it can be known without fetching anything."""
-    staged = stage(account, choices, name, _sources(account, choices, name))
+    staged = stage(account, choices, name)
     if name == "train":
         with contextlib.suppress(UnreachableError):
             earlier = _earlier(account, staged)
@@ -167,18 +165,8 @@ def _bring_weights(account: Account, choices: Choices) -> None:
     run = newest_complete(account, reference_of(account, "train"))
     if "train" in choices.skip:
         _check_finished(account, run, choices.partial)
-    if choices.weights == "dataset":
-        runs.fetch(account, run)
-        uploads.upload(account, build(account, WEIGHTS, "--from", runs.output_folder(account, run)))
-
-
-def _sources(account: Account, choices: Choices, name: str) -> dict[str, list[str]]:
-    """The sources that a kernel gets in the place of its own: infer reads the output of train, if that is asked for."""
-    if name != "infer" or choices.weights == "dataset":
-        return {}
-    sources = read_kernel_metadata(account, "infer").get("dataset_sources", [])
-    others = [source for source in sources if source.split("/")[1] != WEIGHTS]
-    return {"dataset_sources": others, "kernel_sources": [reference_of(account, "train")]}
+    runs.fetch(account, run)
+    uploads.upload(account, build(account, WEIGHTS, "--from", runs.output_folder(account, run)))
 
 
 def _folds_left(verdict: Mapping[str, Any]) -> list[int]:
