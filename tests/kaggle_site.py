@@ -42,7 +42,6 @@ class Traps:
     """Everything that goes wrong on request; a rule of the real site, or of a bad day."""
 
     push_error: str = ""  # reported inside a 200 answer
-    drop: set[str] = field(default_factory=set)  # sources that are not attached, by their reference
     version_zero: bool = False  # a push that is thrown away
     make_public: bool = False
     force_internet: bool = False
@@ -283,18 +282,18 @@ class Site:
         invalid: dict[str, list[str]] = {"Dataset": [], "Competition": [], "Kernel": [], "Model": []}
         for reference in metadata.get("datasetDataSources", []):
             dataset = self.datasets.get(reference.lower())
-            if dataset is None or not dataset.ready or reference in self.traps.drop:
+            if dataset is None or not dataset.ready:
                 invalid["Dataset"].append(reference)
             else:
                 mounted[f"datasets/{reference}"] = dataset.versions[dataset.ready - 1]
         for reference in metadata.get("competitionDataSources", []):
-            if reference != SLUG or reference in self.traps.drop:
+            if reference != SLUG:
                 invalid["Competition"].append(reference)
             else:
                 mounted[f"competitions/{SLUG}"] = self.competition
         for reference in metadata.get("kernelDataSources", []):
             done = [run for run in self.versions_of(reference) if run.status == "COMPLETE"]
-            if not done or reference in self.traps.drop:
+            if not done:
                 invalid["Kernel"].append(reference)
             else:
                 mounted[f"notebooks/{reference}"] = done[-1].working

@@ -14,14 +14,13 @@ from types import ModuleType
 from typing import Any
 
 from kaggle_double import Double, FakeClient, environment, program, write_keys
-from kaggle_site import KEY, SLUG, USER, Session, Site
+from kaggle_site import KEY, SLUG, USER, Site
 
 from rsna_kit.runtime.errors import RsnaKitError
 from rsna_kit.runtime.events import Events
-from rsna_lab.kaggle.credentials import Scrubber
-from rsna_lab.kaggle.metadata import filled, read_metadata
 from rsna_lab.kaggle.push.account import Account, Ledger
 from rsna_lab.kaggle.push.api import Kaggle
+from rsna_lab.kaggle.secrecy import Secrets
 
 ROOT = Path(__file__).parent.parent
 POLL = 0.005
@@ -212,32 +211,10 @@ class World:
         write_dataset(folder, files or {"a.txt": "alpha", "sub/b.txt": "beta"})
         return folder
 
-    def has_kernel(self, name: str, text: str, **changes: Any) -> Session:
+    def has_kernel(self, name: str, text: str, **changes: Any) -> None:
         """A version of a kernel that was pushed from here and is complete."""
-        folder = self.project / "kernels" / name
-        write_kernel(folder, text, **changes)
-        data = filled(read_metadata(folder / "kernel-metadata.json"), USER)
-        keys = {
-            "is_private": "isPrivate",
-            "enable_internet": "enableInternet",
-            "language": "language",
-            "kernel_type": "kernelType",
-            "dataset_sources": "datasetDataSources",
-            "competition_sources": "competitionDataSources",
-        }
-        body = {
-            "slug": data["id"],
-            "newTitle": data["title"],
-            "text": HEAD + text,
-            **{wire: data[key] for key, wire in keys.items()},
-        }
-        version = self.site.save_kernel(body)["versionNumber"]
-        self.site.threads[-1].join(60)
-        kernel = self.site.kernels[data["id"]]
-        kernel.queued = 0
-        assert kernel.versions[-1].status == "COMPLETE", kernel.versions[-1].log
-        self.ledger.add("push", kernel=data["id"], version=version, digest="", inputs={})
-        return kernel.versions[-1]
+        write_kernel(self.project / "kernels" / name, text, **changes)
+        self.does("push", name)
 
     def has_dataset(self, name: str, private: bool = True) -> None:
         """A dataset that is on the site already, as version 1."""
@@ -253,10 +230,10 @@ class World:
 def make_world(folder: Path) -> World:
     """A new project and a new site."""
     site, project = make_site(folder / "site"), write_project(folder / "project")
-    client, quiet, scrub = FakeClient(site), Events(stream=io.StringIO()), Scrubber({"KAGGLE_KEY": KEY})
+    client, quiet, secrets = FakeClient(site), Events(stream=io.StringIO()), Secrets({"KAGGLE_KEY": KEY})
     kaggle = Kaggle(client, quiet.say, POLL)
     return World(
-        project, site, client, Account(USER, project, kaggle, Ledger(project, scrub), quiet, scrub, POLL, 60.0)
+        project, site, client, Account(USER, project, kaggle, Ledger(project, secrets.hide), quiet, secrets, POLL, 60.0)
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import pytest
 
 from rsna_kit.runtime.errors import RsnaKitError, UsageError
 from rsna_kit.session.contents import CONTENTS, check_contents
-from rsna_lab.kaggle.build.datasets import Wanted, build
+from rsna_lab.kaggle.build import Wanted, build
 
 ROOT = Path(__file__).parent.parent
 
@@ -153,20 +154,6 @@ def test_weights_are_the_bundles_the_same_twice(bundle: Path, checkout: Path, tm
     assert "dataset-metadata.json" not in built["files"]  # Kaggle keeps that
 
 
-@pytest.mark.tf
-def test_a_damaged_bundle_is_no_dataset(bundle: Path, checkout: Path, tmp_path: Path) -> None:
-    shutil.copytree(bundle, tmp_path / "bundles/fold0")
-    (tmp_path / "bundles/fold0/threshold.json").write_text('{"threshold": 0.9}')
-    with pytest.raises(RsnaKitError, match="damaged or exchanged"):
-        build(checkout, Wanted("rsna-weights", source=tmp_path / "bundles"), tmp_path / "out", silent)
-    assert not (tmp_path / "out").exists()
-
-
-def test_weights_without_a_bundle_are_refused(checkout: Path, tmp_path: Path) -> None:
-    with pytest.raises(RsnaKitError, match=r"no bundle \(a folder with metadata\.json\)"):
-        build(checkout, Wanted("rsna-weights", source=checkout), tmp_path / "out", silent)
-
-
 def test_the_phantom_is_a_competition_that_a_kernel_finds(
     checkout: Path, phantom: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -219,17 +206,6 @@ def test_what_was_added_to_a_build_is_not_lost_with_it(checkout: Path, tmp_path:
     assert everything(out) == before
 
 
-def test_a_build_that_fails_leaves_the_one_before(checkout: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    build(checkout, Wanted("rsna-kit"), out, silent)
-    before = everything(out)
-    (checkout / "datasets/rsna-kit/notes.txt").write_text("")
-    with pytest.raises(RsnaKitError, match="no kind of file"):
-        build(checkout, Wanted("rsna-kit"), out, silent)
-    assert everything(out) == before
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkout", "out"]
-
-
 @pytest.mark.parametrize("out", ["datasets/rsna-kit", "datasets/new", "rsna_kit/built", ".", "bundles", "bundles/out"])
 def test_inputs_are_never_written_over(checkout: Path, out: str) -> None:
     (checkout / "bundles").mkdir()
@@ -247,10 +223,8 @@ PLANTED = {
     "kaggle.json": (f'{{"username": "me", "key": "{KEY}"}}', "Kaggle's credentials, by its name"),
     "access_token": ("KGAT_x", "Kaggle's credentials, by its name"),
     ".env": ("A=1", "credentials, by its name"),
-    ".netrc": ("", "credentials, by its name"),
+    "LICENSE": ("a link", "a link: what it points to would travel"),
     "id_ed25519": ("", "a private key, by its name"),
-    "server.pem": ("", "a private key, by its name"),
-    "__pycache__/a.py": ("", "hidden files and caches have no business"),
     ".git/config": ("", "hidden files and caches have no business"),
     "notes.txt": ("", "no kind of file that this dataset holds"),
     "a@b.py": ("", "Kaggle refuses this file name"),
@@ -262,15 +236,20 @@ PLANTED = {
 def test_what_is_planted_in_a_dataset_is_refused_by_name_and_not_shown(
     checkout: Path, tmp_path: Path, name: str
 ) -> None:
+    """And the build before stays as it was."""
+    build(checkout, Wanted("rsna-kit"), tmp_path / "out", silent)
+    before = everything(tmp_path / "out")
     content, reason = PLANTED[name]
     path = checkout / "datasets/rsna-kit" / name
     path.parent.mkdir(exist_ok=True)
-    path.write_text(content)
+    path.unlink(missing_ok=True)
+    path.symlink_to("/etc/passwd") if content == "a link" else path.write_text(content)
     with pytest.raises(RsnaKitError) as refused:
         build(checkout, Wanted("rsna-kit"), tmp_path / "out", silent)
     assert f"{name.split('/')[0]}: {reason}" in str(refused.value)
     assert KEY not in str(refused.value)
-    assert [path.name for path in tmp_path.iterdir()] == ["checkout"]
+    assert everything(tmp_path / "out") == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkout", "out"]
 
 
 def test_ones_own_key_is_found_whatever_it_looks_like(
@@ -286,26 +265,24 @@ def test_ones_own_key_is_found_whatever_it_looks_like(
 
 
 @pytest.mark.tf
-@pytest.mark.parametrize("name", ["kaggle.json", "fold0/kaggle.json", "fold0/optimizer.pkl", "fold0/.env"])
-def test_what_lies_among_bundles_does_not_travel_with_them(
-    bundle: Path, checkout: Path, tmp_path: Path, name: str
+def test_what_lies_among_bundles_does_not_travel_and_a_damaged_one_is_no_dataset(
+    bundle: Path, checkout: Path, tmp_path: Path
 ) -> None:
-    shutil.copytree(bundle, tmp_path / "bundles/fold0")
-    (tmp_path / "bundles" / name).write_text("x")
     wanted = Wanted("rsna-weights", source=tmp_path / "bundles")
-    if "/" in name:
-        with pytest.raises(RsnaKitError, match=f"{name}: "):
+    (tmp_path / "bundles").mkdir()
+    (tmp_path / "bundles/kaggle.json").write_text("x")  # beside the bundles: they alone are copied
+    with pytest.raises(RsnaKitError, match=r"no bundle \(a folder with metadata\.json\)"):
+        build(checkout, wanted, tmp_path / "out", silent)
+    shutil.copytree(bundle, tmp_path / "bundles/fold0")
+    assert "kaggle.json" not in build(checkout, wanted, tmp_path / "out", silent)["files"]
+    for name, said in {"kaggle.json": "by its name", "optimizer.pkl": "no kind of file", ".env": "by its name"}.items():
+        (tmp_path / "bundles/fold0" / name).write_text("x")
+        with pytest.raises(RsnaKitError, match=f"fold0/{name}: .*{said}"):
             build(checkout, wanted, tmp_path / "out", silent)
-    else:  # beside the bundles: they alone are copied
-        assert name not in build(checkout, wanted, tmp_path / "out", silent)["files"]
-
-
-def test_a_link_is_refused(checkout: Path, tmp_path: Path) -> None:
-    (tmp_path / "secret").write_text("")
-    (checkout / "datasets/rsna-kit/README.md").unlink()
-    (checkout / "datasets/rsna-kit/README.md").symlink_to(tmp_path / "secret")
-    with pytest.raises(RsnaKitError, match=r"README\.md: a link: what it points to would travel"):
-        build(checkout, Wanted("rsna-kit"), tmp_path / "out", silent)
+        (tmp_path / "bundles/fold0" / name).unlink()
+    (tmp_path / "bundles/fold0/threshold.json").write_text('{"threshold": 0.9}')
+    with pytest.raises(RsnaKitError, match="damaged or exchanged"):
+        build(checkout, wanted, tmp_path / "out", silent)
 
 
 # ---- the command line
@@ -316,7 +293,7 @@ def test_a_link_is_refused(checkout: Path, tmp_path: Path) -> None:
     [
         (["rsna-weights"], "rsna-weights needs --from FOLDER: the bundles of a training"),
         (["imagenet-starts"], "imagenet-starts needs --from FOLDER: weights of keras.applications"),
-        (["imagenet-starts", "--from", "nowhere"], "Error: --from nowhere: no such folder."),
+        (["imagenet-starts", "--from", "nowhere"], "--from nowhere: no such folder."),
         (["rsna-kit", "--from", "x"], "rsna-kit is made of nothing that --from could name, leave it out"),
         (["rsna-kit", "--owner", "a b"], "--owner: got 'a b'"),
         (["rsna-kit", "--out", str(ROOT / "datasets/rsna-kit")], "lie in one another"),
@@ -325,7 +302,12 @@ def test_a_link_is_refused(checkout: Path, tmp_path: Path) -> None:
         (["rsna-kitt"], "invalid choice"),
     ],
 )
-def test_wrong_usage_exits_with_2(words: list[str], said: str) -> None:
-    done = subprocess.run([sys.executable, ROOT / "scripts/build", *words], capture_output=True, text=True)
-    assert done.returncode == 2
-    assert said in done.stderr
+def test_wrong_usage_is_refused(
+    words: list[str], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script = runpy.run_path(str(ROOT / "scripts/build"), run_name="build")
+    monkeypatch.setattr(sys, "argv", ["build", *words])
+    with pytest.raises((SystemExit, UsageError)) as refused:
+        script["main"]()
+    assert said in capsys.readouterr().err + str(refused.value)
+    assert refused.value.code == 2 if isinstance(refused.value, SystemExit) else refused.value.exit_code == 2

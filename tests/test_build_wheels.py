@@ -12,10 +12,19 @@ from packaging.utils import canonicalize_name, parse_wheel_filename
 
 from rsna_kit.runtime.errors import RsnaKitError
 from rsna_kit.runtime.files import sha256_file
-from rsna_lab.kaggle.build import wheelhouse
-from rsna_lab.kaggle.build.datasets import Wanted, build
-from rsna_lab.kaggle.build.wheelhouse import PYTHONS, check_wheels, read_sums, updated_sums, write_sums
-from rsna_lab.kaggle.wheels import Image, find_conflicts, fits, read_image
+from rsna_lab.kaggle import wheels
+from rsna_lab.kaggle.build import Wanted, build
+from rsna_lab.kaggle.wheels import (
+    PYTHONS,
+    Image,
+    check_wheels,
+    find_conflicts,
+    fits,
+    read_image,
+    read_sums,
+    updated_sums,
+    write_sums,
+)
 
 ROOT = Path(__file__).parent.parent
 HOME = ROOT / "datasets/rsna-wheels"
@@ -34,7 +43,8 @@ def write_wheel(
     lines = ["Metadata-Version: 2.1", f"Name: {name}", f"Version: {version}", more]
     lines += [f"Requires-Dist: {requirement}" for requirement in requires]
     with zipfile.ZipFile(path, "w") as wheel:
-        wheel.writestr(f"{name}-{version}.dist-info/METADATA", "\n".join(line for line in lines if line))
+        at = zipfile.ZipInfo(f"{name}-{version}.dist-info/METADATA")  # of 1980: the same bytes whenever it is written
+        wheel.writestr(at, "\n".join(line for line in lines if line))
     return path
 
 
@@ -57,22 +67,16 @@ def write_wheel(
     ],
 )
 def test_requirements_hold_in_the_image(tmp_path: Path, requires: str, problem: str | None) -> None:
-    wheels = [write_wheel(tmp_path, "toy", requires=(requires,)), write_wheel(tmp_path, "friend")]
-    assert find_conflicts(wheels, IMAGE, {}) == ([problem] if problem else [])
+    made = [write_wheel(tmp_path, "toy", requires=(requires,)), write_wheel(tmp_path, "friend")]
+    assert find_conflicts(made, IMAGE, {}) == ([problem] if problem else [])
 
 
-def test_wheels_for_other_interpreters_are_passed_over(tmp_path: Path) -> None:
+def test_other_interpreters_and_what_is_tolerated_are_passed_over_and_a_damaged_wheel_is_named(tmp_path: Path) -> None:
     wheel = write_wheel(tmp_path, "toy", "cp313-cp313-manylinux_2_17_x86_64", requires=("absent",))
     assert find_conflicts([wheel], IMAGE, {}) == []
     assert find_conflicts([wheel], Image((3, 13), {}, frozenset()), {}) != []
-
-
-def test_a_tolerated_requirement_is_passed_over_and_no_other(tmp_path: Path) -> None:
     assert find_conflicts([write_wheel(tmp_path, "dali", requires=("packaging<26",))], IMAGE, {}) == []
     assert find_conflicts([write_wheel(tmp_path, "dali", requires=("packaging<25",))], IMAGE, {}) != []
-
-
-def test_a_damaged_wheel_is_named(tmp_path: Path) -> None:
     (tmp_path / "toy-1.0-py3-none-any.whl").write_bytes(b"PK half of it")
     with pytest.raises(RsnaKitError, match=r"toy-1\.0-py3-none-any\.whl: no wheel, or a damaged one"):
         find_conflicts([tmp_path / "toy-1.0-py3-none-any.whl"], IMAGE, {})
@@ -88,38 +92,25 @@ def image(tmp_path: Path) -> Path:
     return path
 
 
-def test_a_wheel_must_be_on_the_list_with_these_bytes(tmp_path: Path, image: Path) -> None:
-    wheel = write_wheel(tmp_path, "toy")
-    sums = {wheel.name: sha256_file(wheel)}
-    assert check_wheels([wheel], sums, image, {}) == sums
-    with pytest.raises(
-        RsnaKitError, match=r"toy-1\.0-py3-none-any\.whl is not on the list of hashes(.|\n)*--accept-hashes"
-    ):
-        check_wheels([wheel], {}, image, {})
-    with pytest.raises(RsnaKitError, match=r"has sha256 [0-9a-f]{64}, the list says 000"):
-        check_wheels([wheel], {wheel.name: "0" * 64}, image, {})
+def test_a_wheel_that_may_not_be_shipped_is_refused_and_all_is_told_at_once(tmp_path: Path, image: Path) -> None:
+    def refused(*files: Path, sums: dict[str, str] | None = None) -> str:
+        listed = {path.name: sha256_file(path) for path in files} if sums is None else sums
+        with pytest.raises(RsnaKitError) as error:
+            check_wheels(files, listed, image, {"kit": ["more"]})
+        return str(error.value)
 
-
-def test_both_interpreters_need_a_wheel(tmp_path: Path, image: Path) -> None:
-    wheel = write_wheel(tmp_path, "toy", "cp312-cp312-manylinux_2_28_x86_64")
-    with pytest.raises(RsnaKitError, match=r"toy: no wheel for Python 3\.13"):
-        check_wheels([wheel], {wheel.name: sha256_file(wheel)}, image, {})
-
-
-def test_two_versions_of_a_package_are_refused(tmp_path: Path, image: Path) -> None:
-    first, second = write_wheel(tmp_path, "toy"), write_wheel(tmp_path, "toy", version="2.0")
-    sums = {path.name: sha256_file(path) for path in (first, second)}
-    with pytest.raises(RsnaKitError, match=r"several versions of one package: toy 1\.0, toy 2\.0"):
-        check_wheels([first, second], sums, image, {})
-
-
-def test_every_conflict_is_told_at_once(tmp_path: Path, image: Path) -> None:
-    wheel = write_wheel(tmp_path, "toy", requires=("numpy>=2.1", "absent"))
-    with pytest.raises(RsnaKitError) as refused:
-        check_wheels([wheel], {wheel.name: sha256_file(wheel)}, image, {"kit": ["more"]})
-    lines = [line.strip() for line in str(refused.value).splitlines()[1:-1]]
-    assert len(lines) == 5  # numpy fits Python 3.13, the two others fit neither
-    assert "toy requires numpy>=2.1, the image has numpy 2.0.2 (Python 3.12)" in lines
+    good = write_wheel(tmp_path, "toy")
+    assert check_wheels([good], {good.name: sha256_file(good)}, image, {}) == {good.name: sha256_file(good)}
+    assert f"{good.name} is not on the list of hashes" in refused(good, sums={})
+    assert "--accept-hashes" in refused(good, sums={})
+    assert f"has sha256 {sha256_file(good)}, the list says 000" in refused(good, sums={good.name: "0" * 64})
+    one = write_wheel(tmp_path, "toy", "cp312-cp312-manylinux_2_28_x86_64")
+    assert "toy: no wheel for Python 3.13" in refused(one)
+    other = write_wheel(tmp_path, "toy", version="2.0")
+    assert "several versions of one package: toy 1.0, toy 2.0" in refused(good, other)
+    said = refused(write_wheel(tmp_path, "toy", requires=("numpy>=2.1", "absent")))
+    assert "toy requires numpy>=2.1, the image has numpy 2.0.2 (Python 3.12)" in said
+    assert said.count(" requires ") == 5  # numpy fits Python 3.13, the two others fit neither
 
 
 def test_accepted_hashes_replace_those_of_the_same_packages(tmp_path: Path) -> None:
@@ -151,13 +142,13 @@ def test_the_dataset_holds_wheels_their_hashes_and_the_pinned_list(
         for name in ("dicomsdl", "imagecodecs"):
             write_wheel(out, name, version="3000.1")
 
-    monkeypatch.setattr(wheelhouse, "download", download)
+    monkeypatch.setattr(wheels, "download", download)
     with pytest.raises(RsnaKitError, match="is not on the list of hashes"):
         build(root, Wanted("rsna-wheels"), tmp_path / "out", print)
     built = build(root, Wanted("rsna-wheels", accept_hashes=True), tmp_path / "out", print)
     build(root, Wanted("rsna-wheels"), tmp_path / "out", print)  # the list is in the checkout now
-    wheels = {"dicomsdl-3000.1-py3-none-any.whl", "imagecodecs-3000.1-py3-none-any.whl"}
-    assert set(built["files"]) == wheels | {"README.md", "SHA256SUMS", "requirements.txt"}
+    files = {"dicomsdl-3000.1-py3-none-any.whl", "imagecodecs-3000.1-py3-none-any.whl"}
+    assert set(built["files"]) == files | {"README.md", "SHA256SUMS", "requirements.txt"}
     assert asked[:2] == ["dicomsdl", "imagecodecs"]
     assert "nvidia-dali-cuda120" not in asked
     assert (tmp_path / "out/requirements.txt").read_text().count("--hash=sha256:") == 2

@@ -1,84 +1,71 @@
-"""Kernels: pushed, verified, followed, judged; the same one never started twice."""
+"""Kernels: pushed, verified, followed, judged; none started twice; a training goes on where the clock stopped it."""
 
 from __future__ import annotations
 
 import json
 import threading
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
-from kaggle_site import IMAGE, SLUG, USER, Refused, Session
+from kaggle_site import IMAGE, KEY, SLUG, USER, Refused, Session
 from push_world import World, write_kernel
 from waiting import wait_until
 
-from rsna_lab.kaggle.push import kernels, staging
+from rsna_lab.kaggle.push import kernels
 from rsna_lab.kaggle.push.choices import Choices
 from rsna_lab.kaggle.push.runs import plain
 
 NAME = f"{USER}/rsna-kit-extra"
 LOST = [Refused(502, "Bad Gateway"), Refused(0, "reset by peer", "network"), Refused(0, "Hold on", "garbled")]
+GPU = {"enable_gpu": True, "machine_shape": "NvidiaTeslaT4"}
 
 
-def kernel(world: World, text: str = "print('done')\nverdict()", **changes: Any) -> Path:
+def kernel(world: World, text: str = "print('done')\nverdict()", **changes: Any) -> None:
     """A stand-in kernel called extra."""
     write_kernel(world.project / "kernels/extra", text, **changes)
-    return world.project / "kernels/extra"
 
 
 def test_a_push_is_verified_followed_and_noted(world: World) -> None:
-    kernel(
-        world,
-        "SETTINGS = {'A': 'x'}\nprint('a is', SETTINGS['A'])",
-        competition_sources=[SLUG],
-        enable_gpu=True,
-        machine_shape="NvidiaTeslaT4",
-    )
+    kernel(world, "SETTINGS = {'A': 'x'}\nprint('a is', SETTINGS['A'])", competition_sources=[SLUG], **GPU)
     words = ["--settings", "A=z", "--settings", "A=y", "--timeout", "9h", "--accelerator", "NvidiaL4", "--image", IMAGE]
-    result = world.does("push", "extra", *words)
-    assert result.value == {"kernel": NAME, "version": 1}
+    assert world.does("push", "extra", *words).value == {"kernel": NAME, "version": 1}
     sent = world.site.sent("save_kernel")[0]
-    wanted = {
-        "sessionTimeoutSeconds": 32400,
-        "machineShape": "NvidiaL4",
-        "dockerImage": IMAGE,
-        "isPrivate": True,
-        "dockerImagePinningType": "original",
-        "enableInternet": False,
-        "slug": NAME,
-    }
-    assert wanted.items() <= sent.items()
+    wanted = {"sessionTimeoutSeconds": 32400, "machineShape": "NvidiaL4", "isPrivate": True, "enableInternet": False}
+    assert (wanted | {"dockerImage": IMAGE, "dockerImagePinningType": "original", "slug": NAME}).items() <= sent.items()
     assert "SETTINGS = {'A': \"y\"}" in sent["text"]
     assert "OWNER/" in (world.project / "kernels/extra/kernel-metadata.json").read_text()
-    assert [line["kind"] for line in world.ledger.lines()] == ["push", "verify", "run"]
-    assert world.ledger.lines()[1]["image"] == IMAGE
+    assert [line["kind"] for line in world.ledger.lines()] == ["push", "run"]
+    assert world.ledger.lines()[0]["image"] == IMAGE
     assert world.push("logs", "extra").value == "a is y"
 
 
-@pytest.mark.parametrize(
-    ("error", "said"),
-    [
-        ("Maximum batch GPU session count of 2 reached.", "two GPU sessions at a time"),
-        ("Maximum weekly GPU quota of 30.00 hours reached.", "This week's accelerator hours are spent"),
-        ("Notebook not found", "Kaggle knows no kernel of this id"),
-    ],
-)
-def test_refusals_inside_a_good_answer_are_errors(world: World, error: str, said: str) -> None:
-    kernel(world)
-    world.traps.push_error = error
-    talk = world.fails("push", "extra")
-    assert f"Kaggle says: {error}" in talk
-    assert said in talk
-    assert world.ledger.lines() == []
+# What Kaggle makes of a push, and what is said of it.
+SPOILED: list[tuple[dict[str, Any], str]] = [
+    ({"push_error": "Maximum batch GPU session count of 2 reached."}, "two GPU sessions at a time"),
+    ({"push_error": "Maximum weekly GPU quota of 30.00 hours reached."}, "This week's accelerator hours are spent"),
+    ({"push_error": "Notebook not found"}, "Kaggle says: Notebook not found\n  What to do: Kaggle knows no kernel"),
+    ({"version_zero": True}, "made no version"),
+    ({"refuse": {"save_kernel": [Refused(409, "a word of Kaggle's")]}}, "a word of Kaggle's"),
+    (
+        {"refuse": {"save_kernel": [Refused(502, "Bad Gateway of Kaggle")]}},
+        "says: Bad Gateway of Kaggle\n  What to do: The",
+    ),
+    ({"force_internet": True}, "the internet is on"),
+    ({"other_image": "gcr.io/other@sha256:1"}, "the image is gcr.io/other@sha256:1"),
+    ({"other_text": "print('somebody else')"}, "the text is another one"),
+]
 
 
-def test_a_push_that_is_thrown_away_or_refused_is_an_error(world: World) -> None:
-    kernel(world)
-    world.traps.version_zero = True
-    assert "made no version" in world.fails("push", "extra")
-    world.traps.refuse["save_kernel"] = [Refused(409, "a word of Kaggle's")]
-    assert "a word of Kaggle's" in world.fails("push", "extra")
+@pytest.mark.parametrize(("trap", "said"), SPOILED)
+def test_a_push_that_did_not_work_is_an_error_and_is_made_by_the_next(
+    world: World, trap: dict[str, Any], said: str
+) -> None:
+    kernel(world, docker_image=IMAGE, docker_image_pinning_type="original")
+    good, world.site.traps = world.traps, replace(world.traps, **trap)
+    assert said in world.fails("push", "extra")
+    world.site.traps = good
+    world.does("push", "extra")
 
 
 @pytest.mark.parametrize(
@@ -107,20 +94,6 @@ def test_an_own_dataset_that_is_not_there_is_told_before_the_push(world: World) 
     assert world.site.changes == []
 
 
-@pytest.mark.parametrize(
-    ("trap", "said"),
-    [
-        ({"force_internet": True}, "the internet is on"),
-        ({"other_image": "gcr.io/other@sha256:1"}, "the image is gcr.io/other@sha256:1"),
-        ({"other_text": "print('somebody else')"}, "the text is another one"),
-    ],
-)
-def test_a_version_that_is_not_what_was_sent_is_an_error(world: World, trap: dict[str, Any], said: str) -> None:
-    kernel(world, docker_image=IMAGE, docker_image_pinning_type="original")
-    world.site.traps = replace(world.traps, **trap)
-    assert said in world.fails("push", "extra")
-
-
 def test_a_kernel_that_everybody_sees_is_not_pushed_again(world: World) -> None:
     kernel(world)
     world.traps.make_public = True
@@ -137,7 +110,7 @@ def test_a_kernel_that_everybody_sees_is_not_pushed_again(world: World) -> None:
 
 @pytest.mark.parametrize("got", ["", "None", "NvidiaTeslaP100"])
 def test_another_accelerator_stops_it_unless_it_will_do(world: World, got: str) -> None:
-    kernel(world, enable_gpu=True, machine_shape="NvidiaTeslaT4")
+    kernel(world, **GPU)
     world.traps.other_shape = got
     for _ in range(2):
         talk = world.fails("push", "extra")
@@ -153,7 +126,7 @@ def test_a_title_that_leads_elsewhere_is_an_error(world: World) -> None:
     assert world.push("push", "extra").code == 1
     assert world.site.changes == []
     kernel(world)
-    staged = staging.stage(world.account, Choices(), "extra")
+    staged = kernels.stage(world.account, Choices(), "extra")
     with pytest.raises(kernels.KaggleError, match=f"went to another address, {USER}/rsna-kit-another"):
         kernels.push(world.account, replace(staged, metadata={**staged.metadata, "title": "rsna kit another"}))
 
@@ -163,12 +136,10 @@ def test_a_failed_run_is_an_error_with_its_log_and_is_made_again(world: World) -
     talk = world.fails("push", "extra")
     assert "  | ValueError: no such breast" in talk
     assert "exited with code 1" in talk
-    run = world.ledger.last("run", kernel=NAME)
-    assert (run["status"], run["failure"]) == ("ERROR", "Your notebook exited with code 1.")
-    assert world.push("push", "extra").code == 1
+    assert world.ledger.last("run", kernel=NAME)["failure"] == "Your notebook exited with code 1."
     world.ledger.path.unlink()
     assert world.push("push", "extra").code == 1
-    assert len(world.site.kernels[NAME].versions) == 3
+    assert len(world.site.kernels[NAME].versions) == 2
 
 
 def test_the_same_script_on_the_same_inputs_is_not_run_twice(world: World) -> None:
@@ -178,7 +149,7 @@ def test_the_same_script_on_the_same_inputs_is_not_run_twice(world: World) -> No
     world.ledger.path.unlink()
     result = world.does("push", "extra")
     assert result.value == first
-    assert "is taken over" in result.talk
+    assert "is the same script on the same inputs; not pushed again" in result.talk
     assert len(world.site.sent("save_kernel")) == 1
     assert world.does("push", "extra", "--again", "--no-wait").value["version"] == 2
     kernel(world, "print('other')\nverdict()")
@@ -196,32 +167,15 @@ def test_a_push_whose_answer_was_lost_is_found(world: World, lost: Refused) -> N
     assert len(world.site.sent("save_kernel")) == 1
 
 
-def test_a_push_that_never_arrived_ends_with_kaggles_words_and_is_made_by_the_next(world: World) -> None:
-    kernel(world)
-    world.traps.refuse["save_kernel"] = [Refused(502, "Bad Gateway of Kaggle")]
-    talk = world.fails("push", "extra")
-    assert "Kaggle says: Bad Gateway of Kaggle" in talk
-    assert "The trouble is on Kaggle's side" in talk
-    assert world.does("push", "extra").value["version"] == 1
-
-
-def test_newer_inputs_mean_a_new_run_and_the_reason_is_told(world: World) -> None:
+def test_newer_inputs_mean_a_new_run_and_are_waited_for(world: World) -> None:
     kernel(world, dataset_sources=["OWNER/rsna-extra"])
     world.has_dataset("rsna-extra")
-    world.does("push", "extra", "--no-wait")
-    dataset = world.site.datasets[f"{USER}/rsna-extra"]
-    dataset.versions, dataset.ready = dataset.versions * 2, 2
-    assert f"pushed anew, {USER}/rsna-extra is version 2 now, not 1" in world.does("push", "extra", "--no-wait").talk
-
-
-def test_a_version_of_a_dataset_that_kaggle_does_not_show_yet_is_waited_for(world: World) -> None:
-    kernel(world, dataset_sources=["OWNER/rsna-extra"])
-    world.has_dataset("rsna-extra")
+    assert world.does("push", "extra", "--no-wait").value["version"] == 1
     world.dataset()
     world.does("upload", "rsna-extra")
     dataset = world.site.datasets[f"{USER}/rsna-extra"]
     dataset.ready, dataset.late, dataset.polls_left = 1, 2, 1  # it shows version 1 once more
-    world.does("push", "extra", "--no-wait")
+    assert world.does("push", "extra", "--no-wait").value["version"] == 2
     assert world.ledger.last("push")["inputs"] == {f"{USER}/rsna-extra": 2}
 
 
@@ -237,19 +191,15 @@ def test_an_account_is_the_same_however_the_site_writes_it(world: World) -> None
     assert len(world.site.sent("save_kernel")) == 1
 
 
-def test_a_run_that_is_not_there_is_not_waited_for(world: World) -> None:
-    kernel(world)
-    world.does("push", "extra", "--no-wait")
-    assert "Kaggle does not show it to this account" in world.fails("follow", "extra", "--version", "7")
-
-
-def test_a_run_that_does_not_end_is_left_with_the_way_back(world: World) -> None:
+def test_a_run_that_is_not_there_or_does_not_end_is_left_with_the_way_back(world: World) -> None:
     over = threading.Event()
     world.site.executor = lambda session: int(not over.wait(60))
     kernel(world)
     world.account = replace(world.account, limit_s=0.2)
     assert "Run the same command again: it goes on where things stand" in world.fails("push", "extra")
     over.set()
+    world.account = replace(world.account, limit_s=60)
+    assert "Kaggle does not show it to this account" in world.fails("follow", "extra", "--version", "7")
 
 
 def test_one_hiccup_does_not_end_a_wait_and_the_log_is_shown_meanwhile(world: World) -> None:
@@ -266,20 +216,21 @@ def test_one_hiccup_does_not_end_a_wait_and_the_log_is_shown_meanwhile(world: Wo
     assert "Kaggle does not answer; try 3 of 5 in 0 s (Be right back)" in talk
 
 
-def test_a_token_in_a_script_stays_here(world: World) -> None:
-    kernel(world, "token = 'KGAT_00112233445566778899aabbccddeeff'")
-    assert "hold a credential" in world.fails("push", "extra")
-    kernel(world, "SETTINGS = {'A': ''}")
-    assert "hold a credential" in world.fails("push", "extra", "--settings", f"A=KGAT_{'0' * 32}")
-    assert world.client.seen == []
-    assert list((world.project / "build/push/kernels").iterdir()) == []
-
-
-def test_a_retired_accelerator_and_an_unknown_setting_are_refused(world: World) -> None:
-    kernel(world, enable_gpu=True, machine_shape="NvidiaTeslaT4")
-    assert world.push("push", "extra", "--accelerator", "NvidiaTeslaP100").code == 1
-    assert world.push("push", "extra", "--settings", "NO=1").code == 2
-    assert world.client.seen == []
+@pytest.mark.parametrize(
+    ("text", "words", "code", "said"),
+    [
+        (f"token = '{KEY}'", [], 1, "hold a credential"),
+        ("SETTINGS = {'A': ''}", ["--settings", f"A=KGAT_{'0' * 32}"], 1, "hold a credential"),
+        ("print()", ["--accelerator", "NvidiaTeslaP100"], 1, "is retired"),
+        ("print()", ["--settings", "NO=1"], 2, "no setting of this kernel"),
+    ],
+)
+def test_what_must_not_go_out_is_refused_here(world: World, text: str, words: list[str], code: int, said: str) -> None:
+    kernel(world, text, **GPU)
+    result = world.push("push", "extra", *words)
+    assert (result.code, world.client.seen) == (code, [])
+    assert said in result.talk
+    assert not list((world.project / "build/push").glob("kernels/extra/*.py")) or "retired" in said
 
 
 def test_a_dry_run_shows_the_copy_that_would_go_out(world: World) -> None:
@@ -289,12 +240,92 @@ def test_a_dry_run_shows_the_copy_that_would_go_out(world: World) -> None:
     assert world.client.seen == []
 
 
-def test_sources_are_the_same_whatever_the_server_writes_around_them() -> None:
+def test_what_a_server_writes_around_names_and_a_kernel_into_its_log() -> None:
     wanted = ["Me/rsna-kit", "me/rsna-kit-train", "rsna-x", "me/m/keras/v/2", "me/gone"]
     there = ["datasets/me/rsna-kit/3", "code/me/rsna-kit-train", "competitions/rsna-x", "models/me/m/keras/v/2"]
     assert kernels.missing_sources(wanted, there) == ["me/gone"]
     assert kernels.missing_sources(["me/m/keras/v/2"], ["me/m/keras/v/1"]) == ["me/m/keras/v/2"]
-
-
-def test_a_log_cannot_steer_the_terminal() -> None:
     assert plain("a\x1b[31mred\n 1%\r 99%\r\nb\tc") == "a[31mred\n 99%\nb\tc"
+
+
+# ---- a training that the clock stopped
+
+OWN = f"notebooks/{USER}/rsna-kit-train"
+# One fold a session: the second is done where the output of the first session is attached.
+SLOW = """
+SETTINGS = {"PRESET": "default", "FOLDS": ""}
+earlier = inputs / "notebooks/tester/rsna-kit-train/bundles/weights"
+(working / "bundles").mkdir()
+(working / "bundles/weights").write_text("0.75" if earlier.is_file() else "0.25")
+left = [] if earlier.is_file() else [1]
+reason = f"stopped by the clock: folds {left} are not done" if left else ""
+verdict(reason=reason, counts={"stopped_by_clock": [], "skipped": left})
+"""
+PREPARED = [word for step in ("build", "upload", "prepare", "submit") for word in ("--skip", step)]
+
+
+@pytest.fixture
+def slow(world: World) -> World:
+    """What is before train is done, and train needs two sessions, of which one has ended."""
+    world.has_dataset("rsna-kit")
+    world.has_kernel("prepare", "print('prepared')\nverdict()", dataset_sources=["OWNER/rsna-kit"])
+    sources = {"dataset_sources": ["OWNER/rsna-kit"], "kernel_sources": ["OWNER/rsna-kit-prepare"]}
+    write_kernel(world.project / "kernels/train", SLOW, **sources)
+    talk = world.fails("push", "train")
+    assert "version 1 was stopped by the clock: folds 1 are not done" in talk
+    assert "Run the same command again" in talk
+    return world
+
+
+def gone_on(world: World) -> list[bool]:
+    """Of each version of train, whether it had its own earlier output attached."""
+    return [OWN in version.sources for version in world.site.versions_of(f"{USER}/rsna-kit-train")]
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_the_same_command_goes_on_where_the_clock_stopped_the_training(slow: World, lost: bool) -> None:
+    if lost:
+        slow.ledger.path.unlink()
+    plan = slow.push("push", "train", "--dry-run").value
+    assert lost or json.loads(plan.splitlines()[-1])["kernel_sources"][1:] == [f"{USER}/rsna-kit-train"]
+    result = slow.does("all", *PREPARED)
+    assert "going on from version 1, folds 1 are left" in result.talk
+    assert gone_on(slow) == [False, True]
+    assert (slow.site.datasets[f"{USER}/rsna-weights"].versions[0] / "bundles/weights").read_text() == "0.75"
+    if lost:
+        slow.ledger.path.unlink()
+    slow.site.calls.clear()
+    assert slow.push("all", *PREPARED).value == result.value
+    assert slow.site.sent("save_kernel") == []
+    slow.fails("push", "train", "--again")
+    assert gone_on(slow) == [False, True, False]
+
+
+def test_the_folds_that_are_there_can_be_enough(slow: World) -> None:
+    assert "folds 1 are not done" in slow.fails("all", *PREPARED, "--skip", "train")
+    assert slow.does("all", *PREPARED, "--partial").value["train"] == 1
+    infer = slow.site.versions_of(f"{USER}/rsna-kit-infer")[0]
+    assert (infer.working / "submission.csv").read_text().splitlines()[1] == "0_L,0.25"
+
+
+def test_what_has_other_settings_is_another_training(slow: World) -> None:
+    """The output of the first is then not the newest, and cannot be attached: it begins anew instead of not at all."""
+    slow.fails("push", "train", "--settings", "PRESET=smoke")
+    slow.fails("push", "train")
+    assert gone_on(slow) == [False, False, False]
+    assert slow.does("push", "train").value["version"] == 4
+    assert gone_on(slow)[-1]
+
+
+def test_a_session_that_went_on_and_failed_is_made_again(slow: World) -> None:
+    run = slow.site.executor
+
+    def broken(session: Session) -> int:
+        session.failure = "Kaggle had a bad day"
+        return 1
+
+    slow.site.executor = broken
+    assert "Kaggle had a bad day" in slow.fails("push", "train")
+    slow.site.executor = run
+    assert slow.does("push", "train").value["version"] == 3
+    assert gone_on(slow)[-1]

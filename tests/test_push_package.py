@@ -52,12 +52,6 @@ def test_from_a_checkout_to_a_score_and_nothing_twice(tmp_path: Path, double: Do
     assert KEY not in done.stdout + done.stderr + again.stderr
 
 
-def test_each_kind_of_credentials_leads_to_the_account(tmp_path: Path, double: Double) -> None:
-    write_keys(tmp_path / "keys")
-    assert account_of(double, tmp_path / "keys").owner == USER
-    assert account_of(double, tmp_path / "token", KAGGLE_API_TOKEN=TOKEN).owner == USER
-
-
 def test_no_credentials_and_dead_ones_end_with_the_way_to_new_ones(tmp_path: Path, double: Double) -> None:
     with pytest.raises(KaggleError, match=r"No credentials were found(.|\n)*https://www\.kaggle\.com/settings"):
         account_of(double, tmp_path / "none")
@@ -66,16 +60,13 @@ def test_no_credentials_and_dead_ones_end_with_the_way_to_new_ones(tmp_path: Pat
         account_of(double, tmp_path / "keys").kaggle.ask(
             "kernels/get_kernel", userName=USER, kernelSlug="rsna-kit-infer"
         )
-    with pytest.raises(
-        KaggleError, match=r"KAGGLE_API_TOKEN is one that Kaggle does not take(.|\n)*Put a new token"
-    ) as dead:
+    said = r"KAGGLE_API_TOKEN is one that Kaggle does not take(.|\n)*Put a new token"
+    with pytest.raises(KaggleError, match=said) as dead:
         account_of(double, tmp_path / "keys", KAGGLE_API_TOKEN=EXPIRED)
     assert "wrong kernel slug" not in str(dead.value)
     assert EXPIRED not in str(dead.value)
-
-
-def test_a_token_service_that_hiccups_once_costs_no_token(tmp_path: Path, double: Double) -> None:
-    double.site.traps.refuse["introspect_token"] = [Refused(503, "Service Unavailable"), Refused(503, "Unavailable")]
+    hiccup = [Refused(503, "Service Unavailable")] * 2
+    double.site.traps.refuse["introspect_token"] = hiccup  # that costs no token
     assert account_of(double, tmp_path / "token", KAGGLE_API_TOKEN=TOKEN).owner == USER
 
 
@@ -134,12 +125,6 @@ def test_a_call_that_hangs_is_stopped_and_said(tmp_path: Path, double: Double) -
     assert time.monotonic() - began >= 3.0
 
 
-def test_what_this_kagglesdk_would_leave_out_is_refused(tmp_path: Path, double: Double) -> None:
-    write_keys(tmp_path / "keys")
-    with pytest.raises(MissingDependencyError, match=r"has no isSecret(.|\n)*kagglesdk==0\.1\.38"):
-        account_of(double, tmp_path / "keys").kaggle.ask("kernels/save_kernel", slug="a/b", isSecret=True)
-
-
 def fake_program(folder: Path, version: str, text: str) -> Path:
     """A Python with a kaggle package of one's own, and a program that says which Python that is."""
     packages = folder / "packages"
@@ -156,7 +141,9 @@ def fake_program(folder: Path, version: str, text: str) -> Path:
     return folder / "kaggle"
 
 
-def test_an_old_package_and_a_broken_one_are_called_that(tmp_path: Path, double: Double) -> None:
+def test_a_package_that_is_old_broken_or_would_leave_something_out_is_called_that(
+    tmp_path: Path, double: Double
+) -> None:
     surroundings = environment(double, tmp_path / "home")
     for version, text, said in (
         ("1.7.4", "raise SystemExit(1)", r"kaggle 1\.7\.4 is too old, 2\.2\.5 is needed(.|\n)*kaggle==2\.2\.5"),
@@ -167,6 +154,9 @@ def test_an_old_package_and_a_broken_one_are_called_that(tmp_path: Path, double:
             open_account(tmp_path, Events(stream=io.StringIO()), None, path, surroundings, poll_s=0.01)
     with pytest.raises(MissingDependencyError, match="no such file"):
         find_python(tmp_path / "nothing")
+    write_keys(tmp_path / "keys")
+    with pytest.raises(MissingDependencyError, match=r"has no isSecret(.|\n)*kagglesdk==0\.1\.38"):
+        account_of(double, tmp_path / "keys").kaggle.ask("kernels/save_kernel", slug="a/b", isSecret=True)
 
 
 def test_a_plan_needs_neither_account_nor_network(tmp_path: Path, double: Double) -> None:

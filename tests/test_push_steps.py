@@ -7,22 +7,24 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
-from kaggle_site import KEY, TOKEN, USER, Session
-from push_world import ROOT, SCRIPT, World, write_kernel
+from kaggle_site import KEY, TOKEN, USER, Refused, Session
+from push_world import ROOT, SCRIPT, World, write_dataset, write_kernel
 from waiting import wait_until
 
+from rsna_kit.runtime.errors import UsageError
+from rsna_lab.kaggle.push import checks, choices
 from rsna_lab.kaggle.push.account import alone
 
-KINDS = "send upload push verify run fetch push verify run fetch fetch send upload push verify run fetch submit score"
-
-
-LEFT_OUT = ("build", "upload", "prepare", "train", "submit")
-BUNDLES = "(working / 'bundles').mkdir()\n(working / 'bundles/weights').write_text('0.25')\nverdict()"
+KINDS = "upload upload push run fetch push run fetch fetch upload upload push run fetch submit score"
 
 
 def skipping(*steps: str) -> list[str]:
@@ -120,41 +122,15 @@ def test_a_failure_ends_it_where_it_is(world: World) -> None:
     assert "Your notebook exited with code 1." in str(world.push("status").value)
 
 
-def test_bundles_can_be_read_from_the_output_of_train(world: World) -> None:
-    world.has_dataset("rsna-kit")
-    world.has_kernel("train", BUNDLES)
-    world.does("all", *skipping(*LEFT_OUT), "--weights", "output")
-    infer = world.site.kernels[f"{USER}/rsna-kit-infer"].versions[0]
-    assert f"notebooks/{USER}/rsna-kit-train" in infer.sources
-    assert f"datasets/{USER}/rsna-weights" not in infer.sources
-    assert (infer.working / "submission.csv").read_text().splitlines()[1] == "0_L,0.25"
-
-
 def test_a_dry_run_shows_every_step_and_sends_nothing(world: World) -> None:
     shown = world.does("all", "--dry-run").value
-    assert [line for line in shown.splitlines() if line.startswith("==")] == [
-        "== upload rsna-kit  (3 files, 24 bytes)",
-        *shown_pushes(world),
-        "== submit",
-    ]
+    steps = [line.partition("  (")[0] for line in shown.splitlines() if line.startswith("==")]
+    names = ["upload rsna-kit", "push prepare", "push train", "upload rsna-weights", "push infer", "submit"]
+    assert steps == [f"== {name}" for name in names]
+    assert "== upload rsna-kit  (3 files, 24 bytes)" in shown
     assert "rsna_kit/deep/module.py" in shown
     assert world.site.changes == []
     assert not world.ledger.path.exists()
-
-
-def shown_pushes(world: World) -> list[str]:
-    """The headings of the three pushes, with the weights in between."""
-    folders = [world.project / "build/push/kernels" / name for name in ("prepare", "train", "infer")]
-    sizes = [sum(path.stat().st_size for path in folder.iterdir()) for folder in folders]
-    heads = [f"== push {folder.name}  (2 files, {size:,} bytes)" for folder, size in zip(folders, sizes, strict=True)]
-    return [*heads[:2], "== upload rsna-weights", heads[2]]
-
-
-def test_an_inference_kernel_with_the_internet_on_is_refused_at_the_start(world: World) -> None:
-    write_kernel(world.project / "kernels/infer", "", enable_internet=True)
-    result = world.push("all")
-    assert (result.code, world.client.seen) == (1, [])
-    assert "Kaggle scores no kernel that has the internet" in result.talk
 
 
 def test_a_project_is_validated_without_kaggle(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -189,20 +165,6 @@ def test_wrong_usage_ends_with_2_and_a_suggestion(
     assert said in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        (["trian", "PRESET=smoke"], "Did you mean 'train'?"),
-        (["train", "PRESET"], "expected NAME=VALUE"),
-        (["train"], "expected NAME=VALUE"),
-    ],
-)
-def test_settings_of_no_kernel_are_refused(world: World, words: list[str], said: str) -> None:
-    result = world.push("all", "--settings", *words)
-    assert (result.code, world.client.seen) == (2, [])
-    assert said in result.talk
-
-
 def test_a_reader_who_leaves_gets_no_traceback() -> None:
     reader, writer = os.pipe()
     os.close(reader)
@@ -210,3 +172,184 @@ def test_a_reader_who_leaves_gets_no_traceback() -> None:
     done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE)
     os.close(writer)
     assert (done.returncode, done.stderr) == (141, b"")
+
+
+# ---- what would end a run of steps after hours ends it before anything is sent
+
+WEIGHTS_OF_TRAIN = "SETTINGS = {'PRESET': 'default', 'SET': '', 'WEIGHTS': ''}\nverdict()"
+
+
+# ---- what steps that are left out should have left
+
+
+@pytest.mark.parametrize(
+    ("skip", "said"),
+    [
+        (("prepare", "train"), "this account has no training on Kaggle"),
+        (("prepare",), "train reads the output of tester/rsna-kit-prepare, and this account has none"),
+        (("prepare", "train", "weights"), "infer reads the dataset tester/rsna-weights, which Kaggle does not have"),
+    ],
+)
+def test_a_step_that_is_left_out_and_was_never_taken_is_told_before_any_upload(
+    world: World, skip: tuple[str, ...], said: str
+) -> None:
+    talk = world.fails("all", *skipping(*skip))
+    assert said in talk
+    assert world.site.changes == []
+    if "train" in skip:
+        assert "scripts/build rsna-weights --from runs/model/bundles, scripts/push upload rsna-weights" in talk
+
+
+def test_bundles_of_ones_own_lead_to_a_score_without_a_training(world: World) -> None:
+    world.dataset("rsna-weights", **{"bundles/weights": "0.125 home"})
+    assert world.push("upload", "rsna-weights").code == 0
+    result = world.push("all", *skipping("prepare", "train", "weights"))
+    assert result.code == 0, result.talk
+    assert result.value["public"] == "0.5"
+    infer = world.site.kernels[f"{USER}/rsna-kit-infer"].versions[0]
+    assert (infer.working / "submission.csv").read_text().splitlines()[1] == "0_L,0.125"
+
+
+# ---- one minute of questions
+
+
+@pytest.mark.parametrize(
+    ("change", "words", "said"),
+    [
+        ({"not_joined": True}, ["all"], "https://www.kaggle.com/competitions/rsna-breast-cancer-detection/rules"),
+        ({"gpu_hours_used": 30.0}, ["all"], "Run the same command again after 2026-11-28T00:00 (UTC)"),
+        ({"refuse": {"list_kernels": [Refused(403, "Permission denied")]}}, ["push", "infer"], "kernels cannot be"),
+        ({"refuse": {"list_datasets": [Refused(401, "Unauthorized")]}}, ["all"], "Make new ones at"),
+        ({"allowed_submissions": 0}, ["all", "--skip", "train", "--skip", "weights"], "eave out the last step"),
+    ],
+)
+def test_what_would_end_it_later_is_asked_before_anything_is_sent(
+    world: World, change: dict[str, Any], words: list[str], said: str
+) -> None:
+    world.has_dataset("rsna-weights")
+    world.site.submissions.append({"ref": 1, "status": "COMPLETE", "publicScore": "0.2"})
+    for name, value in change.items():
+        setattr(world.site if hasattr(world.site, name) else world.traps, name, value)
+    assert said in world.fails(*words)
+    assert world.site.changes == []
+
+
+# ---- what is attached from the command line
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("imagenet-starts", "scripts/build imagenet-starts --from ~/.keras/models, then scripts/push upload"),
+        ("other/rsna-data", "Check the name, and that this account may use it"),
+    ],
+)
+def test_what_is_not_there_cannot_be_attached(world: World, source: str, said: str) -> None:
+    for words in (["all", "--attach", "train", source], ["push", "train", "--attach", source]):
+        talk = world.fails(*words)
+        assert f"--attach {source if '/' in source else f'{USER}/{source}'}: Kaggle has no such source" in talk
+        assert said in talk
+    assert world.site.changes == []
+
+
+def test_the_internet_and_a_network_whose_start_nothing_brings_are_refused_before_prepare(world: World) -> None:
+    write_kernel(world.project / "kernels/infer", "", enable_internet=True)
+    assert "Kaggle scores no kernel that has the internet" in world.push("all").talk
+    write_kernel(world.project / "kernels/infer", "")
+    world.has_dataset("imagenet-starts")
+    write_kernel(world.project / "kernels/train", WEIGHTS_OF_TRAIN)
+    result = world.push("all", "--settings", "train", "PRESET=seed")
+    assert (result.code, world.client.seen) == (2, [])
+    assert "ImageNet weights of efficientnet_b4, and nothing that is attached brings them" in result.talk
+    assert "--attach train imagenet-starts" in result.talk
+    assert world.push("push", "train", "--settings", "SET=model.weights=start").code == 2
+    for more in (["SET=model.weights=none"], ["SET=model.backbone=efficientnet_lite1"]):
+        assert world.push("push", "train", "--no-wait", "--settings", "PRESET=seed", *more).code == 0
+    assert world.push("push", "train", "--settings", "PRESET=seed", "--attach", "imagenet-starts").code == 0
+    assert f"datasets/{USER}/imagenet-starts" in world.site.kernels[f"{USER}/rsna-kit-train"].versions[-1].sources
+
+
+# ---- values of settings, time limits
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"PRESET": "sead"}, "train: preset: got 'sead'.*Did you mean 'seed'"),
+        ({"SET": "train.epoch=3"}, "unknown key.*Did you mean 'train.epochs'"),
+        ({"SET": "train.epochs=many"}, "expected int"),
+        ({"SET": "model.backbone=efficientnet_l0"}, "model.backbone"),
+        ({"FOLDS": "0,1"}, 'FOLDS="0 1"'),
+        ({"FOLDS": "0 4"}, "numbers from 0 to 3"),
+        ({"SET": "train.folds=2", "FOLDS": "2"}, "numbers from 0 to 1"),
+        ({"REQUIRE_GPU": "maybe"}, "expected yes, no or auto"),
+        ({"TIME_LIMIT": "11"}, "11h or 11m"),
+        ({"TIME_LIMIT": "13h"}, "5m to 12h"),
+    ],
+)
+def test_a_value_that_the_run_would_refuse_is_refused_here(settings: dict[str, str], said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        choices.check_settings("train", settings)
+
+
+def test_values_that_a_run_takes_are_taken() -> None:
+    choices.check_settings("train", {"PRESET": "smoke", "SET": "train.folds=5", "FOLDS": "0 4", "TIME_LIMIT": "12h"})
+    choices.check_settings("infer", {"SET": "infer.tta=flip", "TIME_LIMIT": "8h30m", "BUNDLES": "me/x", "OWN": "?"})
+    choices.check_settings("train", {"TIME_LIMIT": "8h30m"}, timeout_s=9 * 3600)
+    with pytest.raises(UsageError, match="5m to 9h"):
+        choices.check_settings("infer", {"TIME_LIMIT": "10h"})
+    with pytest.raises(UsageError, match=r"its output would be lost"):
+        choices.check_settings("train", {"TIME_LIMIT": "11h30m"}, timeout_s=9 * 3600)
+
+
+# ---- names
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["upload", "rsna-kti"], "there are rsna-kit, rsna-weights. Did you mean 'rsna-kit'?"),
+        (["push", "trian", "--dry-run"], "there are infer, prepare, train. Did you mean 'train'?"),
+        (["push", "../x"], "no such kernel"),
+        (["fetch", "nosuch"], "no such kernel"),
+        (["submit", "infre"], "Did you mean 'infer'?"),
+        (["all", "--settings", "trian", "PRESET=smoke"], "Did you mean 'train'?"),
+        (["all", "--settings", "train", "PRESET"], "expected NAME=VALUE"),
+        (["all", "--settings", "train"], "expected NAME=VALUE"),
+        (["all", "--settings", "train", "PRESET=sead", "--dry-run"], "Did you mean 'seed'?"),
+        *((["push", "infer", "--timeout", text], "xpected") for text in ("9", "99h", "2m", "soon")),
+    ],
+)
+def test_a_name_or_value_that_there_is_not_is_refused_before_anything_is_asked(
+    world: World, words: list[str], said: str
+) -> None:
+    result = world.push(*words)
+    assert (result.code, world.client.seen) == (2, [])
+    assert said in result.talk
+
+
+def test_a_dataset_that_has_to_be_filled_by_hand_says_with_what(world: World) -> None:
+    write_dataset(world.project / "datasets/imagenet-starts", {"README.md": "x"})
+    assert "scripts/build imagenet-starts --from ~/.keras/models" in world.fails("upload", "imagenet-starts")
+    shown = world.push("upload", "imagenet-starts", "--dry-run").value
+    assert "to be built first: scripts/build imagenet-starts --from ~/.keras/models" in shown
+
+
+# ---- the documents
+
+
+def test_every_command_of_the_documents_is_understood(world: World) -> None:
+    """Each `scripts/push …` of docs/kaggle.md: its options exist, and the project's own kernels take its settings."""
+    text = (ROOT / "docs/kaggle.md").read_text()
+    blocks = "\n".join(re.findall(r"```\n(.*?)```", text, re.DOTALL))
+    commands = re.findall(r"^scripts/push\b(.*)", blocks, re.MULTILINE)
+    spoken = re.findall(r"`scripts/push (-[^`]*)`", text) + re.findall(r"\| `(--(?!skip)[^`]*)`", text)
+    assert len(commands) > 5
+    shutil.rmtree(world.project / "kernels")
+    shutil.copytree(ROOT / "kernels", world.project / "kernels", ignore=shutil.ignore_patterns("__pycache__"))
+    for command in [*commands, *spoken]:
+        words = shlex.split(command.replace("\n", " "), comments=True)
+        words = words if words and not words[0].startswith("-") else ["all", *words]
+        options = SCRIPT.build_parser().parse_args(words)
+        if words[0] == "all":
+            checks.check_here(world.account, choices.read_choices(options))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import subprocess
@@ -12,11 +13,11 @@ import pytest
 
 from rsna_kit.runtime.errors import MissingDependencyError
 from rsna_lab.kaggle import secrecy
-from rsna_lab.kaggle.credentials import CredentialError, Scrubber, check_permissions, known_secrets
-from rsna_lab.kaggle.secrecy import find_secret, secret_in
+from rsna_lab.kaggle.push.account import Ledger
+from rsna_lab.kaggle.secrecy import CredentialError, Secrets, check_permissions, find_secret, known_secrets, secret_in
 
 ROOT = Path(__file__).parent.parent
-KEY = "0123456789abcdef" * 2
+KEY, TOKEN, USER = "0123456789abcdef" * 2, "KGAT_00112233445566778899aabbccddeeff", "tester"
 SHA1 = "0123456789abcdef0123456789abcdef01234567"
 
 
@@ -126,12 +127,89 @@ def test_a_damaged_kaggle_json_is_named_with_its_fault_and_is_a_secret_all_the_s
         assert secret_in(tmp_path / "backup.txt", {})
     if case != "empty":
         (tmp_path / "notes.md").write_text(f"remember {KEY}")
-        scrub = Scrubber({"HOME": str(tmp_path)})
-        assert scrub(f"me: {KEY}") == "me: ***"
-        assert scrub.found_in([tmp_path / "notes.md"]) == [f"{tmp_path}/notes.md: holds your Kaggle credentials"]
+        secrets = Secrets({"HOME": str(tmp_path)})
+        assert secrets.hide(f"me: {KEY}") == "me: ***"
+        assert secrets.found_in([tmp_path / "notes.md"]) == [f"{tmp_path}/notes.md: holds your Kaggle credentials"]
 
 
 def test_an_accounts_name_is_no_secret_however_long(tmp_path: Path) -> None:
     (tmp_path / ".kaggle").mkdir()
     (tmp_path / ".kaggle/kaggle.json").write_text(f'{{"username": "a-very-long-account-name", "key": "{KEY}')
     assert "a-very-long-account-name" not in known_secrets({"HOME": str(tmp_path)})
+
+
+# ---- files that others can read; text; the ledger
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    """A home with every file in which credentials may lie, readable by its owner alone."""
+    folder = tmp_path / ".kaggle"
+    folder.mkdir(mode=0o700)
+    for name, text in (
+        ("kaggle.json", json.dumps({"username": USER, "key": KEY})),
+        ("access_token", TOKEN),
+        ("credentials.json", json.dumps({"refresh_token": "refresh-0123456789", "access_token": "access-0123456789"})),
+    ):
+        (folder / name).write_text(text)
+        (folder / name).chmod(0o600)
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", ["kaggle.json", "access_token", "credentials.json"])
+@pytest.mark.parametrize("mode", [0o640, 0o604, 0o660])
+def test_credentials_that_others_can_read_are_refused_with_the_remedy(home: Path, name: str, mode: int) -> None:
+    path = home / ".kaggle" / name
+    check_permissions({"HOME": str(home)})
+    path.chmod(mode)
+    with pytest.raises(CredentialError, match=f"What to do: chmod 600 {path}"):
+        check_permissions({"HOME": str(home)})
+
+
+def test_the_folder_and_other_places_are_looked_at_too(home: Path) -> None:
+    (home / ".kaggle").chmod(0o777)
+    with pytest.raises(CredentialError, match="chmod 700"):
+        check_permissions({"HOME": str(home)})
+    (home / ".kaggle").chmod(0o700)
+    (home / ".kaggle").chmod(0o1777)  # as /tmp is: nobody replaces a file of others there
+    check_permissions({"HOME": str(home)})
+    token = home / "elsewhere"
+    token.write_text(TOKEN)
+    token.chmod(0o644)
+    with pytest.raises(CredentialError, match=f"chmod 600 {token}"):
+        check_permissions({"HOME": str(home), "KAGGLE_API_TOKEN": str(token)})
+
+
+def test_every_secret_is_taken_out_of_text(home: Path) -> None:
+    basic = base64.b64encode(f"{USER}:{KEY}".encode()).decode()
+    values = [KEY, TOKEN, basic, "refresh-0123456789", "access-0123456789", "of-the-environment-1"]
+    secrets = Secrets({"HOME": str(home), "MY_SECRET": "of-the-environment-1"})
+    clean = secrets.hide(" ".join(values) + f" {USER}")
+    assert not any(value in clean for value in values)
+    assert clean.endswith(USER)
+
+
+def test_files_with_a_secret_are_found_wherever_it_stands(home: Path, tmp_path: Path) -> None:
+    secrets = Secrets({"HOME": str(home)})
+    edge = tmp_path / "edge.bin"
+    edge.write_bytes(b"\0" * ((1 << 22) - 5) + KEY.encode())  # across the border of two chunks
+    (tmp_path / "notes.txt").write_text("nothing here")
+    (tmp_path / ".netrc").write_text("")
+    assert secrets.found_in([edge, tmp_path / "notes.txt", tmp_path / ".netrc"]) == [
+        f"{edge}: holds your Kaggle credentials",
+        f"{tmp_path}/.netrc: credentials, by its name",
+    ]
+
+
+def test_the_ledger_only_grows_and_survives_a_killed_writer(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path, lambda text: text.replace("secret", "***"))
+    ledger.add("upload", dataset="me/a", version=1)
+    with open(ledger.path, "a") as file:
+        file.write('{"kind": "upl')
+    before = ledger.path.read_bytes()
+    ledger.add("upload", dataset="me/a", version=2, note="secret")
+    assert ledger.path.read_bytes().startswith(before)
+    assert [line["version"] for line in ledger.lines()] == [1, 2]
+    assert ledger.last("upload", dataset="Me/a") == ledger.lines()[1]
+    assert ledger.last("upload", dataset="me/b") == {}
+    assert "secret" not in ledger.path.read_text()

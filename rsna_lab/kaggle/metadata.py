@@ -29,7 +29,13 @@ SHAPES = ("NvidiaTeslaT4", "NvidiaL4", "NvidiaL4X1", "NvidiaTeslaA100", "NvidiaH
 RETIRED = {"nvidiateslap100": "NvidiaTeslaT4"}  # in lower case → what Kaggle takes instead
 _ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar")
 _REFERENCE = r"[\w-]+/(?=.{%d,})[a-z0-9]+(?:-[a-z0-9]+)*(/\d+)?"
-PINNING = ("original", "latest")
+# Key → the values that it may have.
+_VALUES = {
+    "language": ("python",),
+    "kernel_type": ("script",),
+    "docker_image_pinning_type": ("original", "latest"),
+    **dict.fromkeys(BOOLEANS, ("true", "false")),
+}
 # Key → a source's form, and how that is said.
 _FORMS = {
     "dataset_sources": (_REFERENCE % 1, f"{PLACEHOLDER}/slug or {PLACEHOLDER}/slug/version"),
@@ -136,15 +142,11 @@ def kernel_problems(folder: Path, public: bool = False) -> list[str]:
     problems = [*_unknown(data, (*_NEEDED, *_MORE), "Kaggle ignores it, and turns on the internet if nothing is said.")]
     problems += [f"{key} is missing: Kaggle would decide it by itself" for key in _NEEDED if key not in data]
     problems += _identity(data, shortest=5)
-    for key, known in (("language", ["python"]), ("kernel_type", ["script"]), ("docker_image_pinning_type", PINNING)):
-        if key in data and data[key] not in known:
+    for key, known in _VALUES.items():
+        value = str(data.get(key)).strip().lower() if key in BOOLEANS else data.get(key)
+        if key in data and value not in known:
             problems.append(f"{key}: got {data[key]!r}, expected {' or '.join(known)}.{did_you_mean(data[key], known)}")
-    for key in BOOLEANS:
-        if key in data and str(data[key]).strip().lower() not in ("true", "false"):
-            problems.append(f"{key}: got {data[key]!r}, expected true or false")
-    if not public and "is_private" in data and not is_true(data["is_private"]):
-        problems.append("is_private is false: everybody would see the code. Set it to true, or say --public")
-    problems += [*_accelerator(data), *_image(data)]
+    problems += [said for said, wrong in _rules(data, public).items() if wrong]
     for key, (form, said) in _FORMS.items():
         sources = data.get(key, [])
         if not isinstance(sources, list) or not all(isinstance(source, str) for source in sources):
@@ -153,6 +155,32 @@ def kernel_problems(folder: Path, public: bool = False) -> list[str]:
         problems += [f"{key}: {source!r} is there twice" for source in set(sources) if sources.count(source) > 1]
         problems += [f"{key}: got {source!r}, expected {said}" for source in sources if not re.fullmatch(form, source)]
     return [*problems, *_code(folder, data)]
+
+
+def _rules(data: Mapping[str, Any], public: bool) -> dict[str, bool]:
+    """What may be wrong with who sees a kernel, its accelerator and its image → whether it is."""
+    shape, gpu = str(data.get("machine_shape") or ""), is_true(data.get("enable_gpu"))
+    image, instead = data.get("docker_image"), RETIRED.get(shape.strip().lower())
+    return {
+        "is_private is false: everybody would see the code. Set it to true, or say --public": (
+            not public and "is_private" in data and not is_true(data["is_private"])
+        ),
+        "enable_tpu is true: a session has one kind of accelerator, and this kit uses GPUs": is_true(
+            data.get("enable_tpu")
+        ),
+        f"machine_shape: {shape} is retired, Kaggle would run the kernel on {instead} without a word": bool(instead),
+        f"machine_shape: got {shape!r}, expected one of {', '.join(SHAPES)}.{did_you_mean(shape, SHAPES)}": (
+            bool(shape) and not instead and shape not in SHAPES
+        ),
+        f"machine_shape is missing: say which accelerator, one of {', '.join(SHAPES)}": gpu and not shape,
+        f"machine_shape is {shape}, but enable_gpu is {gpu}. Make them agree": shape in SHAPES and not gpu,
+        f"docker_image: got {image!r}, expected NAME@sha256:DIGEST as `kaggle kernels pull -m` writes it": (
+            bool(image) and not re.fullmatch(r"[\w./-]+@sha256:[0-9a-f]{64}", str(image))
+        ),
+        'docker_image is given: without "docker_image_pinning_type": "original" Kaggle may take a newer one': (
+            bool(image) and data.get("docker_image_pinning_type") != "original"
+        ),
+    }
 
 
 def dataset_problems(folder: Path) -> list[str]:
@@ -210,30 +238,6 @@ def _identity(data: Mapping[str, Any], shortest: int, longest: int | None = None
             f"title: Kaggle makes the address {slugify(title)!r} of {title!r}, but id says {slug!r}; a new kernel "
             "would be pushed there and not be found again. Make them agree"
         )
-
-
-def _accelerator(data: Mapping[str, Any]) -> Iterator[str]:
-    shape, gpu = str(data.get("machine_shape") or ""), is_true(data.get("enable_gpu"))
-    if is_true(data.get("enable_tpu")):
-        yield "enable_tpu is true: a session has one kind of accelerator, and this kit uses GPUs"
-    if instead := RETIRED.get(shape.strip().lower()):
-        yield f"machine_shape: {shape} is retired, Kaggle would run the kernel on {instead} without a word"
-    elif shape and shape not in SHAPES:
-        yield f"machine_shape: got {shape!r}, expected one of {', '.join(SHAPES)}.{did_you_mean(shape, SHAPES)}"
-    elif gpu and not shape:
-        yield f"machine_shape is missing: say which accelerator, one of {', '.join(SHAPES)}"
-    elif shape and not gpu:
-        yield f"machine_shape is {shape}, but enable_gpu is {gpu}. Make them agree"
-
-
-def _image(data: Mapping[str, Any]) -> Iterator[str]:
-    image = data.get("docker_image")
-    if not image:
-        return
-    if not re.fullmatch(r"[\w./-]+@sha256:[0-9a-f]{64}", str(image)):
-        yield f"docker_image: got {image!r}, expected NAME@sha256:DIGEST as `kaggle kernels pull -m` writes it"
-    if data.get("docker_image_pinning_type") != "original":
-        yield 'docker_image is given: without "docker_image_pinning_type": "original" Kaggle may take a newer one'
 
 
 def _code(folder: Path, data: Mapping[str, Any]) -> Iterator[str]:

@@ -1,18 +1,16 @@
-"""Who pushes, from which checkout, and what was sent before: what every verb of scripts/push needs before it begins.
+"""Who pushes, from which checkout, and what was sent: what every verb of scripts/push needs before it begins.
 
-The ledger is runs.jsonl, one JSON line for each event, only ever added to:
+The ledger is runs.jsonl, one JSON line for each event, only ever added to; no line holds a secret:
 
-    upload   dataset version that is ready and checked: version, digest of its files
-    send     dataset version that was sent, and is to be waited for
-    push     kernel version: digest of script and metadata, versions of what it reads
-    verify   look at a pushed version: image and accelerator, or the problem with it
+    upload   dataset version: digest of its files; state sent, ready (and checked), or failed
+    push     kernel version: digest of script, metadata and inputs, versions of what it reads, image and accelerator
     run      ended run: status, failure, seconds
     fetch    output that was fetched and checked: sha256 of its files
     submit   submission: its number on Kaggle
     score    scored submission, or the error
 
-Every line says when, and of which commit. No line holds a secret. A lost ledger is no
-loss: what is on Kaggle says what it was made of, and is taken over.
+It is for people. What was done already is asked of Kaggle, where every version says what it was made of; of the ledger
+only which version of a dataset was sent last, because Kaggle may not show that yet.
 """
 
 from __future__ import annotations
@@ -30,13 +28,12 @@ from typing import Any
 
 from rsna_kit.runtime.errors import MissingDependencyError, RsnaKitError
 from rsna_kit.runtime.events import Events
-from rsna_lab.kaggle.credentials import Scrubber, check_permissions, credential_files
 from rsna_lab.kaggle.metadata import PLACEHOLDER, check_owner
 from rsna_lab.kaggle.push.api import Client, Kaggle, find_python
 from rsna_lab.kaggle.push.errors import KaggleError, RefusedError
+from rsna_lab.kaggle.secrecy import Secrets, check_permissions, credential_files
 
 LEDGER = "runs.jsonl"
-_NAMES = ("kernel", "dataset")  # Kaggle writes them as it likes: Alice-K is alice-k
 
 
 def same(one: str, other: str) -> bool:
@@ -54,11 +51,11 @@ class Ledger:
 
     Args:
         project: the checkout that it lies in, and whose commit is noted.
-        scrub: takes secrets out of a line.
+        hide: takes secrets out of a line.
     """
 
-    def __init__(self, project: Path, scrub: Callable[[str], str]) -> None:
-        self.path, self._project, self._scrub = project / LEDGER, project, scrub
+    def __init__(self, project: Path, hide: Callable[[str], str]) -> None:
+        self.path, self._project, self._hide = project / LEDGER, project, hide
 
     def add(self, kind: str, **fields: Any) -> None:
         """Append one line, whole and on disk when this returns."""
@@ -66,38 +63,28 @@ class Ledger:
         line = {"at": now, "kind": kind, "commit": commit_of(self._project), **fields}
         with open(self.path, "a+b") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
-            text = self._scrub(json.dumps(line, ensure_ascii=False)) + "\n"
+            text = self._hide(json.dumps(line, ensure_ascii=False)) + "\n"
             if file.seek(0, os.SEEK_END) and os.pread(file.fileno(), 1, file.tell() - 1) != b"\n":
                 text = "\n" + text  # whoever wrote before was killed
             file.write(text.encode())
             file.flush()
             os.fsync(file.fileno())
 
-    def lines(self, kind: str = "", **match: Any) -> list[dict[str, Any]]:
-        """Every whole line of a kind whose fields have these values, oldest first."""
-        if not self.path.is_file():
-            return []
+    def lines(self) -> list[dict[str, Any]]:
+        """Every whole line, oldest first."""
         found = []
-        for text in self.path.read_text(encoding="utf-8", errors="replace").splitlines():
-            try:
+        for text in self.path.read_text("utf-8", "replace").splitlines() if self.path.is_file() else []:
+            with contextlib.suppress(ValueError):  # the rest of a line whose writer was killed
                 line = json.loads(text)
-            except ValueError:
-                continue  # the rest of a line whose writer was killed
-            if (
-                isinstance(line, dict)
-                and line.get("kind")
-                and (not kind or line["kind"] == kind)
-                and all(
-                    same(str(line.get(key)), value) if key in _NAMES else line.get(key) == value
-                    for key, value in match.items()
-                )
-            ):
-                found.append(line)
+                found += [line] if isinstance(line, dict) else []
         return found
 
-    def last(self, kind: str, **match: Any) -> dict[str, Any]:
-        """The newest of them; empty where there is none."""
-        return next(iter(reversed(self.lines(kind, **match))), {})
+    def last(self, kind: str, **match: str) -> dict[str, Any]:
+        """The newest line of a kind whose fields have these values, names in any case; empty where there is none."""
+        for line in reversed(self.lines()):
+            if line.get("kind") == kind and all(same(str(line.get(key)), match[key]) for key in match):
+                return line
+        return {}
 
 
 def commit_of(project: Path) -> str:
@@ -119,7 +106,7 @@ class Account:
         kaggle: what is asked.
         ledger: what was sent.
         events: where people read.
-        scrub: takes secrets out of text.
+        secrets: of this person, which are taken out of text and found in files.
         poll_s: seconds between two looks at something that takes time.
         limit_s: how long anything is waited for.
         public: whether what is pushed may be seen by everybody.
@@ -132,7 +119,7 @@ class Account:
     kaggle: Kaggle
     ledger: Ledger
     events: Events
-    scrub: Scrubber
+    secrets: Secrets
     poll_s: float = 30.0
     limit_s: float = 24 * 3600.0
     public: bool = False
@@ -143,6 +130,25 @@ class Account:
     def staging(self) -> Path:
         """Where copies are made that go out with the account's name in them."""
         return self.project / "build" / "push"
+
+    def check_private(self, what: Mapping[str, Any], name: str, page: str) -> None:
+        """Refuse what everybody can see, unless that is meant.
+
+        Args:
+            what: a kernel's metadata or a dataset, as Kaggle has it.
+            name: owner/slug.
+            page: where it is made private.
+
+        Raises:
+            KaggleError: everybody can see it.
+        """
+        if not self.public and not what.get("isPrivate"):
+            raise KaggleError(
+                f"{name} can be seen by everybody.",
+                "isPrivate is false",
+                f"Nothing more is sent to it. Make it private at {page}, then run the same command again; or say "
+                "--public if that is meant.",
+            )
 
 
 def open_account(
@@ -173,11 +179,9 @@ def open_account(
         KaggleError: no credentials, or none that Kaggle takes.
     """
     check_permissions(environment)
-    scrub = Scrubber(environment)
-    temporary = project / "build" / "push" / "tmp"
-    reason, name = "", ""
+    secrets = Secrets(environment)
     try:
-        send = Client(find_python(program), environment, scrub, temporary)
+        send = Client(find_python(program), environment, secrets.hide, project / "build" / "push" / "tmp")
         kaggle = Kaggle(send, events.say, poll_s, **({"tries": 1} if plan else {}))
         kaggle.check_version()
         name = owner or _who(kaggle, environment, poll_s)
@@ -188,7 +192,7 @@ def open_account(
         events.say(f"Kaggle is not asked, and what is there is unknown. {reason}")
         kaggle = Kaggle(lambda *_: {"error": {"kind": "network", "text": reason}}, events.say, tries=1)
     name = check_owner(name) if name else PLACEHOLDER
-    return Account(name, project, kaggle, Ledger(project, scrub), events, scrub, poll_s, **how)
+    return Account(name, project, kaggle, Ledger(project, secrets.hide), events, secrets, poll_s, **how)
 
 
 def _who(kaggle: Kaggle, environment: Mapping[str, str], poll_s: float) -> str:
@@ -211,7 +215,7 @@ def _who(kaggle: Kaggle, environment: Mapping[str, str], poll_s: float) -> str:
             "good keys lie beside it: where there are some, take it away",
         )
     raise KaggleError(
-        f"No credentials were found: not in KAGGLE_API_TOKEN, KAGGLE_USERNAME and KAGGLE_KEY, nor in "
+        "No credentials were found: not in KAGGLE_API_TOKEN, KAGGLE_USERNAME and KAGGLE_KEY, nor in "
         f"{', '.join(places)}.",
         advice="Make one at https://www.kaggle.com/settings (API, 'Create Legacy API Key'), then: "
         "mkdir -p -m 700 ~/.kaggle && mv ~/Downloads/kaggle.json ~/.kaggle/ && chmod 600 ~/.kaggle/kaggle.json. "

@@ -1,5 +1,4 @@
-"""Kaggle's interface for the steps of scripts/push: asked through client.py, tried again where that is safe, and every
-failure turned into Kaggle's own words and what to do about them."""
+"""Kaggle's interface: asked through client.py, tried again where that is safe, every failure told in Kaggle's words."""
 
 from __future__ import annotations
 
@@ -18,7 +17,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from rsna_kit.runtime.errors import MissingDependencyError, RsnaKitError
+from rsna_kit.runtime.errors import MissingDependencyError
 from rsna_lab.kaggle.push.errors import INSTALL, PACKAGES, KaggleError, RefusedError, failure, passing
 
 TRIED = {"kaggle": "2.2.5", "kagglesdk": "0.1.38"}
@@ -26,8 +25,10 @@ _TALKATIVE = ("VERBOSE", "VERBOSE_OUTPUT")  # would print every request, credent
 _FRESH_S = 600.0
 CALL_S = 60.0  # a call that moves no file has no answer after this
 TRIES = 5
-LOOKS = 4  # what was just made may not be found yet, for so many looks
 _PAGE = 200
+
+
+Listener = Callable[[dict[str, Any]], None]
 
 
 class Transport(Protocol):
@@ -37,7 +38,7 @@ class Transport(Protocol):
         self,
         request: Mapping[str, Any],
         limit_s: float,
-        listen: Callable[[dict[str, Any]], None] | None = None,
+        listen: Listener | None = None,
         stop: threading.Event | None = None,
     ) -> dict[str, Any]:
         """The answer to a request of client.py; `listen` hears events, `stop` gives it up."""
@@ -64,7 +65,7 @@ class Client:
         self,
         request: Mapping[str, Any],
         limit_s: float,
-        listen: Callable[[dict[str, Any]], None] | None = None,
+        listen: Listener | None = None,
         stop: threading.Event | None = None,
     ) -> dict[str, Any]:
         """The answer to one request; a process that does not answer in time is stopped, and told as no answer."""
@@ -166,7 +167,7 @@ class Kaggle:
         Raises:
             MissingDependencyError: none, or one that is too old.
         """
-        found = self._ask({"about": True}, "The look at the kaggle package")
+        found = self._answer("The look at the kaggle package", lambda: {"about": True})
         if tuple(map(int, re.findall(r"\d+", found["kaggle"])[:3])) < (2, 2, 5):
             raise MissingDependencyError(f"kaggle {found['kaggle']} is too old, 2.2.5 is needed. {INSTALL}")
         if found != TRIED:
@@ -175,7 +176,7 @@ class Kaggle:
 
     def whoami(self) -> dict[str, Any]:
         """`username`, and the `method` by which it is known."""
-        return dict(self._ask({"whoami": True}, "The look at your account"))
+        return dict(self._answer("The look at your account", lambda: {"whoami": True}))
 
     def ask(self, call: str, **body: Any) -> dict[str, Any]:
         """Call what changes nothing.
@@ -184,7 +185,10 @@ class Kaggle:
             UnreachableError: no answer, after every try.
             RefusedError: Kaggle says no.
         """
-        return dict(self._ask({"call": call, "body": body}, _named(call, body)))
+        names = ("ownerSlug", "userName", "datasetSlug", "kernelSlug", "competitionName")
+        about = "/".join(body[key] for key in names if body.get(key))
+        what = call.split("/")[1] + (f" of {about}" if about else "")
+        return dict(self._answer(what, lambda: {"call": call, "body": body}))
 
     def find(self, call: str, **body: Any) -> dict[str, Any] | None:
         """The same; None for what is not there, or not for this account: Kaggle does not tell the two apart."""
@@ -213,12 +217,12 @@ class Kaggle:
             UnreachableError: no answer; it may have been carried out, so look before it is done again.
             KaggleError: Kaggle says no, in its status or in its answer.
         """
-        answer = dict(self._ask({"call": call, "body": body}, what, repeat=(429,)))
+        answer = dict(self._answer(what, lambda: {"call": call, "body": body}, repeat=(429,)))
         if answer.get("error"):
             raise KaggleError(f"{what} failed.", str(answer["error"]))
         return answer
 
-    def upload(self, path: Path, listen: Callable[[dict[str, Any]], None], slowest: float) -> str:
+    def upload(self, path: Path, listen: Listener, slowest: float) -> str:
         """Bring one file of a dataset to Kaggle; returns the token that stands for it. It is no part of anything yet.
 
         Args:
@@ -226,23 +230,21 @@ class Kaggle:
             listen: hears how many bytes are there.
             slowest: bytes a second below which it is given up.
         """
-        size = path.stat().st_size
-        for attempt in range(1, self._tries + 1):
-            slot = self.ask(
-                "blobs/start_blob_upload",
-                type="DATASET",
-                name=path.name,
-                contentLength=size,
-                lastModifiedEpochSeconds=int(path.stat().st_mtime),
-            )
-            reply = self._send({"put": slot["createUrl"], "file": str(path)}, 300 + size / slowest, listen)
-            if "error" not in reply:
-                return str(slot["token"])
-            if not self._try_again(reply["error"], attempt, f"{path.name} did not arrive"):
-                break
-        raise _not_moved(f"The upload of {path.name}", reply["error"])
+        size, changed = path.stat().st_size, int(path.stat().st_mtime)
+        about = {"type": "DATASET", "name": path.name, "contentLength": size, "lastModifiedEpochSeconds": changed}
+        token = ""
 
-    def download(self, files: Mapping[str, Path], listen: Callable[[dict[str, Any]], None], limit_s: float) -> None:
+        def request() -> dict[str, Any]:
+            nonlocal token
+            slot = self.ask("blobs/start_blob_upload", **about)  # an address is good for one try
+            token = str(slot["token"])
+            return {"put": slot["createUrl"], "file": str(path)}
+
+        trouble = f"{path.name} did not arrive"
+        self._answer(f"The upload of {path.name}", request, 300 + size / slowest, listen, trouble)
+        return token
+
+    def download(self, files: Mapping[str, Path], listen: Listener, limit_s: float) -> None:
         """Fetch files: address → where to."""
         left = {str(path): url for url, path in files.items()}
 
@@ -250,57 +252,44 @@ class Kaggle:
             left.pop(event.get("file", ""), None)
             listen(event)
 
-        for attempt in range(1, self._tries + 1):
-            reply = self._send({"get": [[url, path] for path, url in left.items()]}, limit_s, hear)
-            if "error" not in reply:
-                return
-            if not self._try_again(reply["error"], attempt, "A file did not come"):
-                break
-        raise _not_moved("The download", reply["error"])
+        def request() -> dict[str, Any]:
+            return {"get": [[url, path] for path, url in left.items()]}
 
-    def log(self, run: str, listen: Callable[[dict[str, Any]], None], stop: threading.Event) -> None:
+        self._answer("The download", request, limit_s, hear, "A file did not come")
+
+    def log(self, run: str, listen: Listener, stop: threading.Event) -> None:
         """Hear a run's log, line by line, until it ends or `stop` is set; that it breaks is no error."""
         self._send({"log": run}, 24 * 3600.0, listen, stop)
 
-    def _ask(self, request: Mapping[str, Any], what: str, repeat: Iterable[int] = ()) -> Any:
+    def _answer(
+        self,
+        what: str,
+        request: Callable[[], dict[str, Any]],
+        limit_s: float = CALL_S,
+        listen: Listener | None = None,
+        trouble: str = "Kaggle does not answer",
+        repeat: Iterable[int] = (),
+    ) -> Any:
+        """The answer to a request, which is made anew for each try; `repeat`: statuses after which it may be."""
         if self._silent:
             raise failure(what, self._silent)
         for attempt in range(1, self._tries + 1):
-            reply = self._send(request, CALL_S)
+            asked = request()
+            reply = self._send(asked, limit_s, listen)
             if "error" not in reply:
                 return reply["answer"]
             error = reply["error"]
-            if (repeat and error.get("status") not in repeat) or not self._try_again(error, attempt):
+            if attempt == self._tries or not passing(error) or (repeat and error.get("status") not in repeat):
                 break
+            pause = min(self._pause_s * 2 ** (attempt - 1), 300.0)
+            if str(error.get("retry_after") or "").isdigit():
+                pause = min(max(pause, float(error["retry_after"])), 300.0)
+            said = " ".join(str(error.get("text")).split())[:200]
+            self._say(f"{trouble}; try {attempt + 1} of {self._tries} in {pause:.0f} s ({said})")
+            time.sleep(pause)
         if self._tries == 1 and passing(error):
             self._silent = error
+        if error["kind"] == "http" and not {"put", "get"}.isdisjoint(asked):  # what an address says is not of rights
+            advice = "Nothing of it was kept. Run the same command again."
+            raise KaggleError(f"{what} broke off.", str(error.get("text")), advice)
         raise failure(what, error)
-
-    def _try_again(self, error: Mapping[str, Any], attempt: int, what: str = "Kaggle does not answer") -> bool:
-        """Whether the same may work a little later; then that is said, and waited for."""
-        if attempt >= self._tries or not passing(error):
-            return False
-        pause = min(self._pause_s * 2 ** (attempt - 1), 300.0)
-        if str(error.get("retry_after") or "").isdigit():
-            pause = min(max(pause, float(error["retry_after"])), 300.0)
-        said = " ".join(str(error.get("text")).split())[:200]
-        self._say(f"{what}; try {attempt + 1} of {self._tries} in {pause:.0f} s ({said})")
-        time.sleep(pause)
-        return True
-
-
-def _named(call: str, body: Mapping[str, Any]) -> str:
-    """What a call is about, for a message."""
-    about = [
-        body[key] for key in ("ownerSlug", "userName", "datasetSlug", "kernelSlug", "competitionName") if body.get(key)
-    ]
-    return f"{call.split('/')[1]} of {'/'.join(about)}" if about else call.split("/")[1]
-
-
-def _not_moved(what: str, error: Mapping[str, Any]) -> RsnaKitError:
-    """A file's address is good for a short time, and for nothing else: what it answers says nothing about rights."""
-    if error["kind"] != "http":
-        return failure(what, error)
-    return KaggleError(
-        f"{what} broke off.", str(error.get("text")), "Nothing of it was kept. Run the same command again."
-    )

@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from rsna_kit.competition.paths import SLUG
 from rsna_kit.runtime.errors import RsnaKitError, UsageError
 from rsna_lab.kaggle.metadata import KERNEL_FILE, MetadataError, check_folders, filled, is_true, read_metadata
-from rsna_lab.kaggle.push import staging, submissions, uploads
+from rsna_lab.kaggle.push import submissions, uploads
 from rsna_lab.kaggle.push.account import Account
 from rsna_lab.kaggle.push.choices import KERNELS, Choices
 from rsna_lab.kaggle.push.errors import KaggleError, RefusedError
-from rsna_lab.kaggle.push.project import (
-    WEIGHTS,
-    all_folders,
-    build_command,
-    latest_run,
-    look,
-    read_kernel_metadata,
-    reference_of,
-)
+from rsna_lab.kaggle.push.kernels import stage
+from rsna_lab.kaggle.push.project import WEIGHTS, all_folders, build_command, look, read_kernel_metadata, reference_of
 
 
 def check_here(account: Account, choices: Choices) -> None:
@@ -36,7 +30,7 @@ def check_here(account: Account, choices: Choices) -> None:
         )
     for name in KERNELS:
         if name not in choices.skip:
-            staging.stage(account, choices, name)
+            stage(account, choices, name)
 
 
 def check_there(account: Account, choices: Choices) -> None:
@@ -49,29 +43,31 @@ def check_there(account: Account, choices: Choices) -> None:
     for name in KERNELS:
         if name not in skip:
             check_attached(account, choices, name)
-    if "prepare" in skip and "train" not in skip and not _was_pushed(account, "prepare"):
+    bring = f"{build_command(WEIGHTS)}, scripts/push upload {WEIGHTS}"
+
+    def lacks(kernel: str) -> bool:
+        return kernel in skip and not look(account, reference_of(account, kernel)).version
+
+    if "train" not in skip and lacks("prepare"):
         raise RsnaKitError(
             f"train reads the output of {reference_of(account, 'prepare')}, and this account has none.\n"
             "  What to do: leave out --skip prepare"
         )
-    needs_training = "weights" not in skip or ("infer" not in skip and choices.weights == "output")
-    if "train" in skip and needs_training and not _was_pushed(account, "train"):
+    if "weights" not in skip and lacks("train"):
         raise RsnaKitError(
-            "no training was pushed from here, so there are no bundles to bring to infer.\n"
-            f"  What to do: leave out --skip train; or, with bundles of your own, {build_command(WEIGHTS)}, "
-            f"scripts/push upload {WEIGHTS}, then --skip weights, too"
+            "this account has no training on Kaggle, so there are no bundles to bring to infer.\n"
+            f"  What to do: leave out --skip train; or, with bundles of your own, {bring}, then --skip weights, too"
         )
     dataset = f"{account.owner}/{WEIGHTS}"
-    wanted = "weights" in skip and "infer" not in skip and choices.weights == "dataset"
+    wanted = "weights" in skip and "infer" not in skip
     reads = wanted and dataset in read_kernel_metadata(account, "infer").get("dataset_sources", [])
-    if reads and not uploads.find(account, dataset, private=False):
+    if reads and not uploads.find(account, dataset):
         raise RsnaKitError(
-            f"infer reads the dataset {dataset}, which Kaggle does not have.\n"
-            f"  What to do: {build_command(WEIGHTS)}, scripts/push upload {WEIGHTS}, then this again"
+            f"infer reads the dataset {dataset}, which Kaggle does not have.\n  What to do: {bring}, then this again"
         )
-    if "infer" in skip and "submit" not in skip and not latest_run(account, "infer").version:
+    if "submit" not in skip and lacks("infer"):
         raise UsageError(
-            "no infer was pushed from here that could be submitted. Leave out --skip infer, or name a version: "
+            "this account has no infer on Kaggle that could be submitted. Leave out --skip infer, or name a version: "
             "scripts/push submit infer --version N"
         )
 
@@ -92,12 +88,6 @@ def check_attached(account: Account, choices: Choices, kernel: str) -> None:
             )
 
 
-def _was_pushed(account: Account, kernel: str) -> bool:
-    """From here, or from elsewhere with this account."""
-    run = latest_run(account, kernel)
-    return bool(run.version or look(account, run))
-
-
 def ask_first(account: Account, choices: Choices, names: Sequence[str], submits: bool) -> None:
     """One minute of questions: rights, the competition's rules, GPU hours and submissions left.
 
@@ -114,20 +104,24 @@ def ask_first(account: Account, choices: Choices, names: Sequence[str], submits:
         KaggleError: something of it would end what is to come.
     """
     data = [read_kernel_metadata(account, name) for name in names]
-    for call, group in (("kernels/list_kernels", "PROFILE"), ("datasets/list_datasets", "DATASET_SELECTION_GROUP_MY")):
+    questions: dict[str, dict[str, Any]] = {
+        "kernels/list_kernels": {"group": "PROFILE", "pageSize": 1},
+        "datasets/list_datasets": {"group": "DATASET_SELECTION_GROUP_MY"},
+    }
+    for call, body in questions.items():
         try:
-            account.kaggle.ask(call, group=group, **({"pageSize": 1} if group == "PROFILE" else {}))
+            account.kaggle.ask(call, **body)
         except RefusedError as error:
-            raise KaggleError(
-                f"This account's {call.split('_')[1]} cannot be looked at.", error.said, error.advice
-            ) from None
+            what = f"This account's {call.split('_')[1]} cannot be looked at."
+            raise KaggleError(what, error.said, error.advice) from None
     if submits or any(SLUG in value.get("competition_sources", []) for value in data):
         competition = account.kaggle.find("competitions/get_competition", competitionName=SLUG) or {}
         files = {"competitionName": SLUG, "pageSize": 1}  # which nobody sees who has not accepted the rules
         if not competition.get("userHasEntered") and not account.kaggle.find("competitions/list_data_files", **files):
             raise KaggleError(
                 f"This account has not joined {SLUG}.",
-                advice=f"Accept the competition's rules with this account: https://www.kaggle.com/competitions/{SLUG}/rules",
+                advice="Accept the competition's rules with this account: "
+                f"https://www.kaggle.com/competitions/{SLUG}/rules",
             )
         if submits and competition.get("submissionsDisabled"):
             raise KaggleError(f"{SLUG} takes no submissions.", advice="Leave out the last step: --skip submit")

@@ -18,7 +18,6 @@ from rsna_kit.runtime.errors import UsageError, did_you_mean
 from rsna_kit.training.learner import check_names
 from rsna_lab.kaggle.metadata import PLACEHOLDER
 
-WEIGHTS = ("dataset", "output")
 STEPS = ("build", "upload", "prepare", "train", "weights", "infer", "submit")
 KERNELS = ("prepare", "train", "infer")
 _FORMS = {"NAME=VALUE": r"[^=]+=.*", "[OWNER/]SLUG": r"[^/]+(/[^/]+)?"}
@@ -38,7 +37,6 @@ class Choices:
         timeout_s: after which Kaggle is told to end a session.
         settings: name of a kernel → its settings.
         attached: name of a kernel → further datasets, owner/slug.
-        weights: how infer gets its bundles: as a "dataset", or as the "output" of train.
         partial: whether to go on with the folds that are there when the clock stopped the training.
         file_name: the output that is submitted.
     """
@@ -49,7 +47,6 @@ class Choices:
     timeout_s: int | None = None
     settings: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     attached: Mapping[str, list[str]] = field(default_factory=dict)
-    weights: str = WEIGHTS[0]
     partial: bool = False
     file_name: str = "submission.csv"
 
@@ -69,7 +66,6 @@ def read_choices(options: argparse.Namespace, kernel: str | None = None) -> Choi
         attached={
             name: [own if "/" in own else f"{PLACEHOLDER}/{own}" for own in words] for name, words in more.items()
         },
-        weights=given.get("weights", WEIGHTS[0]),
         partial=given.get("partial", False),
         file_name=given.get("file", ""),
     )

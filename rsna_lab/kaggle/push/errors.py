@@ -14,9 +14,7 @@ INSTALL = (
     "Then name it: --kaggle ~/kaggle/bin/kaggle, or link this one program into a folder on PATH: "
     "ln -s ~/kaggle/bin/kaggle ~/.local/bin/"
 )
-_AGAIN = "run the same command again: it goes on where it stopped."
 _REHEARSE = "Rehearse it on a hidden test set (scripts/rehearse --help)"
-
 # What Kaggle's servers say inside a good answer, or of a run or submission that failed → what to do. The first counts.
 _ADVICE = {
     r"batch [GT]PU session count|session count of \d+ reached": "Kaggle runs two GPU sessions at a time. Wait until "
@@ -36,6 +34,32 @@ _ADVICE = {
     f"number. {_REHEARSE}, push it, and submit that version.",
     r"Threw Exception|exited with code": "The script failed. Its log says where: scripts/push logs KERNEL. A scoring "
     f"run shows no log. {_REHEARSE}, then push it.",
+}
+_AGAIN = "run the same command again: it goes on where it stopped."
+# Kind of error or HTTP status → the problem, and what to do. The first ones pass; the others are answers.
+_PASSES: dict[Any, tuple[str, str]] = {
+    "garbled": ("what came is no answer of Kaggle's interface", f"Later, {_AGAIN}"),
+    "network": ("Kaggle cannot be reached", f"Check the network, then {_AGAIN}"),
+    429: ("Kaggle asks to be called less often", f"Wait ten minutes, then {_AGAIN}"),
+    **dict.fromkeys(
+        (408, 500, 502, 503, 504),
+        ("Kaggle does not answer", f"The trouble is on Kaggle's side. Later, {_AGAIN}"),
+    ),
+}
+_REFUSED: dict[Any, tuple[str, str]] = {
+    401: (
+        "Kaggle does not take the credentials",
+        "Make new ones at https://www.kaggle.com/settings (API), and take older ones out of the environment and of "
+        "~/.kaggle.",
+    ),
+    **dict.fromkeys(
+        (403, 404),
+        (
+            "not there, or not for this account",
+            "Check the name, and that this account may use it. A token made lately may lack rights that kaggle.json "
+            "has.",
+        ),
+    ),
 }
 
 
@@ -75,12 +99,12 @@ def advice_for(said: str) -> str:
 
 def passing(error: Mapping[str, Any]) -> bool:
     """Whether the same call may work a little later."""
-    return error["kind"] in ("network", "garbled") or error.get("status") in (408, 429, 500, 502, 503, 504)
+    return error["kind"] in _PASSES or error.get("status") in _PASSES
 
 
 def failure(what: str, error: Mapping[str, Any]) -> RsnaKitError:
-    """The error that a person reads."""
-    kind, status, said = error["kind"], error.get("status"), str(error.get("text") or "")
+    """The error that a person reads of one that client.py describes."""
+    kind, status, said = error["kind"], error.get("status") or 0, str(error.get("text") or "")
     if kind == "import":
         return MissingDependencyError(f"the kaggle package cannot be used: {said}\n  What to do: {INSTALL}")
     if kind == "unknown field":
@@ -90,38 +114,12 @@ def failure(what: str, error: Mapping[str, Any]) -> RsnaKitError:
     if kind == "dead token":
         return RefusedError(f"The token in {said} is one that Kaggle does not take.", "", 401)
     if kind == "disk":
-        return KaggleError(
-            f"{what} failed here, not at Kaggle: {said}",
-            advice="Make room, or mend the permissions, then run the same command again.",
-        )
-    if kind == "garbled":
-        return UnreachableError(f"{what}: what came is no answer of Kaggle's interface.", said, f"Later, {_AGAIN}")
-    if kind == "network":
-        return UnreachableError(f"{what}: Kaggle cannot be reached.", said, f"Check the network, then {_AGAIN}")
-    if status == 429:
-        return UnreachableError(
-            f"{what}: Kaggle asks to be called less often.", said, f"Wait ten minutes, then {_AGAIN}"
-        )
-    if passing(error) or (status or 0) >= 500:
-        return UnreachableError(
-            f"{what}: Kaggle does not answer.", said, f"The trouble is on Kaggle's side. Later, {_AGAIN}"
-        )
-    if status == 401:
-        return RefusedError(
-            f"{what}: Kaggle does not take the credentials.",
-            said,
-            status,
-            "Make new ones at https://www.kaggle.com/settings (API), and take older ones out of the "
-            "environment and of ~/.kaggle.",
-        )
-    if status in (403, 404):
-        return RefusedError(
-            f"{what}: not there, or not for this account.",
-            said,
-            status,
-            "Check the name, and that this account may use it. A token made lately may lack rights that "
-            "kaggle.json has.",
-        )
-    if kind == "http":
-        return RefusedError(f"{what} failed.", said, status or 0)
-    return KaggleError(f"{what} failed.", said)
+        advice = "Make room, or mend the permissions, then run the same command again."
+        return KaggleError(f"{what} failed here, not at Kaggle: {said}", advice=advice)
+    if passing(error) or status >= 500:
+        problem, advice = _PASSES.get(kind) or _PASSES.get(status, _PASSES[500])
+        return UnreachableError(f"{what}: {problem}.", said, advice)
+    if status in _REFUSED:
+        problem, advice = _REFUSED[status]
+        return RefusedError(f"{what}: {problem}.", said, status, advice)
+    return RefusedError(f"{what} failed.", said, status) if kind == "http" else KaggleError(f"{what} failed.", said)

@@ -1,34 +1,154 @@
 """A kernel's folder → a version of it on Kaggle that has everything attached, or the one that is there already.
 
 What goes out is a copy: the account's name in its metadata, the settings in its script, and a last line that says what
-it was made of. By that line a run whose answer or whose ledger was lost is found again instead of started twice.
-After a push, Kaggle is asked what it really made of it: sources, privacy, internet, text, image, accelerator.
+it was made of: script, metadata and the versions of what it reads. By that line a run whose answer was lost is found
+again instead of started twice. After a push, Kaggle is asked what it really made of it.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
-import time
+import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from rsna_lab.kaggle.metadata import SOURCE_KEYS, is_true
+from rsna_kit.runtime.files import write_json
+from rsna_lab.kaggle.metadata import KERNEL_FILE, SOURCE_KEYS, check_folders, filled, is_true
+from rsna_lab.kaggle.options import fill_settings, read_settings
+from rsna_lab.kaggle.push import uploads
 from rsna_lab.kaggle.push.account import Account, same
-from rsna_lab.kaggle.push.api import LOOKS
+from rsna_lab.kaggle.push.choices import Choices, check_settings
 from rsna_lab.kaggle.push.errors import KaggleError, UnreachableError
-from rsna_lab.kaggle.push.project import Run, There, look
-from rsna_lab.kaggle.push.staging import FIELDS, Staged, inputs_of
+from rsna_lab.kaggle.push.project import Run, kernel_folder, look, newest_complete, read_kernel_metadata, state_of
+from rsna_lab.kaggle.push.waiting import look_again, once
+from rsna_lab.kaggle.secrecy import CredentialError
 
 GOING = ("QUEUED", "RUNNING", "NEW_SCRIPT", "CANCEL_REQUESTED")
 _MARK = "# rsna_kit pushed this: "
+# Keys of the metadata as Kaggle's interface calls them.
+_FIELDS = {
+    "is_private": "isPrivate",
+    "enable_gpu": "enableGpu",
+    "enable_tpu": "enableTpu",
+    "enable_internet": "enableInternet",
+    "dataset_sources": "datasetDataSources",
+    "competition_sources": "competitionDataSources",
+    "kernel_sources": "kernelDataSources",
+    "model_sources": "modelDataSources",
+    "language": "language",
+    "kernel_type": "kernelType",
+    "machine_shape": "machineShape",
+    "docker_image": "dockerImage",
+    "docker_image_pinning_type": "dockerImagePinningType",
+}
 
 
 class AcceleratorError(KaggleError):
     """The version runs on another accelerator than the one it asked for."""
 
 
-def push(account: Account, staged: Staged, covers: str | None = None) -> Run:
-    """Push a kernel, or take up the run of the same script on the same inputs, and verify it.
+@dataclass(frozen=True)
+class Staged:
+    """A copy of a kernel with the account's name in it."""
+
+    folder: Path
+    metadata: dict[str, Any]
+    text: str
+    timeout_s: int | None
+
+    @property
+    def reference(self) -> str:
+        """owner/slug."""
+        return str(self.metadata["id"])
+
+    def digest(self, inputs: Mapping[str, Any]) -> str:
+        """16 hex digits of everything that decides what the run does; names are the same in any case."""
+        around = json.dumps([self.metadata, self.timeout_s, dict(inputs)], sort_keys=True).casefold()
+        return hashlib.sha256(f"{self.text}\0{around}".encode()).hexdigest()[:16]
+
+    def body(self, mark: str) -> dict[str, Any]:
+        """What Kaggle is told."""
+        data = self.metadata
+        booleans = {key: is_true(data[key]) for key in ("is_private", "enable_gpu", "enable_tpu", "enable_internet")}
+        body = {_FIELDS[key]: value for key, value in {**data, **booleans}.items() if key in _FIELDS}
+        timeout = {"sessionTimeoutSeconds": self.timeout_s} if self.timeout_s else {}
+        text = f"{self.text.rstrip()}\n{mark}\n"
+        return {"slug": data["id"], "newTitle": data["title"], "text": text, **body, **timeout}
+
+
+def stage(account: Account, choices: Choices, name: str, sources: Mapping[str, list[str]] | None = None) -> Staged:
+    """Check a kernel of the project and make the copy that goes out.
+
+    Args:
+        account: whose name it gets.
+        choices: what the command line says of it.
+        name: its folder in kernels/.
+        sources: key of the metadata → sources in the place of its own.
+
+    Raises:
+        MetadataError: Kaggle would refuse or misread it.
+        UsageError: a setting that its run would refuse.
+        CredentialError: it holds a secret.
+    """
+    folder = kernel_folder(account.project, name)
+    check_folders([folder], account.public)
+    metadata = read_kernel_metadata(account, name)
+    script = folder / metadata["code_file"]
+    if choices.accelerator and is_true(metadata["enable_gpu"]):
+        metadata["machine_shape"] = choices.accelerator
+    if choices.image:
+        metadata |= {"docker_image": choices.image, "docker_image_pinning_type": "original"}
+    if account.public:
+        metadata["is_private"] = False
+    metadata |= filled(dict(sources or {}), account.owner)
+    more = filled(list(choices.attached.get(name, [])), account.owner)
+    metadata["dataset_sources"] = list(dict.fromkeys([*metadata.get("dataset_sources", []), *more]))
+    text = fill_settings(script.read_text(encoding="utf-8"), choices.settings.get(name, {}))
+    every = [source for key in SOURCE_KEYS for source in metadata.get(key, [])]
+    check_settings(name, read_settings(text), every, choices.timeout_s)
+    out = account.staging / "kernels" / name
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
+    (out / script.name).write_text(text, encoding="utf-8")
+    write_json(out / KERNEL_FILE, metadata)
+    if account.secrets.found_in(out.iterdir()):
+        shutil.rmtree(out)
+        raise CredentialError(
+            f"not pushed: {script}, its metadata or its settings hold a credential.\n"
+            "  What to do: take it out, and make a new one."
+        )
+    check_folders([out], account.public)  # of what was changed
+    return Staged(out, metadata, text, choices.timeout_s)
+
+
+def inputs_of(account: Account, staged: Staged) -> dict[str, int]:
+    """The version of each source that a push now would attach.
+
+    Raises:
+        KaggleError: an own dataset that is not there, or not ready.
+    """
+    inputs: dict[str, int] = {}
+    for source in staged.metadata.get("dataset_sources", []):
+        name = "/".join(source.split("/")[:2])
+        now = uploads.find_shown(account, name)
+        if now is None and same(name.split("/")[0], account.owner):
+            raise KaggleError(
+                f"{staged.reference} reads the dataset {name}, which Kaggle does not have.",
+                advice=f"Upload it first: scripts/push upload {name.split('/')[1]}",
+            )
+        if now:  # one of somebody else need not show its status; what is attached is looked at after the push
+            inputs[source] = now.version
+    for source in staged.metadata.get("kernel_sources", []):
+        inputs[source] = newest_complete(account, "/".join(source.split("/")[:2])).version
+    return inputs
+
+
+def push(account: Account, staged: Staged, covers: str = "") -> Run:
+    """Push a kernel, or take up the newest run where it is of the same script on the same inputs, and verify it.
 
     Args:
         account: who pushes.
@@ -40,39 +160,41 @@ def push(account: Account, staged: Staged, covers: str | None = None) -> Run:
     """
     inputs = inputs_of(account, staged)
     digest = staged.digest(inputs)
-    mark = f"{_MARK}{digest[:16]} {(covers or digest)[:16]}"
-    before = look(account, Run(staged.reference, 0))
-    if before and not account.public and not before.metadata.get("isPrivate"):
-        raise _public(staged.reference)
-    facts = {"kernel": staged.reference, "digest": digest, "inputs": inputs, "settings": dict(staged.settings)}
-    facts["covers"] = covers or digest
-    if before and not account.again and _taken_over(account, staged, before, mark, facts):
-        return Run(staged.reference, before.version)
-    _say_why(account, staged, inputs)
+    mark = f"{_MARK}{digest} {covers or digest}"
+    before = look(account, staged.reference)
+    if before.version:
+        account.check_private(before.metadata, staged.reference, before.page)
+    facts = {"kernel": staged.reference, "digest": digest, "inputs": inputs}
+    if made_of(before)[:1] == [digest] and not account.again and stands(account, staged, before):
+        if not account.ledger.last("push", kernel=staged.reference, version=str(before.version)):
+            account.ledger.add("push", version=before.version, **facts)
+        return before
     what = f"The push of {staged.reference}"
+
+    def send() -> int:
+        return _judge(account, staged, account.kaggle.change("kernels/save_kernel", what, **staged.body(mark)), what)
+
+    def find() -> int:
+        now = look(account, staged.reference)
+        return now.version if now.version > before.version and made_of(now) == mark.split()[-2:] else 0
+
+    run = Run(staged.reference, once(account, staged.reference, "version", send, find))
+    account.events.say(f"{staged.reference}: version {run.version} pushed, {run.page}")
     try:
-        answer = account.kaggle.change("kernels/save_kernel", what, **staged.body(mark))
-        version = _judge(account, staged, answer, what)
-    except UnreachableError:
-        version = _look_for(account, staged, mark, before.version if before else 0)
-        if not version:
-            raise
-        account.events.say(f"{staged.reference}: the answer was lost, and version {version} is there")
-    run = Run(staged.reference, version)
-    account.ledger.add("push", version=version, **facts)
-    account.events.say(f"{staged.reference}: version {version} pushed, https://www.kaggle.com/code/{staged.reference}")
-    verify(account, staged, run)
+        there = verify(account, staged, run)
+    except KaggleError as error:
+        account.ledger.add("push", version=run.version, **facts, problem=str(error).splitlines()[0])
+        raise
+    seen = {"image": there.metadata.get("dockerImage"), "accelerator": there.metadata.get("machineShape")}
+    account.ledger.add("push", version=run.version, **facts, **seen)
     return run
 
 
 def _judge(account: Account, staged: Staged, answer: Mapping[str, Any], what: str) -> int:
     """The version that a push made; an error for one that is not whole, which the ledger notes."""
     version = int(answer.get("versionNumber") or 0)
-    lost = [
-        f"{name} ({kind})"
-        for kind in ("Dataset", "Competition", "Kernel", "Model")
-        for name in answer.get(f"invalid{kind}Sources") or []
-    ]
+    kinds = ("Dataset", "Competition", "Kernel", "Model")
+    lost = [f"{name} ({kind})" for kind in kinds for name in answer.get(f"invalid{kind}Sources") or []]
     there = "/".join(str(answer.get("url") or staged.reference).split("?")[0].rstrip("/").split("/")[-2:])
     problem = advice = ""
     if version < 1:
@@ -96,7 +218,9 @@ def _judge(account: Account, staged: Staged, answer: Mapping[str, Any], what: st
 
 
 def stands(account: Account, staged: Staged, run: Run) -> bool:
-    """Whether a version is still on Kaggle as it was pushed; then it need not be pushed again, and that is said."""
+    """Whether a version runs or ran, and is as it was pushed; then that is said."""
+    if state_of(account, run)["status"] not in (*GOING, "COMPLETE"):
+        return False
     try:
         verify(account, staged, run)
     except (AcceleratorError, UnreachableError):
@@ -109,127 +233,69 @@ def stands(account: Account, staged: Staged, run: Run) -> bool:
     return True
 
 
-def _taken_over(account: Account, staged: Staged, there: There, mark: str, facts: Mapping[str, Any]) -> bool:
-    """Whether the newest version on Kaggle is what would be pushed now. An older one does not count: what reads a
-    kernel's output gets the newest."""
-    own, theirs = mark.split()[-2:], _mark_of(there.text).split()[-2:]
-    match = {"kernel": staged.reference, "version": there.version}
-    noted = account.ledger.last("push", **match)
-    if not theirs or not there.version or not (own[0] == theirs[0] or (not noted and own[1] == theirs[1])):
-        return False
-    run = Run(staged.reference, there.version)
-    state = account.kaggle.find("kernels/get_kernel_session_status", **run.body) or {}
-    if state.get("status") not in (*GOING, "COMPLETE") or not stands(account, staged, run):
-        return False
-    if not noted:
-        account.ledger.add("push", version=there.version, **facts)
-        account.events.say(f"{run.reference}: version {run.version} on Kaggle was made of the same; it is taken over")
-    return True
-
-
-def _look_for(account: Account, staged: Staged, mark: str, before: int) -> int:
-    """The version that a push made whose answer was lost; 0 for none."""
-    for _ in range(LOOKS):
-        time.sleep(account.poll_s)
-        there = look(account, Run(staged.reference, 0))
-        if there and there.version > before and _mark_of(there.text) == mark:
-            return there.version
-    return 0
-
-
-def _say_why(account: Account, staged: Staged, inputs: Mapping[str, Any]) -> None:
-    """Tell when only the inputs of a kernel are newer: a run for that may cost hours of quota."""
-    before = account.ledger.last("push", kernel=staged.reference).get("inputs") or {}
-    newer = [
-        f"{name} is version {version} now, not {before[name]}"
-        for name, version in inputs.items()
-        if before.get(name) not in (None, version)
-    ]
-    if newer:
-        account.events.say(f"{staged.reference}: pushed anew, {'; '.join(newer)}")
-
-
-def verify(account: Account, staged: Staged, run: Run) -> None:
-    """Compare what Kaggle has with what was sent.
+def verify(account: Account, staged: Staged, run: Run) -> Run:
+    """Compare what Kaggle has with what was sent; returns it.
 
     Raises:
         KaggleError: a source is missing, everybody can see it, the internet is on, or it is another text or image.
         AcceleratorError: it runs on another accelerator than the one it asked for.
     """
-    for attempt in range(LOOKS):
-        there = look(account, run)
-        if there and _words_of(there.text) == _words_of(staged.text):
-            break
-        if attempt + 1 < LOOKS:  # right after a push the one before may still be shown
-            time.sleep(account.poll_s)
-    if there is None:
+    words = _words_of(staged.text)
+    there = look_again(  # right after a push the one before may still be shown
+        account, lambda: look(account, run.reference, run.version), lambda found: _words_of(found.text) == words
+    )
+    if not there.version:
         raise KaggleError(
             f"{run.reference}: version {run.version} is not there, or not for this account.",
-            advice=f"Look at https://www.kaggle.com/code/{run.reference}.",
+            advice=f"Look at {run.page}.",
         )
-    wanted, data, problems = staged.metadata, there.metadata, []
-    for key in SOURCE_KEYS:
-        if lost := missing_sources(wanted.get(key, []), data.get(FIELDS[key]) or []):
-            problems.append(f"not attached: {', '.join(lost)} ({key})")
+    wanted, data = staged.metadata, there.metadata
+    account.check_private(data, run.reference, run.page)
+    lost = {key: missing_sources(wanted.get(key, []), data.get(_FIELDS[key]) or []) for key in SOURCE_KEYS}
+    problems = [f"not attached: {', '.join(names)} ({key})" for key, names in lost.items() if names]
     if data.get("enableInternet") and not is_true(wanted["enable_internet"]):
         problems.append("the internet is on")
     if wanted.get("docker_image") and data.get("dockerImage") != wanted["docker_image"]:
         problems.append(f"the image is {data.get('dockerImage')}, not {wanted['docker_image']}")
-    if _words_of(there.text) != _words_of(staged.text):
+    if _words_of(there.text) != words:
         problems.append("the text is another one; was a newer version pushed from elsewhere?")
-    facts = {"image": data.get("dockerImage"), "accelerator": data.get("machineShape")}
-    public = not data.get("isPrivate") and not account.public
-    if problems or public:
-        problem = "; ".join([*problems, *(["everybody can see it"] if public else [])])
-        account.ledger.add("verify", **run.match, **facts, problem=problem)
-        if public:
-            raise _public(run.reference)
+    if problems:
         raise KaggleError(
-            f"{run.reference}: version {run.version} is not what was sent: {problem}.",
+            f"{run.reference}: version {run.version} is not what was sent: {'; '.join(problems)}.",
             advice="Check the names, and that the account may use them; then push again. This version runs as it is: "
-            f"stop it in the browser (https://www.kaggle.com/code/{run.reference}), it cannot be stopped from here.",
+            f"stop it in the browser ({run.page}), it cannot be stopped from here.",
         )
-    if not account.ledger.last("verify", **run.match):
-        account.ledger.add("verify", **run.match, **facts)
     asked, got = wanted.get("machine_shape") or "", str(data.get("machineShape") or "")
-    if not same(asked, got) and asked:
+    if asked and not same(asked, got):
         told = f"{run.reference}: version {run.version} asked for {asked}, and Kaggle says {got or 'nothing'}"
         if not account.accept_accelerator:
             raise AcceleratorError(
                 f"{told}.",
                 advice="It runs as it is. If that will do, the same command with --accept-accelerator goes on with it; "
-                f"else stop it (https://www.kaggle.com/code/{run.reference}) and name another: --accelerator",
+                f"else stop it ({run.page}) and name another: --accelerator",
             )
         account.events.say(told)
+    return there
 
 
-def _public(reference: str) -> KaggleError:
-    return KaggleError(
-        f"{reference} can be seen by everybody.",
-        "isPrivate is false",
-        f"Nothing more is pushed to it. Make it private at https://www.kaggle.com/code/{reference} (Share), then "
-        "run the same command again; or say --public if that is meant.",
-    )
-
-
-def _mark_of(text: str) -> str:
-    """The line that says what a script was made of, "" without one."""
-    last = text.rstrip().rpartition("\n")[2]
-    return last if last.startswith(_MARK) else ""
+def made_of(run: Run) -> list[str]:
+    """What a version says it was made of: the digests of this run and of the training it is part of; else empty."""
+    last = run.text.rstrip().rpartition("\n")[2]
+    return last.removeprefix(_MARK).split() if last.startswith(_MARK) else []
 
 
 def _words_of(text: str) -> list[str]:
     """A source without our mark and without what a server may do to line ends."""
-    return [line.rstrip() for line in text.rstrip().removesuffix(_mark_of(text)).strip().splitlines()]
+    return [line.rstrip() for line in text.strip().splitlines() if not line.startswith(_MARK)]
 
 
 def missing_sources(wanted: Sequence[str], there: Sequence[str]) -> list[str]:
     """Those of `wanted` that are not among `there`, whatever prefix, case or version the server writes."""
-    found = {_core(source) for source in there}
-    return [source for source in wanted if _core(source) not in found]
 
+    def core(source: str) -> str:
+        prefixes = r"^(?:datasets|code|kernels|notebooks|c|competitions|models|m)/(?=.)"
+        parts = re.sub(prefixes, "", source.strip("/").lower()).split("/")
+        return "/".join(parts if len(parts) > 3 else parts[:2])
 
-def _core(source: str) -> str:
-    plain = re.sub(r"^(?:datasets|code|kernels|notebooks|c|competitions|models|m)/(?=.)", "", source.strip("/").lower())
-    parts = plain.split("/")
-    return "/".join(parts if len(parts) > 3 else parts[:2])
+    found = set(map(core, there))
+    return [source for source in wanted if core(source) not in found]

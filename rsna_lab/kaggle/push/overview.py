@@ -7,25 +7,33 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from rsna_lab.kaggle.metadata import KERNEL_FILE, filled, read_metadata
-from rsna_lab.kaggle.push import checks, staging, steps, submissions, uploads
+from rsna_lab.kaggle.push import checks, steps, submissions, uploads
 from rsna_lab.kaggle.push.account import Account
 from rsna_lab.kaggle.push.choices import KERNELS, Choices
 from rsna_lab.kaggle.push.errors import UnreachableError
-from rsna_lab.kaggle.push.project import LIBRARY, WEIGHTS, Run, build, build_command, built_folder, own_datasets
+from rsna_lab.kaggle.push.project import (
+    LIBRARY,
+    WEIGHTS,
+    Run,
+    build,
+    build_command,
+    built_folder,
+    own_datasets,
+    own_kernels,
+    state_of,
+)
 
 
 def status(account: Account) -> dict[str, Any]:
     """Every dataset and kernel of the project on Kaggle, the week's quota and today's submissions."""
     datasets, kernels = {}, {}
     for name in own_datasets(account):
-        now = uploads.find(account, f"{account.owner}/{name}", private=False)
+        now = uploads.find(account, f"{account.owner}/{name}")
         datasets[name] = {"status": now.status, "version": now.version} if now else {"status": "not on Kaggle"}
-    for path in sorted(account.project.glob(f"kernels/*/{KERNEL_FILE}")):
-        run = Run(filled(read_metadata(path), account.owner)["id"], 0)
-        state = account.kaggle.find("kernels/get_kernel_session_status", **run.body) or {"status": "not on Kaggle"}
+    for name, data in own_kernels(account).items():
+        state = state_of(account, Run(data["id"]))
         failure = {"failure": state["failureMessage"]} if state.get("failureMessage") else {}
-        kernels[path.parent.name] = {"status": state["status"], **failure}
+        kernels[name] = {"status": state["status"] or "not on Kaggle", **failure}
     left, total, fresh = checks.gpu_hours(account)
     made, left_now = submissions.left_today(account)
     return {
@@ -46,18 +54,18 @@ def plan(account: Account, choices: Choices) -> str:
     checks.check_here(account, choices)
     with contextlib.suppress(UnreachableError):
         checks.check_there(account, choices)
-    planned = []
+    planned, skip = [], choices.skip
     names = [name for name in own_datasets(account) if name != WEIGHTS]
-    if "build" not in choices.skip and LIBRARY in names:
+    if "build" not in skip and LIBRARY in names:
         build(account, LIBRARY)
-    if "upload" not in choices.skip:
+    if "upload" not in skip:
         planned += [plan_upload(account, name) for name in names]
     for name in KERNELS:
-        if name == "infer" and "weights" not in choices.skip and choices.weights == "dataset":
+        if name == "infer" and "weights" not in skip:
             planned.append(_shown(f"upload {WEIGHTS}", "the bundles of train"))
-        if name not in choices.skip:
+        if name not in skip:
             planned.append(plan_push(account, name, choices))
-    if "submit" not in choices.skip:
+    if "submit" not in skip:
         planned.append(_shown("submit", f"{choices.file_name} of the newest version of infer"))
     return "\n".join(planned)
 
@@ -71,7 +79,7 @@ def plan_upload(account: Account, name: str) -> str:
     try:
         now = uploads.find(account, contents.reference)
         note = f"as version {now.version + 1}" if now else "as a new dataset"
-        if now and uploads.is_there(account, contents, now.version):
+        if now and not account.again and uploads.is_made_of(account, now, contents):
             return _shown(step, f"version {now.version} is there already, with the same files")
     except UnreachableError:
         note = "as a new dataset; whether it is on Kaggle already is unknown"
@@ -83,11 +91,7 @@ def plan_push(account: Account, name: str, choices: Choices) -> str:
     """What pushing one kernel would send."""
     with contextlib.suppress(UnreachableError):
         checks.check_attached(account, choices, name)
-    if name == "train":
-        staged = steps.planned_training(account, choices)
-    else:
-        sources = steps.infer_sources(account, choices.weights) if name == "infer" else {}
-        staged = staging.stage(account, choices, name, sources)
+    staged = steps.planned(account, choices, name)
     sizes = {path.name: path.stat().st_size for path in sorted(staged.folder.iterdir())}
     note = f"ended by Kaggle after {choices.timeout_s} s" if choices.timeout_s else ""
     return _shown(f"push {name}", note, sizes) + f"\n  {json.dumps(staged.metadata)}"

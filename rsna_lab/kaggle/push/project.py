@@ -1,4 +1,4 @@
-"""The project's kernels and datasets by name, the versions that were pushed, and how a dataset is built."""
+"""The project's kernels and datasets by name, what Kaggle has of a kernel's version, and how a dataset is built."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rsna_kit.runtime.errors import RsnaKitError, UsageError, did_you_mean
-from rsna_lab.kaggle.build.datasets import FROM
+from rsna_lab.kaggle.build import KINDS
 from rsna_lab.kaggle.metadata import DATASET_FILE, KERNEL_FILE, filled, read_metadata
 from rsna_lab.kaggle.push.account import Account, same
 
@@ -21,15 +21,15 @@ LIBRARY, WEIGHTS = "rsna-kit", "rsna-weights"
 
 @dataclass(frozen=True)
 class Run:
-    """A version of a kernel on Kaggle; version 0 stands for the newest."""
+    """A version of a kernel on Kaggle, 0 for one that there is not; with its metadata and text where it was looked at.
+
+    `body` is how Kaggle is asked about it; version 0 then stands for the newest.
+    """
 
     reference: str
-    version: int
-
-    @property
-    def match(self) -> dict[str, Any]:
-        """How the ledger's lines about it are found."""
-        return {"kernel": self.reference, "version": self.version}
+    version: int = 0
+    metadata: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    text: str = field(default="", compare=False)
 
     @property
     def body(self) -> dict[str, str]:
@@ -38,24 +38,74 @@ class Run:
         label = {"versionLabel": f"v{self.version}"} if self.version else {}
         return {"userName": owner, "kernelSlug": slug, **label}
 
-
-@dataclass(frozen=True)
-class There:
-    """A kernel's version as Kaggle has it."""
-
-    version: int
-    metadata: dict[str, Any]
-    text: str
+    @property
+    def page(self) -> str:
+        """Where a person sees it."""
+        return f"https://www.kaggle.com/code/{self.reference}"
 
 
-def look(account: Account, run: Run) -> There | None:
-    """What Kaggle has of a version; None when there is no such kernel, or none for this account."""
-    answer = account.kaggle.find("kernels/get_kernel", **run.body)
-    if answer is None:
-        return None
-    metadata = answer.get("metadata") or {}
-    version = run.version or int(metadata.get("currentVersionNumber") or 0)
-    return There(version, metadata, str((answer.get("blob") or {}).get("source") or ""))
+def look(account: Account, reference: str, version: int = 0) -> Run:
+    """What Kaggle has of a version, or of the newest; with version 0 when there is none, or none for this account."""
+    answer = account.kaggle.find("kernels/get_kernel", **Run(reference, version).body) or {}
+    data = answer.get("metadata") or {}
+    found = (version or int(data.get("currentVersionNumber") or 0)) if answer else 0
+    return Run(reference, found, data, str((answer.get("blob") or {}).get("source") or ""))
+
+
+def state_of(account: Account, run: Run) -> dict[str, Any]:
+    """`status` of a run, "" when it is not there; and `failureMessage`."""
+    return {"status": "", **(account.kaggle.find("kernels/get_kernel_session_status", **run.body) or {})}
+
+
+def newest_complete(account: Account, reference: str) -> Run:
+    """The newest version of a kernel that ran to its end, whose output is what others read; version 0 for none."""
+    newest = look(account, reference)
+    for version in range(newest.version, 0, -1):
+        if state_of(account, Run(reference, version))["status"] == "COMPLETE":
+            return newest if version == newest.version else look(account, reference, version)
+    return Run(reference)
+
+
+def reference_of(account: Account, kernel: str) -> str:
+    """owner/slug of a folder in kernels/, or of owner/slug itself.
+
+    Raises:
+        UsageError: no such kernel.
+    """
+    reference = kernel if "/" in kernel else str(read_kernel_metadata(account, kernel)["id"])
+    if not re.fullmatch(r"[\w-]+/[\w-]+", reference):
+        raise UsageError(f"kernel: got {kernel!r}, expected a folder in kernels/, or owner/slug")
+    return reference
+
+
+def find_run(account: Account, kernel: str, version: int | None = None) -> Run:
+    """The version of a kernel (a folder in kernels/, or owner/slug) that is named, or else the newest on Kaggle.
+
+    Raises:
+        UsageError: no such kernel, here or on Kaggle.
+    """
+    reference = reference_of(account, kernel)
+    run = Run(reference, version) if version else look(account, reference)
+    if not run.version:
+        raise UsageError(f"Kaggle has no {reference} of this account. Push it, or say which version: --version N")
+    return run
+
+
+def read_kernel_metadata(account: Account, name: str) -> dict[str, Any]:
+    """The metadata of a kernel of this project, with the account's name in it."""
+    return dict(filled(read_metadata(kernel_folder(account.project, name) / KERNEL_FILE), account.owner))
+
+
+def own_kernels(account: Account) -> dict[str, dict[str, Any]]:
+    """Name → metadata, with the account's name in it, of every kernel of this project."""
+    paths = sorted(account.project.glob(f"kernels/*/{KERNEL_FILE}"))
+    return {path.parent.name: filled(read_metadata(path), account.owner) for path in paths}
+
+
+def own_datasets(account: Account) -> list[str]:
+    """Names of this account's datasets that the kernels read, in a fixed order."""
+    sources = [source for data in own_kernels(account).values() for source in data.get("dataset_sources", [])]
+    return sorted({source.split("/")[1] for source in sources if same(source.split("/")[0], account.owner)})
 
 
 def kernel_folder(project: Path, name: str) -> Path:
@@ -68,11 +118,6 @@ def kernel_folder(project: Path, name: str) -> Path:
     if "/" in name or not folder.is_dir():
         raise _no_such("kernel", name, (path.parent.name for path in project.glob(f"kernels/*/{KERNEL_FILE}")))
     return folder
-
-
-def read_kernel_metadata(account: Account, name: str) -> dict[str, Any]:
-    """The metadata of a kernel of this project, with the account's name in it."""
-    return dict(filled(read_metadata(kernel_folder(account.project, name) / KERNEL_FILE), account.owner))
 
 
 def built_folder(project: Path, name: str) -> Path:
@@ -108,56 +153,10 @@ def all_folders(project: Path) -> list[Path]:
     return found
 
 
-def own_datasets(account: Account) -> list[str]:
-    """Names of this account's datasets that the kernels read, in a fixed order."""
-    found = set()
-    for path in account.project.glob(f"kernels/*/{KERNEL_FILE}"):
-        for source in filled(read_metadata(path), account.owner).get("dataset_sources", []):
-            owner, name, *_ = source.split("/")
-            found |= {name} if same(owner, account.owner) else set()
-    return sorted(found)
-
-
-def reference_of(account: Account, kernel: str) -> str:
-    """owner/slug of a kernel.
-
-    Args:
-        account: whose it is.
-        kernel: a folder in kernels/, or owner/slug.
-
-    Raises:
-        UsageError: no such kernel.
-    """
-    reference = kernel
-    if "/" not in kernel:
-        reference = str(read_kernel_metadata(account, kernel)["id"])
-    if not re.fullmatch(r"[\w-]+/[\w-]+", reference):
-        raise UsageError(f"kernel: got {kernel!r}, expected a folder in kernels/, or owner/slug")
-    return reference
-
-
-def is_own(account: Account, run: Run) -> bool:
-    """Whether a run is of a kernel of this project, which leaves a verdict whatever happens."""
-    paths = account.project.glob(f"kernels/*/{KERNEL_FILE}")
-    return any(same(str(filled(read_metadata(path), account.owner).get("id")), run.reference) for path in paths)
-
-
-def latest_run(account: Account, kernel: str, version: int | None = None) -> Run:
-    """The version of a kernel that was pushed last from here, or the one that is named.
-
-    Args:
-        account: who asks.
-        kernel: a folder in kernels/, or owner/slug.
-        version: None for the last one.
-    """
-    reference = reference_of(account, kernel)
-    pushes = account.ledger.lines("push", kernel=reference)
-    return Run(reference, version or max((int(line["version"]) for line in pushes), default=0))
-
-
 def build_command(name: str) -> str:
     """What a person types to build a dataset."""
-    return f"scripts/build {name}" + (f" --from {FROM[name]}" if name in FROM else "")
+    source = KINDS[name].source if name in KINDS else ""
+    return f"scripts/build {name}" + (f" --from {source}" if source else "")
 
 
 def build(account: Account, name: str, *arguments: str | Path) -> Path:
@@ -166,7 +165,7 @@ def build(account: Account, name: str, *arguments: str | Path) -> Path:
     Raises:
         RsnaKitError: it needs to be told where from, or failed; its own message is on standard error.
     """
-    if name in FROM and not arguments:
+    if name in KINDS and KINDS[name].source and not arguments:
         raise RsnaKitError(f"{name} is not built. What to do: {build_command(name)}, then run this again")
     folder = account.project / "build" / "datasets" / name
     command = [sys.executable, account.project / "scripts" / "build", name, "--out", folder, *arguments]

@@ -14,21 +14,23 @@ import re
 import shutil
 import tempfile
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from rsna_kit.runtime.errors import UsageError
 from rsna_kit.runtime.files import sha256_file
 from rsna_kit.session.verdict import VERDICT
-from rsna_lab.kaggle.push.account import Account
+from rsna_lab.kaggle.push.account import Account, same
 from rsna_lab.kaggle.push.errors import KaggleError
 from rsna_lab.kaggle.push.kernels import GOING
-from rsna_lab.kaggle.push.project import Run, is_own, look
+from rsna_lab.kaggle.push.project import Run, own_kernels, state_of
 from rsna_lab.kaggle.push.waiting import Waiting
 
 # No absolute path, no way up, no backslash, nothing invisible.
 _PLAIN_NAME = r"^(?!/)(?!(?:.*/)?\.{1,2}(?:/|$))(?!.*//)(?!.*[\\\x00-\x1f])."
 _SLOWEST_BYTES_S = 100_000  # a download slower than this is stopped
+_RUN_AGAIN = "run the kernel again: scripts/push push KERNEL --again"
 
 
 def follow(account: Account, run: Run) -> None:
@@ -38,23 +40,18 @@ def follow(account: Account, run: Run) -> None:
         KaggleError: it failed, is not there, or did not end in time.
     """
     last = account.ledger.last("run", kernel=run.reference, status="COMPLETE")
-    label, page = f"{run.reference} v{run.version}", f"https://www.kaggle.com/code/{run.reference}"
-    waiting = Waiting(account.events, label, account.limit_s, account.poll_s, page, last.get("seconds"))
+    waiting = Waiting(account, f"{run.reference} v{run.version}", run.page, last.get("seconds"))
     shown: list[str] = []
     stop, tail = threading.Event(), None
 
     def tell(event: dict[str, Any]) -> None:
-        for line in plain(account.scrub(event.get("log", ""))).splitlines():
-            waiting.line(f"  | {line}")
+        for line in plain(account.secrets.hide(event.get("log", ""))).splitlines():
+            account.events.say(f"  | {line}", kind="log")
             shown.append(line)
 
     log = run.reference + (f"/{run.version}" if run.version else "")
     try:
-        while True:
-            answer = account.kaggle.find("kernels/get_kernel_session_status", **run.body) or {}
-            status = str(answer.get("status") or "")
-            if status and status not in GOING:
-                break
+        while (status := (answer := state_of(account, run))["status"]) in ("", *GOING):
             if status == "RUNNING" and tail is None:
                 tail = threading.Thread(target=account.kaggle.log, args=(log, tell, stop), daemon=True)
                 tail.start()
@@ -65,10 +62,10 @@ def follow(account: Account, run: Run) -> None:
         stop.set()
         if tail:
             tail.join()
-        waiting.close()
     failure = str(answer.get("failureMessage") or "")
-    if not account.ledger.last("run", **run.match):
-        account.ledger.add("run", **run.match, status=status, failure=failure, seconds=round(waiting.seconds))
+    facts = {"kernel": run.reference, "version": run.version, "status": status, "failure": failure}
+    if not account.ledger.last("run", kernel=run.reference, version=str(run.version)):
+        account.ledger.add("run", **facts, seconds=round(waiting.seconds))
     if status == "COMPLETE":
         account.events.say(f"{run.reference}: version {run.version} is complete")
         return
@@ -84,7 +81,7 @@ def read_log(account: Account, run: Run) -> list[str]:
     text = str(account.kaggle.ask("kernels/list_kernel_session_output", **run.body, pageSize=1).get("log") or "")
     with contextlib.suppress(ValueError, AttributeError, TypeError):  # where it is a list of events
         text = "".join(str(event.get("data", "")) for event in json.loads(text))
-    return plain(account.scrub(text)).splitlines()
+    return plain(account.secrets.hide(text)).splitlines()
 
 
 def plain(text: str) -> str:
@@ -126,14 +123,13 @@ def fetch(account: Account, run: Run, only: str = "", out: Path | None = None, n
         wanted = re.compile(only)
     except re.error as error:
         raise UsageError(f"--only {only!r}: {error}") from None
-    if not run.version and (there := look(account, run)):  # not pushed from here: the newest
-        run = Run(run.reference, there.version)
     out = (out or output_folder(account, run)).absolute()
     shown = os.path.relpath(out, account.project)
-    known: dict[str, str] = account.ledger.last("fetch", **run.match, only=only).get("sha256") or {}
+    match = {"kernel": run.reference, "version": run.version, "only": only}
+    known = account.ledger.last("fetch", **{key: str(value) for key, value in match.items()}).get("sha256") or {}
     if known and all((out / name).is_file() and sha256_file(out / name) == known[name] for name in known):
         account.events.say(f"{run.reference}: version {run.version} lies in {shown} already")
-        return known
+        return dict(known)
     left = list_files(account, run)
     rows = account.kaggle.every("kernels/list_kernel_session_output", "files", **run.body)
     links = {str(row["fileName"]): str(row["url"]) for row in rows}
@@ -158,13 +154,13 @@ def fetch(account: Account, run: Run, only: str = "", out: Path | None = None, n
                 f"--only {only!r}: matches none of what {run.reference} left: "
                 f"{', '.join(list(left)[:8]) or 'no file'}. Nothing was changed"
             )
-        sums = _download(account, run, names, links, left, noted, folder)
+        sums = _download(account, run, {name: links.get(name, "") for name in names}, left, noted, folder)
         size = sum((folder / name).stat().st_size for name in names)
         for name in names:
             (out / name).parent.mkdir(parents=True, exist_ok=True)
             os.replace(folder / name, out / name)
     out.mkdir(exist_ok=True)
-    account.ledger.add("fetch", **run.match, only=only, files=len(sums), bytes=size, sha256=sums)
+    account.ledger.add("fetch", **match, files=len(sums), bytes=size, sha256=sums)
     account.events.say(f"{run.reference}: {size / 1e6:.1f} MB fetched to {shown}")
     return sums
 
@@ -183,7 +179,8 @@ def read_verdict(account: Account, run: Run) -> dict[str, Any]:
 
 def _judge(account: Account, run: Run, path: Path) -> dict[str, Any]:
     """What a verdict says, if it is whole and says yes."""
-    if not path.is_file() and not is_own(account, run):
+    ours = any(same(str(data.get("id")), run.reference) for data in own_kernels(account).values())
+    if not path.is_file() and not ours:
         account.events.say(f"{run.reference}: has no {VERDICT}; its files are compared with Kaggle's sizes alone")
         return {}
     try:
@@ -194,7 +191,7 @@ def _judge(account: Account, run: Run, path: Path) -> dict[str, Any]:
     if not whole:
         raise KaggleError(
             f"{run.reference}: version {run.version} left no {VERDICT} that can be read, so nothing of it is taken.",
-            advice="Look at its log (scripts/push logs), and run it again: scripts/push push KERNEL --again",
+            advice=f"Look at its log (scripts/push logs), and {_RUN_AGAIN}",
         )
     if not verdict["ok"]:
         raise KaggleError(
@@ -209,43 +206,39 @@ def _judge(account: Account, run: Run, path: Path) -> dict[str, Any]:
 def _download(
     account: Account,
     run: Run,
-    names: list[str],
-    links: dict[str, str],
-    left: dict[str, int],
-    noted: dict[str, str],
+    links: Mapping[str, str],
+    left: Mapping[str, int],
+    noted: Mapping[str, str],
     folder: Path,
 ) -> dict[str, str]:
     """Fetch files into a folder and compare them with Kaggle's list and the verdict; returns name → sha256."""
-    if lost := [name for name in names if name not in links]:
-        raise _broken(run, f"{', '.join(lost[:5])} did not come")
-    needed, free = sum(left.get(name, 0) for name in names), shutil.disk_usage(folder).free
+    needed, free = sum(left.get(name, 0) for name in links), shutil.disk_usage(folder).free
     if needed > 0.95 * free:
         raise UsageError(
             f"{folder.parent}: {needed / 1e9:.1f} GB to fetch and {free / 1e9:.1f} GB free. Make room, or "
             "fetch less: --only"
         )
-    for name in names:
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-    with account.events.progress(len(names), run.reference, unit="files") as progress:
-        account.kaggle.download(
-            {links[name]: folder / name for name in names},
-            lambda event: progress.advance(1 if "file" in event else 0),
-            900 + needed / _SLOWEST_BYTES_S,
-        )
-    sums = {name: sha256_file(folder / name) for name in names}
+    sums: dict[str, str] = {}
+    problems = [f"{name} did not come" for name, link in links.items() if not link][:5]
+    if not problems:
+        for name in links:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        with account.events.progress(len(links), run.reference, unit="files") as progress:
+            account.kaggle.download(
+                {link: folder / name for name, link in links.items()},
+                lambda event: progress.advance(1 if "file" in event else 0),
+                900 + needed / _SLOWEST_BYTES_S,
+            )
+        sums = {name: sha256_file(folder / name) for name in links}
     for name, digest in sums.items():
         size = (folder / name).stat().st_size
         if noted.get(name, digest) != digest:
-            raise _broken(run, f"{name} is not what the kernel wrote (its sha256 in {VERDICT} is another)")
-        if name not in noted and left.get(name) not in (None, 0, size):
-            raise _broken(run, f"{name} has {size} bytes here and {left[name]} at Kaggle")
+            problems.append(f"{name} is not what the kernel wrote (its sha256 in {VERDICT} is another)")
+        elif name not in noted and left.get(name) not in (None, 0, size):
+            problems.append(f"{name} has {size} bytes here and {left[name]} at Kaggle")
+    if problems:  # links to a kernel's output live for a short time, and lines break: a second fetch mends most of it
+        raise KaggleError(
+            f"{run.reference}: {'; '.join(problems[:5])}.",
+            advice=f"Nothing was kept. Run the same command again; if it stays, {_RUN_AGAIN}",
+        )
     return sums
-
-
-def _broken(run: Run, problem: str) -> KaggleError:
-    """Links to a kernel's output live for a short time, and lines break: a second fetch mends most of it."""
-    return KaggleError(
-        f"{run.reference}: {problem}.",
-        advice="Nothing was kept. Run the same command again; if it stays, run "
-        "the kernel again: scripts/push push KERNEL --again",
-    )

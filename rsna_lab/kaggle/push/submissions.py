@@ -1,23 +1,20 @@
 """A finished kernel version → a submission, and the score it got.
 
-A submission is spent only after a look at what is there. One whose scoring run failed is "complete" on Kaggle, too,
-with an empty score: only a score is success.
+A submission is spent only after a look at what is there: its description says which version it is of. One whose scoring
+run failed is "complete" on Kaggle, too, with an empty score: only a score is success.
 """
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 from rsna_kit.competition.paths import SLUG
-from rsna_kit.runtime.errors import UsageError
 from rsna_lab.kaggle.push import runs
 from rsna_lab.kaggle.push.account import Account, commit_of
-from rsna_lab.kaggle.push.api import LOOKS
-from rsna_lab.kaggle.push.errors import KaggleError, UnreachableError, advice_for
+from rsna_lab.kaggle.push.errors import KaggleError, advice_for
 from rsna_lab.kaggle.push.kernels import missing_sources
-from rsna_lab.kaggle.push.project import Run, look
-from rsna_lab.kaggle.push.waiting import Waiting
+from rsna_lab.kaggle.push.project import Run, look, state_of
+from rsna_lab.kaggle.push.waiting import LOOKS, Waiting, look_again, once
 
 _PAGE = f"https://www.kaggle.com/competitions/{SLUG}/submissions"
 
@@ -29,14 +26,13 @@ def submit_and_wait(account: Account, run: Run, file_name: str = "submission.csv
         KaggleError: the version cannot be scored, Kaggle refused it, or it got no score.
     """
     number = _submit(account, run, file_name)
-    waiting = Waiting(account.events, f"submission {number}", account.limit_s, account.poll_s, _PAGE)
-    while not (row := next((row for row in rows(account) if row.get("ref") == number), None)) or outcome(row) is None:
+    waiting = Waiting(account, f"submission {number}", _PAGE)
+    while not (row := next((row for row in _rows(account) if row.get("ref") == number), None)) or _error(row) is None:
         waiting.look("PENDING" if row else None)
-    waiting.close()
-    error = outcome(row)
+    error = _error(row)
     facts = {"submission": number, "public": row.get("publicScore") or "", "private": row.get("privateScore") or ""}
-    line = {**run.match, "competition": SLUG, **facts, "error": error}
-    if not account.ledger.last("score", **line):
+    line = {"kernel": run.reference, "version": run.version, "competition": SLUG, **facts, "error": error}
+    if not line.items() <= account.ledger.last("score", submission=str(number)).items():
         account.ledger.add("score", **line)
     if error:
         raise KaggleError(
@@ -48,12 +44,12 @@ def submit_and_wait(account: Account, run: Run, file_name: str = "submission.csv
     return facts
 
 
-def rows(account: Account) -> list[dict[str, Any]]:
+def _rows(account: Account) -> list[dict[str, Any]]:
     """Every submission, newest first."""
     return account.kaggle.every("competitions/list_submissions", "submissions", competitionName=SLUG, pageSize=100)
 
 
-def outcome(row: dict[str, Any]) -> str | None:
+def _error(row: dict[str, Any]) -> str | None:
     """ "" for a scored submission, what went wrong with a failed one, None while it is under way."""
     if row.get("status") == "COMPLETE" and (row.get("publicScore") or row.get("privateScore")):
         return ""
@@ -65,55 +61,39 @@ def outcome(row: dict[str, Any]) -> str | None:
 
 def _submit(account: Account, run: Run, file_name: str) -> int:
     """The number of the submission of a version: of a new one, or of the one that is there."""
-    if not run.version:
-        raise UsageError(f"{run.reference} was not pushed from here: say which version is to be submitted, --version N")
-    about = f"{run.reference.split('/')[1]} v{run.version}"
-    match = {**run.match, "competition": SLUG}
-    known = {line.get("submission") for line in account.ledger.lines("submit", **match)}
+    owner, slug = run.reference.split("/")
+    about = f"{slug} v{run.version}"
 
-    def made() -> list[dict[str, Any]]:
-        return [
-            row
-            for row in rows(account)
-            if row.get("ref") in known
-            or (f"{row.get('description')},".startswith("rsna_kit ") and f" {about}," in f"{row['description']},")
-        ]
+    def made() -> list[int]:
+        said = {int(row["ref"]): f"{row.get('description')}," for row in _rows(account)}
+        return [number for number, text in said.items() if text.startswith("rsna_kit ") and f" {about}," in text]
 
     before = made()
     if before and not account.again:
-        account.events.say(f"{run.reference}: version {run.version} is submission {before[0]['ref']} already")
-        return int(before[0]["ref"])
+        account.events.say(f"{run.reference}: version {run.version} is submission {before[0]} already")
+        return before[0]
     check_submittable(account, run, file_name)
     message = f"rsna_kit {commit_of(account.project)[:8]} {about}" + (f", time {len(before) + 1}" if before else "")
-    owner, slug = run.reference.split("/")
-    number = 0
-    try:
-        answer = account.kaggle.change(
-            "competitions/create_code_submission",
-            f"The submission of {run.reference} version {run.version}",
-            competitionName=SLUG,
-            kernelOwner=owner,
-            kernelSlug=slug,
-            kernelVersion=run.version,
-            fileName=file_name,
-            submissionDescription=message,
-        )
-        number = int(answer.get("ref") or 0)
-        lost = KaggleError(
-            "The submission was accepted, but Kaggle does not list it.",
-            str(answer.get("message") or ""),
-            f"Look at {_PAGE} before you submit again.",
-        )
-    except UnreachableError as error:
-        lost = error
-    for _ in range(0 if number else 2 * LOOKS):
-        time.sleep(account.poll_s)
-        number = next((int(row["ref"]) for row in made() if row not in before), 0)
-        if number:
-            break
+    body = {"competitionName": SLUG, "kernelOwner": owner, "kernelSlug": slug, "kernelVersion": run.version}
+    body |= {"fileName": file_name, "submissionDescription": message}
+    said = ""
+
+    def find() -> int:
+        return next((number for number in made() if number not in before), 0)
+
+    def send() -> int:
+        nonlocal said
+        what = f"The submission of {run.reference} version {run.version}"
+        answer = account.kaggle.change("competitions/create_code_submission", what, **body)
+        said = str(answer.get("message") or "")
+        return int(answer.get("ref") or 0) or look_again(account, find, looks=2 * LOOKS)
+
+    number = once(account, run.reference, "submission", send, find)
     if not number:
-        raise lost
-    account.ledger.add("submit", **match, submission=number, message=message)
+        advice = f"Look at {_PAGE} before you submit again."
+        raise KaggleError("The submission was accepted, but Kaggle does not list it.", said, advice)
+    facts = {"kernel": run.reference, "version": run.version, "competition": SLUG}
+    account.ledger.add("submit", **facts, submission=number, message=message)
     account.events.say(f"{run.reference}: version {run.version} is submission {number}")
     return number
 
@@ -126,15 +106,13 @@ def check_submittable(account: Account, run: Run, file_name: str) -> None:
             submission left today.
     """
     name = f"{run.reference} version {run.version}"
-    state = account.kaggle.ask("kernels/get_kernel_session_status", **run.body)
-    if state.get("status") != "COMPLETE":
+    state, data = state_of(account, run), look(account, run.reference, run.version).metadata
+    if state["status"] != "COMPLETE":
         raise KaggleError(
-            f"{name} is {state.get('status')}, and only a complete version can be submitted.",
+            f"{name} is {state['status'] or 'not there'}, and only a complete version can be submitted.",
             str(state.get("failureMessage") or ""),
             "Wait until it is complete (scripts/push status), or mend it and push again.",
         )
-    there = look(account, run)
-    data = there.metadata if there else {}
     if data.get("enableInternet"):
         raise KaggleError(
             f"{name} has the internet on: Kaggle does not score it.",

@@ -10,20 +10,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-import time
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rsna_kit.runtime.files import sha256_file
-from rsna_lab.kaggle.credentials import CredentialError
 from rsna_lab.kaggle.metadata import DATASET_FILE, MetadataError, dataset_problems, filled, read_metadata
 from rsna_lab.kaggle.push.account import Account, commit_of
-from rsna_lab.kaggle.push.api import LOOKS
-from rsna_lab.kaggle.push.errors import KaggleError, UnreachableError
+from rsna_lab.kaggle.push.errors import KaggleError
 from rsna_lab.kaggle.push.project import LIBRARY, build, build_command, built_folder
-from rsna_lab.kaggle.push.waiting import Waiting
+from rsna_lab.kaggle.push.waiting import Waiting, once
+from rsna_lab.kaggle.secrecy import CredentialError
 
 _SLOWEST_BYTES_S = 50_000  # an upload slower than this is stopped
 _BROKEN = ("FAILED", "DELETED")
@@ -47,23 +45,21 @@ class Contents:
     sizes: dict[str, int]
     digest: str
 
-    @property
-    def size(self) -> int:
-        """Of all files."""
-        return sum(self.sizes.values())
-
     def mark(self, version: int) -> str:
         """What the description of the version says that is made of it."""
         return f"rsna_kit: version {version}, files {self.digest[:16]}"
 
+    def __str__(self) -> str:
+        return f"{len(self.sizes)} files, {sum(self.sizes.values()) / 1e6:.1f} MB"
+
 
 @dataclass(frozen=True)
 class Found:
-    """A dataset on Kaggle: status and number of its newest version that shows, and its description."""
+    """A dataset on Kaggle: status and number of its newest version that shows, and what Kaggle says of it."""
 
     status: str
     version: int
-    description: str
+    data: dict[str, Any]
 
 
 def pack(account: Account, folder: Path) -> Contents:
@@ -77,7 +73,7 @@ def pack(account: Account, folder: Path) -> Contents:
         raise MetadataError([f"{folder}: {problem}" for problem in problems])
     metadata = filled(read_metadata(folder / DATASET_FILE), account.owner)
     paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and path != folder / DATASET_FILE]
-    if secret := account.scrub.found_in(paths):
+    if secret := account.secrets.found_in(paths):
         raise CredentialError(
             f"not uploaded: these files hold a credential, or are made for one: {', '.join(secret)}.\n"
             "  What to do: take it out of the folder, and make a new one at https://www.kaggle.com/settings if anybody "
@@ -86,8 +82,7 @@ def pack(account: Account, folder: Path) -> Contents:
     sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in paths}
     sums = {name: sha256_file(folder / name) for name in sizes}
     about = json.dumps(sums, sort_keys=True) + json.dumps(metadata, sort_keys=True).casefold()
-    digest = hashlib.sha256(about.encode()).hexdigest()
-    return Contents(metadata["id"], folder, metadata, sizes, digest)
+    return Contents(metadata["id"], folder, metadata, sizes, hashlib.sha256(about.encode()).hexdigest())
 
 
 def bring(account: Account, name: str, skip: frozenset[str] = frozenset()) -> int | None:
@@ -115,83 +110,92 @@ def upload(account: Account, folder: Path) -> int:
     """
     contents = pack(account, folder)
     name = contents.reference
-    sent = account.ledger.last("send", dataset=name)
-    now = find(account, name)
-    if now and now.status not in _BROKEN:
-        shown = 0 if sent.get("problem") else int(sent.get("version") or 0)  # sent from here, and not shown yet
-        now = now if now.status == "READY" and now.version >= shown else wait_ready(account, name, at_least=shown)
-    number = now.version if now else 0
-    if now and now.status == "READY" and not account.again:
-        if is_there(account, contents, number):
-            account.events.say(f"{name}: version {number} is there already, with the same files")
-            return number
-        if contents.mark(number) in now.description and not sent.get("problem"):
-            account.events.say(f"{name}: version {number} was made of the same files; it is looked at now")
-            return _check(account, contents, number)
-    return _check(account, contents, _send(account, contents, now))
+    now = find_shown(account, name)
+    if now:
+        _check_private(account, name, now)
+        if now.status == "READY" and not account.again and is_made_of(account, now, contents):
+            if not (wrong := _wrong(account, contents)):
+                _note(account, name, now.version, "ready", contents.digest)
+                account.events.say(f"{name}: version {now.version} is there already, with the same files")
+                return now.version
+            account.events.say(f"{name}: version {now.version} {wrong}; it is sent again")
+    version = _send(account, contents, now)
+    if wrong := _wrong(account, contents):
+        _note(account, name, version, "failed", contents.digest)
+        advice = "Run the same command again: it uploads a new version."
+        raise KaggleError(f"{name}: version {version} {wrong}.", advice=advice)
+    _note(account, name, version, "ready", contents.digest)
+    if made := find(account, name):
+        _check_private(account, name, made)  # a new one may have become public
+    account.events.say(f"{name}: version {version} is ready, {contents}")
+    return version
 
 
-def find(account: Account, name: str, private: bool = True) -> Found | None:
-    """A dataset as Kaggle shows it; None when there is none, or none for this account. `private`: it has to be that.
-
-    Raises:
-        KaggleError: everybody can see it, and nobody asked for that.
-    """
+def find(account: Account, name: str) -> Found | None:
+    """A dataset as Kaggle shows it; None when there is none, or none for this account."""
     owner, slug = name.split("/")[:2]
     state = account.kaggle.find("datasets/get_dataset_status", ownerSlug=owner, datasetSlug=slug)
     data = state and account.kaggle.find("datasets/get_dataset", ownerSlug=owner, datasetSlug=slug)
-    if not state or not data:
-        return None
-    if private and not data.get("isPrivate") and not account.public:
-        raise KaggleError(
-            f"{name} can be seen by everybody.",
-            "isPrivate is false",
-            f"Make it private at https://www.kaggle.com/datasets/{name}/settings, or say --public if that is meant.",
-        )
-    return Found(str(state["status"]), int(data.get("currentVersionNumber") or 0), str(data.get("description") or ""))
+    return Found(str(state["status"]), int(data.get("currentVersionNumber") or 0), data) if state and data else None
 
 
-def is_there(account: Account, contents: Contents, version: int) -> bool:
-    """Whether this version was uploaded from here, and holds the same files."""
-    known = account.ledger.last("upload", dataset=contents.reference)
-    return not account.again and known.get("digest") == contents.digest and known.get("version") == version
+def find_shown(account: Account, name: str) -> Found | None:
+    """The same once what was sent from here last is shown, and ready or failed; Kaggle may show the one before."""
+    now, sent = find(account, name), account.ledger.last("upload", dataset=name)
+    at_least = 0 if sent.get("state") == "failed" else int(sent.get("version") or 0)
+    if now is None or now.status in _BROKEN or (now.status == "READY" and now.version >= at_least):
+        return now
+    return _wait_ready(account, name, at_least)
+
+
+def is_made_of(account: Account, now: Found, contents: Contents) -> bool:
+    """Whether the version that shows was made of these files, as its description or the ledger says."""
+    sent = account.ledger.last("upload", dataset=contents.reference, version=str(now.version))
+    if sent:
+        return bool(sent["state"] != "failed" and sent["digest"] == contents.digest)
+    return contents.mark(now.version) in str(now.data.get("description"))
+
+
+def _check_private(account: Account, name: str, now: Found) -> None:
+    account.check_private(now.data, name, f"https://www.kaggle.com/datasets/{name}/settings")
+
+
+def _note(account: Account, name: str, version: int, state: str, digest: str) -> None:
+    facts = {"dataset": name, "version": version, "state": state, "digest": digest}
+    if not facts.items() <= account.ledger.last("upload", dataset=name).items():
+        account.ledger.add("upload", **facts)
 
 
 def _send(account: Account, contents: Contents, now: Found | None) -> int:
     """Bring the files and make a version of them; returns its number once it is ready."""
     (owner, slug), data, number = contents.reference.split("/"), contents.metadata, (now.version if now else 0) + 1
-    account.events.say(f"{contents.reference}: version {number} is sent, {contents.size / 1e6:.1f} MB")
+    account.events.say(f"{contents.reference}: version {number} is sent, {contents}")
     body = {
         "files": _send_files(account, contents),
         **({"subtitle": data["subtitle"]} if data.get("subtitle") else {}),
         "description": f"{data.get('description') or ''}\n\n{contents.mark(number)}".strip(),
     }
     what = f"The upload of {contents.reference}"
-    try:
+
+    def send() -> int:
         if now is None:
-            body |= {"slug": slug, "title": data["title"], "licenseName": data["licenses"][0]["name"]}
-            account.kaggle.change(
-                "datasets/create_dataset", what, ownerSlug=owner, isPrivate=not account.public, **body
-            )
+            new = {"slug": slug, "title": data["title"], "licenseName": data["licenses"][0]["name"]}
+            private = {"ownerSlug": owner, "isPrivate": not account.public}
+            account.kaggle.change("datasets/create_dataset", what, **new, **private, **body)
         else:
-            body["versionNotes"] = f"{commit_of(account.project)[:8]}, files {contents.digest[:12]}"
-            account.kaggle.change("datasets/create_dataset_version", what, ownerSlug=owner, datasetSlug=slug, body=body)
-    except UnreachableError:
-        if not _arrived(account, contents, number, now):
-            raise
-        account.events.say(f"{contents.reference}: the answer was lost, and version {number} is there")
-    account.ledger.add("send", dataset=contents.reference, version=number, digest=contents.digest)
-    return wait_ready(account, contents.reference, at_least=number).version
+            notes = {"versionNotes": f"{commit_of(account.project)[:8]}, files {contents.digest[:12]}"}
+            place = {"ownerSlug": owner, "datasetSlug": slug}
+            account.kaggle.change("datasets/create_dataset_version", what, **place, body={**body, **notes})
+        return number
 
+    def begun() -> int:
+        there = find(account, contents.reference)
+        begins = there and (now is None or there.status not in (now.status, "READY"))
+        return number if there and (there.version >= number or begins) else 0
 
-def _arrived(account: Account, contents: Contents, number: int, before: Found | None) -> bool:
-    """Whether Kaggle has begun a version, although nobody heard its answer."""
-    for _ in range(LOOKS):
-        time.sleep(account.poll_s)
-        now = find(account, contents.reference)
-        if now and (now.version >= number or (before is None or now.status not in (before.status, "READY"))):
-            return True
-    return False
+    once(account, contents.reference, "version", send, begun)
+    _note(account, contents.reference, number, "sent", contents.digest)
+    return _wait_ready(account, contents.reference, number).version
 
 
 def _send_files(account: Account, contents: Contents) -> list[dict[str, str]]:
@@ -221,7 +225,7 @@ def _send_files(account: Account, contents: Contents) -> list[dict[str, str]]:
     return found
 
 
-def wait_ready(account: Account, name: str, at_least: int) -> Found:
+def _wait_ready(account: Account, name: str, at_least: int) -> Found:
     """Wait until a dataset is ready and has this version or a later one.
 
     Raises:
@@ -229,46 +233,31 @@ def wait_ready(account: Account, name: str, at_least: int) -> Found:
     """
     label = f"{name}: waiting for version {at_least}" if at_least else f"{name}: waiting for what is under way"
     page = f"https://www.kaggle.com/datasets/{name}"
-    waiting = Waiting(account.events, label, account.limit_s, account.poll_s, page)
+    waiting = Waiting(account, label, page)
     while True:
         now = find(account, name)
         if now and now.status == "READY" and now.version >= at_least:
-            waiting.close()
             return now
         if now and now.status in _BROKEN:
-            problem = f"{name}: Kaggle could not make a version of what was uploaded."
-            account.ledger.add("send", dataset=name, version=at_least, problem=problem)  # so it is sent again
+            _note(account, name, at_least, "failed", "")  # so it is sent again, and not waited for
             raise KaggleError(
-                problem,
+                f"{name}: Kaggle could not make a version of what was uploaded.",
                 f"status {now.status}",
-                f"See https://www.kaggle.com/datasets/{name}, then run "
-                "the same command again: it uploads a new version.",
+                f"See {page}, then run the same command again: it uploads a new version.",
             )
         waiting.look(f"{now.status} at version {now.version}" if now else None)
 
 
-def _check(account: Account, contents: Contents, version: int) -> int:
-    """Every file must have arrived as it is; a folder may be listed as the archive it travelled in."""
-    (owner, slug), name = contents.reference.split("/"), contents.reference
+def _wrong(account: Account, contents: Contents) -> str:
+    """Which files did not arrive as they are; a folder may be listed as the archive it travelled in. "" for none."""
+    owner, slug = contents.reference.split("/")
     listed = account.kaggle.every("datasets/list_dataset_files", "datasetFiles", ownerSlug=owner, datasetSlug=slug)
     there = {str(row["name"]): int(row.get("totalBytes") or 0) for row in listed}
-    wrong = [
-        f"lacks {file}" for file in contents.sizes if file not in there and f"{file.split('/')[0]}.zip" not in there
-    ]
+    sizes = contents.sizes
+    wrong = [f"lacks {file}" for file in sizes if file not in there and f"{file.split('/')[0]}.zip" not in there]
     wrong += [
         f"has {there[file]} bytes of {file}, which has {size} here"
-        for file, size in contents.sizes.items()
+        for file, size in sizes.items()
         if there.get(file, 0) not in (0, size)
     ]
-    if wrong:
-        shown = ", ".join(wrong[:5]) + (f" and {len(wrong) - 5} more" if len(wrong) > 5 else "")
-        problem = f"{name}: version {version} {shown}."
-        account.ledger.add("send", dataset=name, version=version, problem=problem)  # so it is sent again
-        raise KaggleError(problem, advice="Run the same command again: it uploads a new version.")
-    account.ledger.add(
-        "upload", dataset=name, version=version, digest=contents.digest, files=len(contents.sizes), bytes=contents.size
-    )
-    find(account, name)  # once more: a new one may have become public
-    size = f"{len(contents.sizes)} files, {contents.size / 1e6:.1f} MB"
-    account.events.say(f"{name}: version {version} is ready, {size}")
-    return version
+    return ", ".join(wrong[:5]) + (f" and {len(wrong) - 5} more" if len(wrong) > 5 else "")

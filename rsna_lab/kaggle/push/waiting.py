@@ -1,37 +1,65 @@
-"""Something that takes its time on Kaggle → what a person sees of it, and an end to the patience."""
+"""What takes its time on Kaggle, and what may have been done although nobody heard the answer."""
 
 from __future__ import annotations
 
-import math
 import time
+from collections.abc import Callable
+from typing import TypeVar
 
 from rsna_kit.runtime.clock import format_duration
-from rsna_kit.runtime.events import Events
-from rsna_lab.kaggle.push.api import LOOKS
-from rsna_lab.kaggle.push.errors import KaggleError
+from rsna_lab.kaggle.push.account import Account
+from rsna_lab.kaggle.push.errors import KaggleError, UnreachableError
 
-LINE_EVERY_S = 60.0
+LOOKS = 4  # what was just made may not be found yet, for so many looks
+_LINE_EVERY_S = 60.0
+T = TypeVar("T")
+
+
+def look_again(account: Account, find: Callable[[], T], good: Callable[[T], object] = bool, looks: int = LOOKS) -> T:
+    """What `find` brings as soon as it is `good`, else what the last look brought."""
+    found = find()
+    for _ in range(looks - 1):
+        if good(found):
+            break
+        time.sleep(account.poll_s)
+        found = find()
+    return found
+
+
+def once(account: Account, name: str, what: str, send: Callable[[], T], find: Callable[[], T]) -> T:
+    """Change something on Kaggle. Where the answer is lost, look whether it was carried out, and do not do it again.
+
+    Args:
+        account: who changes it.
+        name, what: of which kernel or dataset a version or a submission is made, for people.
+        send: changes it, and brings the number of what was made.
+        find: the same number, of what is there; 0 for nothing.
+
+    Raises:
+        UnreachableError: no answer, and nothing is there.
+    """
+    try:
+        return send()
+    except UnreachableError:
+        if not (found := look_again(account, find)):
+            raise
+        account.events.say(f"{name}: the answer was lost, and {what} {found} is there")
+        return found
 
 
 class Waiting:
-    """One line on a terminal that is written over; in a log a line when something changes, and every minute.
+    """Tells how something stands when that changes, and every minute; and gives up in the end.
 
     Args:
-        events: where people read.
+        account: who waits, how long at most, and where people read.
         label: what is waited for.
-        limit_s: when `look` gives up.
-        poll_s: seconds between two looks.
         page: where a person sees it on Kaggle.
         expected_s: how long it took the last time, for an ETA.
     """
 
-    def __init__(
-        self, events: Events, label: str, limit_s: float, poll_s: float, page: str, expected_s: float | None = None
-    ) -> None:
-        self._events, self._label, self._limit_s, self._expected_s = events, label, limit_s, expected_s
-        self._poll_s, self._page, self._missed = poll_s, page, 0
-        self._start = time.monotonic()
-        self._said, self._said_at, self._open = "", -math.inf, False
+    def __init__(self, account: Account, label: str, page: str, expected_s: float | None = None) -> None:
+        self._account, self._label, self._page, self._expected_s = account, label, page, expected_s
+        self._start, self._missed, self._said, self._said_at = time.monotonic(), 0, "", 0.0
 
     @property
     def seconds(self) -> float:
@@ -46,36 +74,20 @@ class Waiting:
         """
         state, self._missed = seen or "not listed yet", 0 if seen else self._missed + 1
         if self._missed > 5 * LOOKS:
-            self.close()
             raise KaggleError(
                 f"{self._label}: Kaggle does not show it to this account.",
                 advice=f"Look at {self._page}. A token made lately may lack rights that kaggle.json has.",
             )
-        text = f"{self._label}: {state}, {format_duration(self.seconds)}"
-        if self._expected_s:
-            left = max(self._expected_s - self.seconds, 0.0)
-            text += f", ETA {format_duration(left)} (it took {format_duration(self._expected_s)} the last time)"
-        if self._events.stream.isatty():
-            print(f"\r\x1b[K{text}", end="", file=self._events.stream, flush=True)
-            self._open = True
-        elif state != self._said or self.seconds - self._said_at >= LINE_EVERY_S:
-            self._events.say(text)
+        if state != self._said or self.seconds - self._said_at >= _LINE_EVERY_S:
+            text = f"{self._label}: {state}, {format_duration(self.seconds)}"
+            if self._expected_s:
+                left = max(self._expected_s - self.seconds, 0.0)
+                text += f", ETA {format_duration(left)} (it took {format_duration(self._expected_s)} the last time)"
+            self._account.events.say(text)
             self._said, self._said_at = state, self.seconds
-        if self.seconds > self._limit_s:
-            self.close()
+        if self.seconds > self._account.limit_s:
             raise KaggleError(
                 f"{self._label}: still {state} after {format_duration(self.seconds)}.",
                 advice="Run the same command again: it goes on where things stand. --wait says how long it looks.",
             )
-        time.sleep(self._poll_s)
-
-    def line(self, text: str) -> None:
-        """A line in between, such as one of a log."""
-        self.close()
-        self._events.say(text, kind="log")
-
-    def close(self) -> None:
-        """End the line on a terminal."""
-        if self._open:
-            print(file=self._events.stream, flush=True)
-            self._open = False
+        time.sleep(self._account.poll_s)

@@ -104,21 +104,20 @@ def find_mounts(
         Path below /kaggle/input → file or folder here; and the sources that nothing was given for.
 
     Raises:
-        UsageError: a folder for something that is not attached, for two things at once, or that is none; a competition
-            is attached and none is given.
+        UsageError: a folder for something that is not attached; a competition is attached and none is given.
     """
     found: dict[str, Path] = {}
     absent: list[Source] = []
-    used: dict[str, str] = {}  # a folder stands for one source, the competition's under ""
+    used = set[str]()
     for source in kernel.sources(layout):
-        names = [name for name in (source.reference, source.slug) if name in given]
-        if source.kind == "competition" and competition is not None:
-            if used.setdefault("", source.reference) == source.reference:
-                found |= {f"{source.where}/{name}": path for name, path in competition.items()}
-        elif source.kind == "competition":
+        name = next((name for name in (source.reference, source.slug) if name in given and name not in used), None)
+        if source.kind == "competition" and competition is None:
             raise UsageError(f"{kernel.folder} reads the competition {source.slug}: give its folder, --competition DIR")
-        elif names and used.setdefault(names[0], source.reference) == source.reference:
-            found[source.where] = given[names[0]].resolve()
+        if source.kind == "competition":
+            found |= {f"{source.where}/{entry}": path for entry, path in (competition or {}).items()}
+        elif name:
+            used.add(name)
+            found[source.where] = given[name].resolve()
         else:
             absent.append(source)
     if left := given.keys() - used:
@@ -127,9 +126,6 @@ def find_mounts(
             f"{kernel.folder / KERNEL_FILE} does not attach {', '.join(left)}, only {', '.join(known) or 'nothing'}."
             + "".join(did_you_mean(name, known) for name in left)
         )
-    for where, path in found.items():
-        if not path.exists():
-            raise UsageError(f"{where}: {path} does not exist. Give the folder that stands for it.")
     return found, absent
 
 
@@ -137,18 +133,12 @@ def competition_files(folder: Path, hidden: Path | None = None) -> dict[str, Pat
     """What the competition's mount holds; with `hidden`, the scoring run's: its test files in the place of the others.
 
     Raises:
-        UsageError: a folder that is none, or a hidden test set that lacks a file.
+        UsageError: a folder that is none.
     """
     if not folder.is_dir():
         raise UsageError(f"{folder}: no such folder, expected one that stands for the competition")
     files = {path.name: path.resolve() for path in sorted(folder.iterdir()) if path.name not in _HOST_ONLY}
-    if hidden is None:
-        return files
-    for name in TEST_FILES:
-        if not (hidden / name).exists():
-            raise UsageError(f"{hidden / name}: no such file, expected {', '.join(TEST_FILES)} in a hidden test set")
-        files[name] = (hidden / name).resolve()
-    return files
+    return files if hidden is None else files | {name: (hidden / name).resolve() for name in TEST_FILES}
 
 
 def read_given(pairs: Iterable[str]) -> dict[str, Path]:

@@ -30,8 +30,7 @@ from rsna_kit.runtime.errors import UsageError
 from rsna_kit.runtime.events import Events
 from rsna_kit.runtime.files import read_json, write_json
 from rsna_kit.runtime.hardware import cpu_count, memory_gib
-from rsna_lab.kaggle.build.datasets import Wanted, build
-from rsna_lab.kaggle.credentials import known_secrets
+from rsna_lab.kaggle.build import Wanted, build
 from rsna_lab.kaggle.metadata import kernel_problems
 from rsna_lab.kaggle.options import fill_settings
 from rsna_lab.kaggle.rehearse import verdict
@@ -40,6 +39,7 @@ from rsna_lab.kaggle.rehearse.mounts import Kernel, competition_files, find_moun
 from rsna_lab.kaggle.rehearse.sandbox import GPUS, HOW_TO_INSTALL, TOKENS, Cell, open_jail, session_environment
 from rsna_lab.kaggle.rehearse.verdict import Verdict
 from rsna_lab.kaggle.rehearse.watching import Limits, watch
+from rsna_lab.kaggle.secrecy import Secrets
 from rsna_lab.kaggle.wheels import KAGGLE_PYTHON, wheel_problems
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -61,9 +61,8 @@ class Plan:
     dataset: Sequence[str] = ()
     settings: Sequence[str] = ()
     layout: str = "new"
-    hidden: str | None = None
+    hidden: Path | None = None
     rerun: bool = False
-    patients: int = 24
     broken: int = 6
     time_limit: str = "9h"
     memory_limit: float | None = None
@@ -71,18 +70,6 @@ class Plan:
     cores: int = CORES
     sandbox: bool = True
     checks: bool = True
-
-
-@dataclass
-class Rehearsal:
-    """A rehearsal under way: what was asked for, what it is made of, and what has been found."""
-
-    plan: Plan
-    kernel: Kernel
-    given: Mapping[str, Path]
-    script: Path
-    limits: Limits
-    found: dict[str, Any]
 
 
 def beside(folder: Path, end: str) -> Path:
@@ -99,29 +86,17 @@ def rehearse(plan: Plan, events: Events) -> dict[str, Any]:
     Raises:
         UsageError: inputs that are not there, or an output folder that this is not the owner of.
     """
-    for name in ("patients", "cores"):
-        if getattr(plan, name) < 1:
-            raise UsageError(f"--{name}: got {getattr(plan, name)}, expected at least 1")
-    if bad := [pair for pair in plan.settings if "=" not in pair]:
-        raise UsageError(f"--settings {bad[0]}: expected NAME=VALUE")
     kernel = read_kernel(plan.kernel)
-    if plan.hidden is not None and (plan.competition is None or not kernel.metadata.get("competition_sources")):
-        raise UsageError(
-            "--hidden takes the place of a competition's test set: give its folder, --competition DIR, "
-            f"and attach the competition in {kernel.folder}/kernel-metadata.json"
-        )
-    competition = None if plan.competition is None else competition_files(plan.competition)
+    competition = _check(plan, kernel)
     names = SUBMISSION in kernel.script.read_text(encoding="utf-8", errors="replace")
     submits = competition is not None and (plan.rerun or plan.hidden is not None or names)
     if competition is not None and submits and SAMPLE not in competition:
         raise UsageError(f"{plan.competition}: no {SAMPLE}, which says what a submission holds")
-    if plan.hidden is not None and plan.competition is not None:
-        check_source(plan.hidden, plan.competition)
     memory = plan.memory_limit or (GPU_MEMORY_GB if kernel.gpu else CPU_MEMORY_GB)
     limits = Limits(parse_duration(plan.time_limit), memory * 1e9, plan.disk_limit * 1e9, plan.cores)
     with tempfile.TemporaryDirectory(prefix="rehearse-") as scratch:
         given = read_given(plan.dataset)
-        inputs = [kernel.folder, *given.values(), plan.competition or kernel.folder, Path(plan.hidden or kernel.folder)]
+        inputs = [kernel.folder, *given.values(), *(path for path in (plan.competition, plan.hidden) if path)]
         attached = [source for source in kernel.sources() if source.slug == LIBRARY and source.kind == "dataset"]
         if attached and not {LIBRARY, attached[0].reference} & given.keys():  # it is this checkout
             given[LIBRARY] = Path(scratch) / LIBRARY
@@ -138,17 +113,24 @@ def rehearse(plan: Plan, events: Events) -> dict[str, Any]:
         if problems and plan.checks:
             return found | {"explanation": "The checks before the run found what will fail at Kaggle; nothing was run."}
         _empty(plan, inputs)
-        rehearsal = Rehearsal(plan, kernel, given, script, limits, found)
-        made = None if plan.hidden is None else _make_hidden(plan, plan.hidden, events)
+        made = _make_hidden(plan, events)
         plan.out.resolve().mkdir(parents=True, exist_ok=True)
         write_json(beside(plan.out, ".verdict.json"), {"verdict": None, "out": str(plan.out)})
-        sample = competition[SAMPLE] if submits and competition else None
-        truth = plan.competition / "truth.csv" if plan.competition and plan.rerun else None
-        outcome = _run(rehearsal, "rerun" if plan.rerun else "commit", mounted, plan.out, sample, truth)
-        if outcome.good and made is not None and plan.competition is not None:
-            files = competition_files(plan.competition, made)
-            mounted, _ = find_mounts(kernel, plan.layout, given, files)
-            outcome = _run(rehearsal, "rerun", mounted, beside(plan.out, ".rerun"), files[SAMPLE], made / "truth.csv")
+        runs = [("rerun" if plan.rerun else "commit", plan.out, competition or {}, plan.competition)]
+        if made is not None and plan.competition is not None:
+            runs.append(("rerun", beside(plan.out, ".rerun"), competition_files(plan.competition, made), made))
+        for name, working, files, truth in runs:
+            mounted, absent = find_mounts(kernel, plan.layout, given, files if plan.competition else None)
+            run = _Run(name, kernel, script, mounted, working, limits, plan.sandbox)
+            outcome = run.make(found)
+            if outcome.good and submits:
+                outcome = verdict.of_submission(working / SUBMISSION, files[SAMPLE])
+                if outcome.good and name == "rerun" and truth is not None and (truth / "truth.csv").is_file():
+                    found["score"] = score(working / SUBMISSION, truth / "truth.csv")
+            facts = {"verdict": outcome.word, "explanation": outcome.explanation, "advice": outcome.advice}
+            found[name] = {**facts, "log": outcome.log, **found[name]}
+            if not outcome.good:
+                break
     found["not_checked"] += _not_checked(kernel, limits)
     found["not_checked"] += [f"{one.kind} {one.slug}: no folder was given, so it is not mounted" for one in absent]
     found |= {"verdict": outcome.word, "explanation": outcome.explanation}
@@ -181,6 +163,22 @@ def told(result: Mapping[str, Any]) -> str:
     for key, word in (("problems", "will fail at Kaggle"), ("warnings", "may fail"), ("not_checked", "not checked")):
         lines += [f"{word}: {line}" for line in result[key]]
     return "\n".join(lines)
+
+
+def _check(plan: Plan, kernel: Kernel) -> dict[str, Path] | None:
+    """Refuse what a person mistyped; returns the files of the competition, if one is given."""
+    if plan.cores < 1:
+        raise UsageError(f"--cores: got {plan.cores}, expected at least 1")
+    if bad := [pair for pair in plan.settings if "=" not in pair]:
+        raise UsageError(f"--settings {bad[0]}: expected NAME=VALUE")
+    if plan.hidden is not None and (plan.competition is None or not kernel.metadata.get("competition_sources")):
+        raise UsageError(
+            "--hidden takes the place of a competition's test set: give its folder, --competition DIR, "
+            f"and attach the competition in {kernel.folder}/kernel-metadata.json"
+        )
+    if plan.hidden is not None:
+        check_source(plan.hidden)
+    return None if plan.competition is None else competition_files(plan.competition)
 
 
 def _problems(kernel: Kernel, given: Mapping[str, Path], submits: bool) -> list[str]:
@@ -220,80 +218,68 @@ def _empty(plan: Plan, inputs: Sequence[Path]) -> None:
         mark.unlink()
 
 
-def _make_hidden(plan: Plan, choice: str, events: Events) -> Path:
+def _make_hidden(plan: Plan, events: Events) -> Path | None:
     """The hidden test set, before anything is run: what is wrong with its source is said in the first minute."""
-    assert plan.competition is not None
+    if plan.hidden is None:
+        return None
     folder = beside(plan.out, ".hidden")
     try:
-        make_hidden(choice, plan.competition, folder, plan.patients, plan.broken, 0, events)
+        make_hidden(plan.hidden, folder, plan.broken, 0, events)
     except BaseException:  # half of it would be somebody else's folder for the next rehearsal
         shutil.rmtree(folder, ignore_errors=True)
         raise
     return folder
 
 
-def _run(
-    rehearsal: Rehearsal,
-    name: str,
-    mounted: Mapping[str, Path],
-    working: Path,
-    sample: Path | None,
-    truth: Path | None,
-) -> Verdict:
-    """One run, "commit" or "rerun", and what Kaggle would say of it; its facts join those that were found.
+@dataclass(frozen=True)
+class _Run:
+    """One run: "commit" or "rerun", of which kernel and script, with what mounted, where, and held to what."""
 
-    Args:
-        rehearsal: which kernel, and how.
-        name: which run.
-        mounted: path below /kaggle/input → file or folder here.
-        working: becomes /kaggle/working.
-        sample: what its submission is compared with, None where none is expected.
-        truth: by which a good submission is scored, if it is there.
-    """
-    plan, limits, found = rehearsal.plan, rehearsal.limits, rehearsal.found
-    working.mkdir(parents=True, exist_ok=True)
-    log, own = beside(working, ".log"), known_secrets(os.environ)
-    with tempfile.TemporaryDirectory(prefix="rehearse-", ignore_cleanup_errors=True) as scratch:
-        tokens = {variable: f"rehearsal-{secrets.token_hex(16)}" for variable in TOKENS}
-        cell = Cell(
-            mounted, rehearsal.script, working.resolve(), Path(scratch), session_environment(tokens, name == "rerun")
-        )
-        jail = open_jail(cell, plan.sandbox)
-        if jail.name is None:
-            sees = "can read and change every file that you can, your Kaggle credentials too"
-            warning = f"Warning: the kernel runs as a plain process and {sees}: rehearse only what you trust."
-            print(f"{warning} {HOW_TO_INSTALL}", file=sys.stderr, flush=True)
-        held = f"in {jail.name}" if jail.name else "as a plain process"
-        print(f"== {RUNS[name]}, {held}, {format_duration(limits.seconds)} at most", file=sys.stderr, flush=True)
-        ended = watch(jail.command, jail.environment, working, limits, log, own)
-    siblings = [path.name for path in rehearsal.kernel.folder.iterdir() if path != rehearsal.kernel.script]
-    outcome = verdict.of_run(ended, limits, siblings)
-    if outcome.good or ended.said:
-        outcome = verdict.of_secrets(tokens, log, working, own, ended.said)
-    if outcome.good and sample is not None:
-        outcome = verdict.of_submission(working / SUBMISSION, sample)
-        if outcome.good and truth is not None and truth.is_file():
-            found["score"] = score(working / SUBMISSION, truth)
-    if jail.name is None and outcome.word == verdict.EXCEPTION:
-        outcome = replace(outcome, advice=(*outcome.advice, f"A plain process has no /kaggle. {HOW_TO_INSTALL}"))
-    found |= {"sandbox": jail.name, "not_checked": jail.unchecked.copy()}
-    found[name] = {
-        "verdict": outcome.word,
-        "explanation": outcome.explanation,
-        "advice": outcome.advice,
-        "log": outcome.log,
-        "seconds": round(ended.seconds, 1),
-        "memory_gb": round(ended.memory_bytes / 1e9, 2),
-        "files": ended.files,
-        "working_mb": round(ended.working_bytes / 1e6, 1),
-        "out": str(working),
-    }
-    if (size := log.stat().st_size) > LARGE_LOG_BYTES:
-        found["warnings"].append(
-            f"{RUNS[name]}: it printed {size / 1e6:.0f} MB ({log}). Kaggle keeps all of it, and every look at the run "
-            "fetches it: print less"
-        )
-    return outcome
+    name: str
+    kernel: Kernel
+    script: Path
+    mounted: Mapping[str, Path]
+    working: Path
+    limits: Limits
+    sandbox: bool
+
+    def make(self, found: dict[str, Any]) -> Verdict:
+        """What Kaggle would say of the process; its facts join those that were found."""
+        self.working.mkdir(parents=True, exist_ok=True)
+        log, limits = beside(self.working, ".log"), self.limits
+        with tempfile.TemporaryDirectory(prefix="rehearse-", ignore_cleanup_errors=True) as scratch:
+            tokens = {variable: f"rehearsal-{secrets.token_hex(16)}" for variable in TOKENS}
+            environment = session_environment(tokens, self.name == "rerun")
+            cell = Cell(self.mounted, self.script, self.working.resolve(), Path(scratch), environment)
+            jail = open_jail(cell, self.sandbox)
+            if jail.name is None:
+                sees = "can read and change every file that you can, your Kaggle credentials too"
+                warning = f"Warning: the kernel runs as a plain process and {sees}: rehearse only what you trust."
+                print(f"{warning} {HOW_TO_INSTALL}", file=sys.stderr, flush=True)
+            held = f"in {jail.name}" if jail.name else "as a plain process"
+            told = f"== {RUNS[self.name]}, {held}, {format_duration(limits.seconds)} at most"
+            print(told, file=sys.stderr, flush=True)
+            ended = watch(jail.command, jail.environment, self.working, limits, log)
+        siblings = [path.name for path in self.kernel.folder.iterdir() if path != self.kernel.script]
+        outcome = verdict.of_run(ended, limits, siblings)
+        if outcome.good or ended.said:
+            outcome = verdict.of_secrets(tokens, log, self.working, Secrets(), ended.said)
+        if jail.name is None and outcome.word == verdict.EXCEPTION:
+            outcome = replace(outcome, advice=(*outcome.advice, f"A plain process has no /kaggle. {HOW_TO_INSTALL}"))
+        found |= {"sandbox": jail.name, "not_checked": jail.unchecked.copy()}
+        found[self.name] = {
+            "seconds": round(ended.seconds, 1),
+            "memory_gb": round(ended.memory_bytes / 1e9, 2),
+            "files": ended.files,
+            "working_mb": round(ended.working_bytes / 1e6, 1),
+            "out": str(self.working),
+        }
+        if (size := log.stat().st_size) > LARGE_LOG_BYTES:
+            found["warnings"].append(
+                f"{RUNS[self.name]}: it printed {size / 1e6:.0f} MB ({log}). Kaggle keeps all of it, and every look at "
+                "the run fetches it: print less"
+            )
+        return outcome
 
 
 def _not_checked(kernel: Kernel, limits: Limits) -> list[str]:

@@ -14,7 +14,7 @@ from rsna_kit.competition.submission import check_submission
 from rsna_kit.runtime.clock import format_duration
 from rsna_kit.runtime.errors import SubmissionError
 from rsna_lab.kaggle.rehearse.watching import Ended, Limits
-from rsna_lab.kaggle.secrecy import known_in
+from rsna_lab.kaggle.secrecy import Secrets, known_in
 
 COMPLETE = "Complete"
 TIMEOUT = "Notebook Timeout"
@@ -33,40 +33,23 @@ _REBUILD = (
     "no score."
 )
 # What a log says → what it means here.
-_SIGNS = (
-    (
-        r"No module named '([\w.]+)'",
-        "{0} is not there. Attach a dataset with its wheel and install it with pip "
-        "--no-index, or put the module into the dataset rsna-kit.",
-    ),
-    (
-        r"Read-only file system|Permission denied: '/kaggle/(?:input|src)",
-        "Inputs and source are read-only: write below /kaggle/working (kept) or /tmp (not kept).",
-    ),
-    (
-        r"Name or service not known|name resolution|Network is unreachable|NewConnectionError|ENETUNREACH",
-        "There is no network: attach what is needed as a dataset; give pip --no-index and --find-links.",
-    ),
-    (
-        r"No matching distribution found|is not a supported wheel",
-        "pip found no wheel that fits this interpreter. "
-        "Give --no-index and --find-links with the folder of wheels; build them for Kaggle's Python 3.12.",
-    ),
-    (
-        r"No such file or directory: '(?!/kaggle|/tmp)(/[^']*)'",
-        "{0} lies on this machine and not at Kaggle: attach it, and look below /kaggle/input.",
-    ),
-    (
-        r"No such file or directory: '(/kaggle/[^']*)'",
-        "{0} is not there: attach its source (kernel-metadata.json), or "
-        "give its folder here with --dataset; look in both mount layouts.",
-    ),
-    (
-        r"MemoryError|Unable to allocate|std::bad_alloc|ResourceExhausted|OOM when",
-        "It ran out of memory: smaller batches, fewer workers.",
-    ),
-    (r"No space left on device", "The disk is full: /kaggle/working holds 20 GB."),
-)
+_SIGNS = {
+    r"No module named '([\w.]+)'": "{0} is not there. Attach a dataset with its wheel and install it with pip "
+    "--no-index, or put the module into the dataset rsna-kit.",
+    r"Read-only file system|Permission denied: '/kaggle/(?:input|src)": "Inputs and source are read-only: write below "
+    "/kaggle/working (kept) or /tmp (not kept).",
+    r"Name or service not known|name resolution|Network is unreachable|NewConnectionError": "There is no network: "
+    "attach what is needed as a dataset; give pip --no-index and --find-links.",
+    r"No matching distribution found|is not a supported wheel": "pip found no wheel that fits this interpreter. Give "
+    "--no-index and --find-links with the folder of wheels; build them for Kaggle's Python 3.12.",
+    r"No such file or directory: '(?!/kaggle|/tmp)(/[^']*)'": "{0} lies on this machine and not at Kaggle: attach it, "
+    "and look below /kaggle/input.",
+    r"No such file or directory: '(/kaggle/[^']*)'": "{0} is not there: attach its source (kernel-metadata.json), or "
+    "give its folder here with --dataset; look in both mount layouts.",
+    r"MemoryError|Unable to allocate|std::bad_alloc|ResourceExhausted|OOM when": "It ran out of memory: smaller "
+    "batches, fewer workers.",
+    r"No space left on device": "The disk is full: /kaggle/working holds 20 GB.",
+}
 
 
 @dataclass(frozen=True)
@@ -92,36 +75,30 @@ def of_run(ended: Ended, limits: Limits, siblings: Sequence[str] = ()) -> Verdic
         limits: what it was held to.
         siblings: names of what lies beside the script and is not uploaded with it.
     """
-    log = tuple(ended.tail[-20:])
     memory, disk = f"{limits.memory_bytes / 1e9:.1f} GB", f"{limits.working_bytes / 1e9:g} GB"
-    if ended.stopped == "time":
-        return Verdict(
+    less = "Smaller batches, fewer workers."
+    how = f"exit code {ended.code}" if (ended.code or 0) > 0 else f"signal {-(ended.code or 0)}"
+    word, said, advice = {
+        "time": (
             TIMEOUT,
             f"It was stopped after {format_duration(limits.seconds)}.",
-            ("Do less, or watch the clock and write what there is before the limit.",),
-            log,
-        )
-    if ended.stopped == "memory":
-        return Verdict(
-            EXCEEDED,
-            f"Your notebook tried to allocate more memory than is available ({memory}).",
-            ("Smaller batches, fewer workers, float32 instead of float64.",),
-            log,
-        )
-    if ended.stopped == "disk":
-        return Verdict(
+            ["Do less, or watch the clock and write what there is before the limit."],
+        ),
+        "memory": (EXCEEDED, f"Your notebook tried to allocate more memory than is available ({memory}).", [less]),
+        "disk": (
             EXCEEDED,
             f"/kaggle/working held {ended.working_bytes / 1e9:.3g} GB, more than {disk}.",
-            ("Write what is not needed afterwards to /tmp, or delete it.",),
-            log,
-        )
-    if ended.code in (-9, 137):
-        seen = f"{ended.memory_bytes / 1e9:.1f} GB were seen. Smaller batches, fewer workers."
-        return Verdict(EXCEEDED, "It was killed (signal 9), as Linux does when memory runs out.", (seen,), log)
-    if ended.code != 0:
-        how = f"exit code {ended.code}" if (ended.code or 0) > 0 else f"signal {-(ended.code or 0)}"
-        return Verdict(EXCEPTION, f"It ended with {how}.", tuple(_advice(ended.tail, siblings)), log)
-    return Verdict(COMPLETE)
+            ["Write what is not needed afterwards to /tmp, or delete it."],
+        ),
+        "killed": (
+            EXCEEDED,
+            "It was killed (signal 9), as Linux does when memory runs out.",
+            [f"{ended.memory_bytes / 1e9:.1f} GB were seen. {less}"],
+        ),
+        "failed": (EXCEPTION, f"It ended with {how}.", _advice(ended.tail, siblings)),
+        "": (COMPLETE, "", []),
+    }[ended.stopped or ("killed" if ended.code in (-9, 137) else "failed" if ended.code else "")]
+    return Verdict(word, said, tuple(advice), () if word == COMPLETE else tuple(ended.tail[-20:]))
 
 
 def of_submission(submission: Path, sample: Path) -> Verdict:
@@ -150,34 +127,26 @@ def of_submission(submission: Path, sample: Path) -> Verdict:
     return Verdict(COMPLETE)
 
 
-def of_secrets(
-    tokens: Mapping[str, str],
-    log: Path,
-    working: Path,
-    own: Mapping[str, str] | None = None,
-    said: Sequence[str] = (),
-) -> Verdict:
+def of_secrets(tokens: Mapping[str, str], log: Path, working: Path, own: Secrets, said: Sequence[str]) -> Verdict:
     """Whether a stand-in for one of Kaggle's tokens, or a secret of the person's own, was printed or written.
 
     Args:
         tokens: variable → stand-in.
         log: what the run said, without the person's own secrets.
         working: what it left.
-        own: such a secret → what it is called.
+        own: those, which a plain process can read.
         said: what those are called that it printed.
     """
     if said:
         return Verdict(SECRET, f"It printed the value of {' and '.join(said)}; the log here has *** instead.", (_OWN,))
-    own = own or {}
-    names, found = {**own, **{value: name for name, value in tokens.items()}}, list[str]()
+    names, found = {**own.known, **{value: name for name, value in tokens.items()}}, list[str]()
     for path in (log, *sorted(path for path in working.rglob("*") if path.is_file() and not path.is_symlink())):
         with suppress(OSError):  # what we may not read, nobody can download
             found = known_in(path, names)
         if found:
             where = "the log" if path == log else f"/kaggle/working/{path.relative_to(working)}"
-            shown = " and ".join(found)
-            advice = _OWN if set(own.values()).intersection(found) else _LIVE
-            return Verdict(SECRET, f"The value of {shown} stands in {where}.", (advice,))
+            advice = _LIVE if set(found) <= set(tokens) else _OWN
+            return Verdict(SECRET, f"The value of {' and '.join(found)} stands in {where}.", (advice,))
     return Verdict(COMPLETE)
 
 
@@ -191,5 +160,5 @@ def _advice(tail: Sequence[str], siblings: Sequence[str]) -> list[str]:
             f"{Path(beside[-1]).name} lies beside the script, and only code_file is uploaded. Code: put it into the "
             "dataset rsna-kit, or into the script. Data: attach it as a dataset, and look below /kaggle/input."
         ]
-    found = [(re.findall(pattern, text), sentence) for pattern, sentence in _SIGNS]
+    found = [(re.findall(pattern, text), sentence) for pattern, sentence in _SIGNS.items()]
     return [sentence.format(names[-1]) for names, sentence in found if names]

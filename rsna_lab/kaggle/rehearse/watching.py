@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import ctypes
 import os
-import selectors
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import IO
 
 from rsna_kit.runtime.clock import format_duration
-from rsna_lab.kaggle.credentials import Censor
+from rsna_lab.kaggle.secrecy import Secrets
 
 _LOOK_EVERY_S = 0.5
 _TELL_EVERY_S = 30.0
@@ -66,22 +66,16 @@ class Ended:
     said: Sequence[str] = ()
 
 
-def watch(
-    command: Sequence[str],
-    environment: Mapping[str, str],
-    working: Path,
-    limits: Limits,
-    log: Path,
-    secrets: Mapping[str, str] | None = None,
-) -> Ended:
-    """Run a command to its end, or until it breaks a limit. What it says goes to stderr and to `log`.
+def watch(command: Sequence[str], environment: Mapping[str, str], working: Path, limits: Limits, log: Path) -> Ended:
+    """Run a command to its end, or until it breaks a limit.
+
+    What it says goes to stderr and to `log`, line by line, without this person's own secrets.
 
     Args:
         command, environment: of the process.
         working: its folder, whose size is watched.
         limits: what it may use.
         log: file for what it says.
-        secrets: value → what it is called; neither stderr nor `log` shows one.
 
     Raises:
         KeyboardInterrupt: after the command and all its processes are ended.
@@ -103,90 +97,62 @@ def watch(
     finally:
         os.sched_setaffinity(0, cores)
     with open(log, "wb") as kept:
-        watcher = _Watcher(process, working, limits, began, kept, Censor(secrets or {}))
+        watcher = _Watcher(process, working, limits, began, kept)
         try:
             stopped = watcher.wait()
         finally:
             seconds = time.monotonic() - began
             _end(process, others)
-            watcher.drain()
+            watcher.reader.join(10)
     files, size = folder_size(working)
     if not stopped and size > limits.working_bytes:
         stopped = "disk"
     code = None if stopped else process.returncode
-    return Ended(code, stopped, seconds, watcher.memory, files, size, watcher.tail(), watcher.censor.found)
+    return Ended(code, stopped, seconds, watcher.memory, files, size, watcher.tail(), watcher.secrets.seen)
 
 
 class _Watcher:
     """Looks at a process until it ends or breaks a limit, passes on what it says and remembers the end of it."""
 
     def __init__(
-        self,
-        process: subprocess.Popen[bytes],
-        working: Path,
-        limits: Limits,
-        began: float,
-        kept: IO[bytes],
-        censor: Censor,
+        self, process: subprocess.Popen[bytes], working: Path, limits: Limits, began: float, kept: IO[bytes]
     ) -> None:
-        assert process.stdout is not None
-        self._process, self._working, self._limits, self._began = process, working, limits, began
-        self._source, self._kept, self.censor, self.memory = process.stdout, kept, censor, 0
+        self._process, self._working, self._limits, self._began, self._kept = process, working, limits, began, kept
+        self.memory, self.secrets, self._lines = 0, Secrets(), deque[str](maxlen=_TAIL_LINES)
         self._told, self._size_at, self._size = began, 0.0, (0, 0)
-        self._lines: deque[bytes] = deque(maxlen=_TAIL_LINES)
-        self._open = b""
-        os.set_blocking(self._source.fileno(), False)
+        self.reader = threading.Thread(target=self._pass_on, daemon=True)
+        self.reader.start()
 
     def wait(self) -> str:
         """The limit that was broken, "" when the process ended by itself."""
-        looked, talking = 0.0, True
-        with selectors.DefaultSelector() as selector:
-            selector.register(self._source, selectors.EVENT_READ)
-            while self._process.poll() is None:
-                now = time.monotonic()
-                left = self._limits.seconds - (now - self._began)
-                if left <= 0:
-                    return "time"
-                if now - looked >= _LOOK_EVERY_S:
-                    looked = now
-                    if broken := self._look(now):
-                        return broken
-                pause = min(left, _LOOK_EVERY_S / 5)
-                if not talking:
-                    time.sleep(pause)
-                elif selector.select(pause):
-                    talking = self._read()
-        return ""
-
-    def drain(self) -> None:
-        """Whatever a process that has ended left in the pipe."""
-        with selectors.DefaultSelector() as selector, self._source:
-            selector.register(self._source, selectors.EVENT_READ)
-            while selector.select(0) and self._read():
-                pass
-        self._pass_on(self.censor.rest())
+        while (left := self._limits.seconds - (time.monotonic() - self._began)) > 0:
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(min(left, _LOOK_EVERY_S))
+                return ""
+            if broken := self._look(time.monotonic()):
+                return broken
+        return "time"
 
     def tail(self) -> list[str]:
         """The last lines; of a line that was written over (a progress bar), what stands there in the end."""
-        lines = [*self._lines, self._open] if self._open else list(self._lines)
-        return [line.decode("utf-8", "replace").rstrip().rpartition("\r")[2] for line in lines]
+        return [line.rstrip().rpartition("\r")[2] for line in list(self._lines)]
 
-    def _read(self) -> bool:
-        """Pass on what there is; False when nothing will come any more."""
-        with suppress(BlockingIOError):
-            piece = os.read(self._source.fileno(), _PIECE)
-            self._pass_on(self.censor(piece))
-            return bool(piece)
-        return True
-
-    def _pass_on(self, piece: bytes) -> None:
-        self._kept.write(piece)
-        self._kept.flush()
-        sys.stderr.write(piece.decode("utf-8", "replace"))
-        sys.stderr.flush()
-        *whole, self._open = (self._open + piece).split(b"\n")
-        self._open = self._open[-_PIECE:]
-        self._lines.extend(whole)
+    def _pass_on(self) -> None:
+        """Pass on whole lines, and most of a line of megabytes: no secret is as long as what is held."""
+        assert self._process.stdout is not None
+        held, piece = "", b"begin"
+        while piece:
+            piece = os.read(self._process.stdout.fileno(), _PIECE)
+            text = self.secrets.hide(held + piece.decode("utf-8", "surrogateescape"))
+            end = max(text.rfind("\n") + 1, len(text) - _PIECE) if piece else len(text)
+            text, held = text[:end], text[end:]
+            self._kept.write(text.encode("utf-8", "surrogateescape"))
+            self._kept.flush()
+            shown = text.encode("utf-8", "replace").decode()
+            sys.stderr.write(shown)
+            sys.stderr.flush()
+            self._lines.extend(shown.removesuffix("\n").split("\n") if shown else [])
+        self._process.stdout.close()
 
     def _look(self, now: float) -> str:
         """The limit of memory or disk that is broken now, or ""; says twice a minute how the run is doing."""
