@@ -86,7 +86,7 @@ def _dicom_reader(paths: Mapping[str, Path], image: ImageConfig) -> Callable[[st
 
 def views(
     album: Album, ids: Sequence[str], scores: Mapping[str, float], clock: Clock
-) -> Iterator[list[tuple[str, np.ndarray | None]]]:
+) -> Iterator[list[tuple[str, str, np.ndarray | None]]]:
     """The pictures of each breast, side by side by view; read ahead by threads.
 
     Args:
@@ -96,33 +96,21 @@ def views(
         clock: when it has ten seconds left, no more is read.
 
     Yields:
-        N lists of name (`CC 0.81`) and picture, at most four; empty for a breast that is not there.
+        N lists of image_id, name (`CC 0.81`) and picture, at most four; empty for a breast that is not there.
     """
     rows = album.table[album.table["prediction_id"].isin(ids)].sort_values("view", kind="stable")
     images = {breast: members.head(_MOST_VIEWS) for breast, members in rows.groupby("prediction_id")}
 
-    def read(breast: str) -> list[tuple[str, np.ndarray | None]]:
+    def read(breast: str) -> list[tuple[str, str, np.ndarray | None]]:
         if breast not in images or clock.remaining_s() < _WRITE_S:
             return []
         pairs = zip(images[breast]["image_id"], images[breast]["view"].fillna(""), strict=True)
-        return [(_named(str(view), scores.get(image_id)), album.read(image_id)) for image_id, view in pairs]
+        known = {one: f" {scores[one]:.2f}" if one in scores else "" for one in images[breast]["image_id"]}
+        return [(image_id, f"{view}{known[image_id]}".strip(), album.read(image_id)) for image_id, view in pairs]
 
     with ThreadPoolExecutor(cpu_count()) as pool:
         for start in range(0, len(ids), _AHEAD):
             yield from pool.map(read, ids[start : start + _AHEAD])
-
-
-def _named(view: str, score: float | None) -> str:
-    return view if score is None else f"{view} {score:.2f}".strip()
-
-
-def two_views(album: Album, breast: str, scores: Mapping[str, float]) -> pd.DataFrame:
-    """Up to two rows of the album's table: of each view the image with the highest score, CC and MLO first."""
-    rows = album.table[album.table["prediction_id"] == breast]
-    rows = rows.assign(score=[scores.get(image_id, 0.0) for image_id in rows["image_id"]])
-    best = rows.sort_values("score", ascending=False, kind="stable").drop_duplicates("view")
-    usual = {"CC": 0, "MLO": 1}
-    return best.sort_values("view", key=lambda names: names.map(lambda name: usual.get(name, 2)), kind="stable").head(2)
 
 
 def draw_maps(
@@ -151,12 +139,13 @@ def draw_maps(
         BundleError: no bundle, or one that is damaged.
     """
     from rsna_kit.models.members import common_image, open_members
-    from rsna_lab.analysis.explain import build_explainer, combine, draw_map, method_of
+    from rsna_lab.analysis.explain import build_explainer, draw_map
 
     members = open_members([run], lambda line: None).members
     if common_image([member.bundle for member in members]) != image:
         raise UsageError(f"{run} was trained on other images than these, which are of {image}")
     drawn: dict[str, np.ndarray] = {}
+    said: list[str] = []
     longest = _FOLD_S
     for fold in dict.fromkeys(folds[image_id] for image_id in pictures):
         began = clock.elapsed_s()
@@ -167,12 +156,10 @@ def draw_maps(
         if not asked:
             events.say(f"maps: no bundle of fold {fold} in {run}, its pictures go without")
             continue
-        explainers = [build_explainer(member.bundle) for member in asked]
+        explain, method = build_explainer(asked)
+        said.append(method)
         for image_id, picture in pictures.items():
-            if folds[image_id] != fold:
-                continue
-            batch = picture[None, ..., None]
-            heat = combine([explain(batch) for explain in explainers], [member.weight for member in asked])[0]
-            drawn[image_id] = draw_map(picture, heat)
+            if folds[image_id] == fold:
+                drawn[image_id] = draw_map(picture, explain(picture[None, ..., None])[0])
         longest = max(longest, clock.elapsed_s() - began)
-    return drawn, " and ".join(dict.fromkeys(method_of(member.bundle) for member in members))
+    return drawn, " and ".join(dict.fromkeys(said))
