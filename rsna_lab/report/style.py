@@ -96,11 +96,12 @@ select, input { font: inherit; color: var(--ink); background: var(--card); borde
 .cards [data-label="1"] { border-left-color: var(--two); border-left-style: double; border-left-width: .45rem; }
 .views { display: flex; flex-wrap: wrap; gap: .3rem; margin-bottom: .4rem; }
 .views img { display: block; height: 9.5rem; width: auto; max-width: 100%; background: #000; border-radius: .2rem; }
-.cards .large { grid-column: span 2; } .large img { height: 15rem; }
+.cards .large { grid-column: span 2; } .large .views { display: grid; grid-template-columns: repeat(4, 1fr); }
+.large .views img { width: 100%; height: auto; }
 .views figcaption { font-size: .8rem; margin-top: .1rem; }
 .cards b { font-weight: 650; } .cards .score { font-variant-numeric: tabular-nums; } .cards small { display: block; }
 @media (max-width: 30rem) { .cards { grid-template-columns: repeat(2, 1fr); gap: .5rem; } .views img { height: 7rem; }
-  body { padding: 1rem .6rem 2rem; } section { padding: .8rem; }
+  .large .views { grid-template-columns: 1fr 1fr; } body { padding: 1rem .6rem 2rem; } section { padding: .8rem; }
   th, td { padding: .35rem .25rem; }
   tbody th[scope=row] { position: sticky; left: 0; background: var(--card); } }
 @media print { body { max-width: none; padding: 0; background: #fff; font-size: 10pt; }
