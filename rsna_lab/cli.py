@@ -53,8 +53,7 @@ def _leaderboard(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _compare(options: argparse.Namespace) -> dict[str, Any]:
-    from rsna_lab.analysis.comparison import USUAL
-    from rsna_lab.recipes.compare import compare
+    from rsna_lab.recipes.compare import USUAL, compare
 
     told = {"results": options.csv, "data": options.data, "command": options.command}
     chosen = {"truth": options.truth, "measured": options.metric or USUAL}
