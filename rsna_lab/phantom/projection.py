@@ -19,10 +19,7 @@ import cv2
 import numpy as np
 
 from rsna_lab.phantom import lesions, texture
-from rsna_lab.phantom.anatomy import OBLIQUE_VIEWS, VIEW_ANGLES, Breast, project
-
-MU_FAT = 0.0456  # per mm at 20 keV
-MU_GLAND = 0.0802
+from rsna_lab.phantom.anatomy import MU_FAT, MU_GLAND, OBLIQUE_VIEWS, VIEW_ANGLES, Breast, project
 
 
 @dataclass(frozen=True)
