@@ -1,4 +1,4 @@
-"""The story of maps: the highest scores are drawn, what cannot be read costs nothing else, ids are checked."""
+"""explain: the highest scores are drawn, what cannot be read costs nothing else, ids are checked."""
 
 from __future__ import annotations
 
