@@ -143,8 +143,8 @@ def test_the_architecture_page_shows_every_room_and_module() -> None:
     assert named == there, f"missing on the page: {there - named}; gone from the house: {named - there}"
 
 
-def test_the_architecture_page_names_doors_that_exist() -> None:
-    """Every `module.name` in the table of what passes between rooms can be looked up (without importing heavy packages)."""
+def test_the_architecture_page_names_functions_that_exist() -> None:
+    """Every `module.name` named on the page can be looked up (without importing heavy packages)."""
     page = (ROOT / "docs" / "architecture.md").read_text()
     made_by = re.findall(r"`(rsna_(?:kit|lab)(?:\.\w+)+)\.(\w+)`", page)
     assert len(made_by) >= 11

@@ -16,7 +16,6 @@ import pandas as pd
 from rsna_kit import __version__
 from rsna_kit.config import ImageConfig
 from rsna_kit.recipes.score import Scored, as_json, score_files
-from rsna_kit.runtime.clock import Clock
 from rsna_kit.runtime.errors import RsnaKitError, UsageError, one_line
 from rsna_kit.runtime.events import Events
 from rsna_kit.runtime.files import read_json, sha256_file, write_json
@@ -65,7 +64,6 @@ def report(
     threshold: float | None = None,
     competition: Path | None = None,
     prepared: Path | None = None,
-    clock: Clock | None = None,
 ) -> dict[str, Any]:
     """Score files of predictions and make one page of them.
 
@@ -79,7 +77,6 @@ def report(
         threshold: use this one instead of choosing.
         competition: its DICOM files illustrate the files that score its breasts, its tables tell the subgroups.
         prepared: folder written by `prepare`: the same, without a DICOM file.
-        clock: maps, and pictures of cards, are left out when there is no time for them.
 
     Returns:
         What `score` returns, and `report`, the page; ready for JSON.
@@ -87,7 +84,6 @@ def report(
     Raises:
         UsageError: a competition or a prepared folder that holds none of the breasts.
     """
-    clock = clock or Clock()
     scored = score_files(predictions, events, truth, threshold)
     files = _join(predictions, scored, competition, prepared)
     runs = [path for path in predictions if path.is_dir()]
@@ -98,9 +94,7 @@ def report(
     given = {"truth": truth, "pictures": competition, "prepared": prepared}
     last = [*_training(runs), _provenance(scored, runs, given)]
     taken = sum(len(section.body.encode(errors="replace")) for section in (*sections, *last))
-    cards = (
-        card for row in zip_longest(*(_cards(file, len(files) > 1, clock, events) for file in files)) for card in row
-    )
+    cards = (card for row in zip_longest(*(_cards(file, len(files) > 1, events) for file in files)) for card in row)
     total, room = sum(len(one.breasts) for one in scored), min(_CARDS, _BYTES - taken)
     sections.append(card_section((card for card in cards if card is not None), total, room))
     names = ", ".join(str(one.path) for one in scored)
@@ -185,15 +179,15 @@ def _configuration(run: Path) -> dict[str, Any]:
     return configuration
 
 
-def _cards(file: _File, several: bool, clock: Clock, events: Events) -> Iterator[Card]:
+def _cards(file: _File, several: bool, events: Events) -> Iterator[Card]:
     """The breasts of a file in the order of their worth, the notable ones with maps."""
     threshold = file.scored.threshold
     breasts = file.scored.breasts.iloc[worth_showing(file.scored.breasts, threshold)]
     ids = breasts["prediction_id"].tolist()
     facts = file.facts.reindex(ids).fillna(UNKNOWN).to_dict("records")
-    shown = iter([[]] * len(ids)) if file.album is None else views(file.album, ids, file.image_scores, clock)
+    shown = iter([[]] * len(ids)) if file.album is None else views(file.album, ids, file.image_scores)
     first = list(islice(shown, len(notable(breasts, threshold))))
-    maps, method = _maps(file, breasts, first, clock, events)
+    maps = _maps(file, breasts, first, events)
     for row, known, seen in zip(breasts.to_dict("records"), facts, chain(first, shown), strict=True):
         texts = {"predictions": file.scored.name} if several else {}
         texts |= {"fold": str(row["fold"])} if "fold" in row else {}
@@ -202,30 +196,26 @@ def _cards(file: _File, several: bool, clock: Clock, events: Events) -> Iterator
         drawn = []
         for image_id, name, picture in seen:
             drawn.append(View(picture, name))
-            drawn += [View(maps[image_id], method)] if image_id in maps else []
+            drawn += [View(*maps[image_id])] if image_id in maps else []
         score = float(row["score"])
         yield Card(row["prediction_id"], score, int(row["cancer"]), score >= threshold, texts, drawn)
 
 
 def _maps(
-    file: _File,
-    breasts: pd.DataFrame,
-    seen: Sequence[Sequence[tuple[str, str, np.ndarray | None]]],
-    clock: Clock,
-    events: Events,
-) -> tuple[dict[str, np.ndarray], str]:
+    file: _File, breasts: pd.DataFrame, seen: Sequence[Sequence[tuple[str, str, np.ndarray | None]]], events: Events
+) -> dict[str, tuple[np.ndarray, str]]:
     """As `draw_maps` gives them, of the pictures that were seen of the first breasts; none is no error."""
     folds = breasts["fold"].tolist() if "fold" in breasts.columns else [None] * len(breasts)
     asked = [(image_id, picture, fold) for own, fold in zip(seen, folds, strict=False) for image_id, _, picture in own]
     shown = {image_id: picture for image_id, picture, _ in asked if picture is not None}
     if file.scorer is None or file.album is None or not shown:
-        return {}, ""
-    of_image = {image_id: fold for image_id, _, fold in asked}
+        return {}
     try:
-        return draw_maps(file.scorer, shown, of_image, file.album.image, clock, events)
+        of_image = {image_id: fold for image_id, _, fold in asked}
+        return draw_maps(file.scorer, shown, of_image, file.album.image, events)
     except RsnaKitError as error:
         events.say(f"no maps: {one_line(error)}")
-        return {}, ""
+        return {}
 
 
 def _provenance(scored: Sequence[Scored], runs: Sequence[Path], given: Mapping[str, Path | None]) -> Section:
