@@ -1,1 +1,1 @@
-"""What is known of scores and pictures at home: comparisons, subgroups, maps. Numbers, no pages."""
+"""What is known of scores and pictures at home: subgroups and maps. Numbers, no pages."""
