@@ -16,7 +16,7 @@ SCRIPT = '''#!/usr/bin/env python3
 """Says who it is."""
 import in_venv
 import sys
-import pandas
+import tqdm
 print(sys.prefix, sys.argv[1:], sys.flags.utf8_mode)
 sys.exit(3)
 '''

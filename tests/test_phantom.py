@@ -160,7 +160,7 @@ def test_the_other_columns_follow_from_the_label(crowd: list[PatientPlan]) -> No
 
 
 def test_cancer_does_not_depend_on_the_machine() -> None:
-    plans = plan_patients(np.random.default_rng(1), 4000, 0.15, MACHINES, set())
+    plans = plan_patients(np.random.default_rng(1), 2000, 0.15, MACHINES, set())
     table = pd.DataFrame(
         {"machine": [p.machine_id for p in plans], "cancer": [sum(b.cancer for b in p.breasts.values()) for p in plans]}
     )

@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
-import io
 import json
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from toy_pictures import toy_rows
 
-from rsna_kit.config import Config, TrainConfig
-from rsna_kit.recipes.prepare import prepare
+from rsna_kit.config import ImageConfig, TrainConfig
+from rsna_kit.data.shards import ShardWriter
 from rsna_kit.runtime.errors import TableError
 from rsna_kit.runtime.events import Events
 from rsna_lab.cli import main
+from rsna_lab.phantom.machines import MACHINES
+from rsna_lab.phantom.population import plan_patients
+from rsna_lab.phantom.tables import image_rows
 from rsna_lab.recipes.folds import folds
 
 pytestmark = pytest.mark.tf  # shards are written by TensorFlow
 
 
 @pytest.fixture(scope="module")
-def prepared(phantom: Path, tiny: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("folds") / "prepared"
-    prepare(phantom, out, tiny, Events(stream=io.StringIO()))
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The table of a phantom of twenty patients, with toy pictures."""
+    out, image = tmp_path_factory.mktemp("folds") / "prepared", ImageConfig(height=16, width=8)
+    table = image_rows(plan_patients(np.random.default_rng(5), 20, 0.2, MACHINES, set()))
+    writer = ShardWriter(out, image, table)
+    writer.write(0, toy_rows(image, table), [])
+    writer.finish()
     return out
 
 

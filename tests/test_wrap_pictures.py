@@ -158,13 +158,10 @@ def test_bad_pictures_and_folders_are_refused_by_name(source: Path) -> None:
         wrap_pictures(source / "img", source / "labels.csv", source / "again", events=silent())
 
 
-def test_the_script_prints_json_and_exit_codes(source: Path) -> None:
+def test_the_script_prints_json(source: Path) -> None:
     command = [sys.executable, str(ROOT / "scripts" / "wrap-pictures"), str(source / "img"), str(source / "labels.csv")]
     done = subprocess.run([*command, str(source / "out")], capture_output=True, text=True)
     assert (done.returncode, json.loads(done.stdout)["train"]["patients"]) == (0, 3)
-    again = subprocess.run([*command, str(source / "out")], capture_output=True, text=True)
-    assert again.returncode == 1
-    assert again.stderr.startswith("Error: wrap-pictures:")
 
 
 @pytest.mark.parametrize(

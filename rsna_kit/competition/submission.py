@@ -1,6 +1,6 @@
 """Breast scores → submission.csv, which is valid from the first minute and only ever replaced whole.
 
-The header `prediction_id,cancer`, exactly the ids of the sample in its order, finite numbers in [0, 1].
+Door 10: the header `prediction_id,cancer`, exactly the ids of the sample in its order, finite numbers in [0, 1].
 What would not score is refused here, with the ids and their number, instead of by Kaggle without a word.
 """
 
