@@ -26,7 +26,7 @@ def _folds(options: argparse.Namespace) -> dict[str, Any]:
 
     events = Events(options.out / "events.jsonl" if options.out else None)
     settings = read_config(options).train
-    return folds(options.prepared, settings, events, options.folds, options.out, pictures=not options.no_pictures)
+    return folds(options.prepared, settings, events, options.folds, options.out)
 
 
 def _explain(options: argparse.Namespace) -> dict[str, Any]:
@@ -53,8 +53,7 @@ def _leaderboard(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _compare(options: argparse.Namespace) -> dict[str, Any]:
-    from rsna_lab.analysis.comparison import USUAL
-    from rsna_lab.recipes.compare import compare
+    from rsna_lab.recipes.compare import USUAL, compare
 
     told = {"results": options.csv, "data": options.data, "command": options.command}
     chosen = {"truth": options.truth, "measured": options.metric or USUAL}
@@ -74,19 +73,13 @@ def _add_phantom(verbs: Any) -> None:
 
 
 def _add_folds(verbs: Any) -> None:
-    summary = "Show how even the folds are and what leaks between them: patients, or films."
-    more = (
-        "Exit code 1 where a patient is in two folds, or one film is in two folds under two patients.\n"
-        "Every picture is compared with every other one: tens of minutes for the competition's."
-    )
+    summary = "Show how even the folds are, and patients that are in two of them."
     example = "folds runs/prepared --set train.folds=4 --out runs/folds"
-    folds = cli.add_verb(verbs, "folds", _folds, summary, example, more, needs=("cv2",))
+    folds = cli.add_verb(verbs, "folds", _folds, summary, example, "Exit code 1 where a patient is in two folds.")
     folds.add_argument("prepared", type=Path, help="folder written by prepare")
     dealt = "CSV with image_id and fold, e.g. a run's oof.csv, instead of dealing"
     folds.add_argument("--folds", type=Path, metavar="FILE", help=dealt)
-    folds.add_argument("--no-pictures", action="store_true", help="do not look for films that are there twice")
-    out = "folder for folds.csv, duplicates.csv and a picture of the pairs"
-    folds.add_argument("--out", type=Path, metavar="FOLDER", help=out)
+    folds.add_argument("--out", type=Path, metavar="FOLDER", help="folder for folds.csv")
     add_config(folds, ["train"], "train.hold_out=machine")
 
 

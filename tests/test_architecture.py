@@ -143,12 +143,12 @@ def test_the_architecture_page_shows_every_room_and_module() -> None:
     assert named == there, f"missing on the page: {there - named}; gone from the house: {named - there}"
 
 
-def test_the_architecture_page_names_doors_that_exist() -> None:
-    """Every `module.name` in the table of doors can be looked up (without importing heavy packages)."""
+def test_the_architecture_page_names_functions_that_exist() -> None:
+    """Every `module.name` named on the page can be looked up (without importing heavy packages)."""
     page = (ROOT / "docs" / "architecture.md").read_text()
-    doors = re.findall(r"`(rsna_(?:kit|lab)(?:\.\w+)+)\.(\w+)`", page)
-    assert len(doors) >= 11
-    for module, name in doors:
+    made_by = re.findall(r"`(rsna_(?:kit|lab)(?:\.\w+)+)\.(\w+)`", page)
+    assert len(made_by) >= 11
+    for module, name in made_by:
         spec = importlib.util.find_spec(module)
         assert spec is not None, f"{module} is gone"
         assert spec.origin is not None

@@ -1,4 +1,4 @@
-"""The door for people: exit codes, suggestions, JSON on stdout and talk on stderr."""
+"""The command line: exit codes, suggestions, JSON on stdout and talk on stderr."""
 
 from __future__ import annotations
 
@@ -44,6 +44,7 @@ VERBS = [
         (["report", "a.csv"], "--out"),
         (["report", "a.csv", "--out", "b", "--threshold", "2"], "expected a number from 0 to 1"),
         (["score", "a.csv", "--pictures", "b"], "unrecognized arguments: --pictures"),
+        (["explain", "a", "b", "--bundle", "c", "--images", "1", "--top", "3"], "not allowed with"),
         ([], "VERB"),
     ],
 )
@@ -61,11 +62,6 @@ def test_what_the_person_can_mend_exits_with_1(tmp_path: Path, capsys: pytest.Ca
     (tmp_path / "scores.csv").write_text("prediction_id,scor,cancer\n1_L,0.5,1\n")
     assert main(["score", str(tmp_path / "scores.csv")]) == 1
     assert "Did you mean" in capsys.readouterr().err
-
-
-def test_a_suggestion_is_never_one_of_the_choices_listed(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["xyz"]) == 2
-    assert "Did you mean" not in capsys.readouterr().err
 
 
 def test_a_refused_command_leaves_nothing_behind(tmp_path: Path) -> None:
@@ -162,25 +158,5 @@ def test_commands_in_the_readme_are_understood() -> None:
 def test_check_describes_the_machine(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check"]) == 0
     result = json.loads(capsys.readouterr().out)
-    (rungs,) = (there for name, there in result["decoders"].items() if name.startswith("1.2.840.10008.1.2.4.70 JPEG"))
-    assert rungs["imagecodecs"] == "available"
-
-
-def test_check_names_what_is_wrong_in_a_competition(phantom: Path, tmp_path: Path) -> None:
-    import shutil
-
-    from rsna_kit.competition.paths import find_competition
-    from rsna_kit.competition.tables import read_train
-
-    competition = tmp_path / "competition"
-    shutil.copytree(phantom, competition)
-    files = find_competition(competition).files("train", read_train(competition / "train.csv"))
-    files[0][1].unlink()
-    files[1][1].write_bytes(files[1][1].read_bytes()[:200])
-    done = subprocess.run([sys.executable, "-m", "rsna_kit", "check", competition], capture_output=True, text=True)
-    result = json.loads(done.stdout)
-    assert done.returncode == 1
-    assert result["train"]["problem_count"] == 2
-    assert files[0][0] in done.stderr
-    assert files[1][0] in done.stderr
-    assert result["test"]["problem_count"] == 0
+    (them,) = (there for name, there in result["decoders"].items() if name.startswith("1.2.840.10008.1.2.4.70 JPEG"))
+    assert them["imagecodecs"] == "available"

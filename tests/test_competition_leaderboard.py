@@ -76,12 +76,6 @@ def test_a_table_of_the_competitions_size_gives_the_published_number_of_breasts(
     assert test / len(table) == pytest.approx(PUBLISHED[1] / (PUBLISHED[0] + PUBLISHED[1]), abs=0.003)
 
 
-def test_one_patient_cannot_be_split() -> None:
-    table = as_text(image_rows(plan_patients(np.random.default_rng(1), 1, 0.0, MACHINES, set())))
-    with pytest.raises(TableError, match="got 1 patients, expected two or more"):
-        split_leaderboard(table)
-
-
 def test_the_folder_is_a_competition_of_links(
     phantom: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -113,16 +107,6 @@ def test_the_folder_is_a_competition_of_links(
     assert json.loads(capsys.readouterr().out)["files"]
 
 
-def test_the_counts_of_the_published_split_are_known(
-    phantom: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    result = leaderboard(phantom, tmp_path / "first", Events())
-    counts = tuple(result[name] for name in ("train_rows", "test_rows", "test_breasts"))
-    monkeypatch.setattr("rsna_lab.recipes.leaderboard.PUBLISHED", counts)
-    assert leaderboard(phantom, tmp_path / "second", Events())["published_counts"] is True
-    assert "scores compare with those of published agents" in capsys.readouterr().err
-
-
 def test_a_folder_with_something_else_in_it_is_left_alone(phantom: Path, tmp_path: Path, quiet: Events) -> None:
     competition = tmp_path / "competition"
     shutil.copytree(phantom, competition, ignore=shutil.ignore_patterns("*.dcm"))
@@ -143,5 +127,8 @@ def test_a_competition_without_images_or_with_a_bad_table_is_refused(
     (given / "train_images").mkdir()
     (given / "train.csv").write_text((given / "train.csv").read_text().replace(",L,", ",X,", 1))
     with pytest.raises(TableError, match=r"train\.csv, line \d+: laterality is 'X'"):
+        leaderboard(given, tmp_path / "out", quiet)
+    (given / "train.csv").write_text("".join((phantom / "train.csv").read_text().splitlines(keepends=True)[:3]))
+    with pytest.raises(TableError, match="got 1 patients, expected two or more"):
         leaderboard(given, tmp_path / "out", quiet)
     assert not (tmp_path / "out").exists()

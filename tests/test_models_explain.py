@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from dicom_files import framed
 from toy_networks import toy_mammogram, toy_network
 
 from rsna_kit.config import CvaeConfig, ImageConfig, ModelConfig
-from rsna_kit.dicom.frame import EncodedFrame
 from rsna_kit.imaging.breast import Box
 from rsna_kit.imaging.render import render
 from rsna_lab.analysis.explain import (
@@ -85,9 +85,7 @@ def strided(kernels: list[int], padding: str, explicit: bool = False) -> Any:
     tensor = picture
     for kernel in kernels:
         if explicit:  # as keras.applications pads an even picture
-            tensor = keras.layers.ZeroPadding2D(((kernel // 2 - 1, kernel // 2), (kernel // 2 - 1, kernel // 2)))(
-                tensor
-            )
+            tensor = keras.layers.ZeroPadding2D(((kernel // 2 - 1, kernel // 2),) * 2)(tensor)
         layer = keras.layers.Conv2D(1, kernel, strides=2, padding=padding, use_bias=False, kernel_initializer="ones")
         tensor = layer(tensor)
     return keras.Model(picture, tensor)
@@ -176,27 +174,9 @@ def test_a_point_goes_back_to_where_the_full_picture_has_it(right: bool, size: t
     y, x = np.mgrid[:400, :300]
     pixels = np.where(np.hypot((y - 190) / 150, x / 200) < 1, 1200, 0).astype(np.uint16)
     pixels[np.hypot(y - 210, x - 110) <= 12] = 3600
-    frame = EncodedFrame(
-        image_id="77",
-        path=None,
-        transfer_syntax="1.2.840.10008.1.2.1",
-        codestream=b"",
-        rows=400,
-        columns=300,
-        bits_allocated=16,
-        bits_stored=12,
-        signed=False,
-        photometric="MONOCHROME2",
-        windows=((2048.0, 4096.0),),
-        voi_function="LINEAR",
-        voi_luts=(),
-        modality_lut=None,
-        slope=1.0,
-        intercept=0.0,
-        padding=None,
-    )
+    stored = np.ascontiguousarray(pixels[:, ::-1] if right else pixels)
     image = ImageConfig(height=size[0], width=size[1])
-    rendered = render(np.ascontiguousarray(pixels[:, ::-1] if right else pixels), frame, image)
+    rendered = render(stored, framed(stored), image)
     assert rendered.box.flip == right
     row, column = np.mean(np.nonzero(rendered.image > 150), axis=1)
     found = point_in_picture(round(row), round(column), rendered.box, image)

@@ -1,1 +1,1 @@
-"""The stories of the kit, one module each: check, prepare, train, infer, score."""
+"""The verbs of the library, one module each: check, prepare, train, infer, score, blend."""

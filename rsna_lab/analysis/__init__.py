@@ -1,1 +1,1 @@
-"""What is known of scores, pictures and folds at home: comparisons, subgroups, maps, duplicates. Numbers, no pages."""
+"""What is known of scores and pictures at home: subgroups and maps. Numbers, no pages."""

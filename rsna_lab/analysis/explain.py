@@ -19,8 +19,9 @@ import numpy as np
 
 from rsna_kit.config import ImageConfig
 from rsna_kit.imaging.breast import Box
-from rsna_kit.models.bundle import Bundle, load_model
+from rsna_kit.models.bundle import load_model
 from rsna_kit.models.cvae import error_model
+from rsna_kit.models.members import Member
 from rsna_kit.models.network import split_classifier
 from rsna_kit.runtime.errors import UsageError
 from rsna_kit.runtime.lazy import require
@@ -33,19 +34,24 @@ _WEAK = 1 / 3  # below this share of its maximum a map is not drawn
 _OPACITY = 0.7  # how far the strongest colour covers the picture
 
 
-def method_of(bundle: Bundle) -> str:
-    """How a bundle's scores are explained: by reconstruction errors for a CVAE, by Grad-CAM for all others."""
-    return "reconstruction errors" if bundle.config.model.kind == "cvae" else "Grad-CAM"
+def build_explainer(members: Sequence[Member]) -> tuple[Explainer, str]:
+    """Load the members' networks and make them explain pictures together, as `combine` adds up their maps.
 
+    A CVAE is explained by reconstruction errors, every other network by Grad-CAM; one for breasts is asked for each
+    picture's own logit.
 
-def build_explainer(bundle: Bundle) -> Explainer:
-    """Load a bundle's network and make it explain pictures. One for breasts is asked for each picture's own logit.
+    Returns:
+        The explainer, whose maps are in [0, 1], and what its maps are, such as "Grad-CAM".
 
     Raises:
-        BundleError: the weights do not fit the network.
+        BundleError: weights that do not fit their network.
     """
-    network = load_model(bundle)
-    return error_map(network) if bundle.config.model.kind == "cvae" else grad_cam(network)
+    kinds = {"cvae": ("reconstruction errors", error_map)}
+    asked = [kinds.get(member.bundle.config.model.kind, ("Grad-CAM", grad_cam)) for member in members]
+    explainers = [build(load_model(member.bundle)) for member, (_, build) in zip(members, asked, strict=True)]
+    weights = [member.weight for member in members]
+    methods = " and ".join(dict.fromkeys(name for name, _ in asked))
+    return lambda pictures: combine([explain(pictures) for explain in explainers], weights), methods
 
 
 def combine(maps: Sequence[np.ndarray], weights: Sequence[float] | None = None) -> np.ndarray:

@@ -42,13 +42,19 @@ def acquire(
     shadow = cast_shadow(breast, image.view, frame, rng, implant)
     values, centre = _expose(shadow, frame, machine, noise, rng)
     _draw_marker(values, shadow, frame, image, machine, rng)
-    padding = 0
+    padding, windows = 0, machine.windows
     if machine.photometric == "MONOCHROME1":
         values = _inverted(values, machine, rng)
         padding = int(values.max())
+        centre = machine.full_scale - centre
+    if machine.window == "content":  # they follow the image, as on most machines
+        windows = tuple((float(round(centre + offset)), width) for offset, width in windows)
     # Chest wall on the left for a left breast, on the right for a right one; a few are stored the other way round.
     if (image.laterality == "R") != (rng.random() < 0.02):
         values = values[:, ::-1]
+    voi_function = machine.voi_function  # machines 29 and 197 are not consistent
+    if machine.machine_id in ("29", "197") and rng.random() < 0.12:
+        voi_function = "LINEAR" if machine.machine_id == "29" else ""
     facts = DicomFacts(
         patient_id=plan.patient_id,
         image_id=image.image_id,
@@ -56,8 +62,8 @@ def acquire(
         transfer_syntax=machine.syntax,
         bits_stored=machine.bits_stored,
         photometric=machine.photometric,
-        windows=_windows(machine, centre),
-        voi_function=_voi_function(machine, rng),
+        windows=windows,
+        voi_function=voi_function,
         padding=padding,
         relationship_sign=machine.sign,
         rescale=not (machine.drops_rescale and rng.random() < 0.5),
@@ -112,22 +118,6 @@ def _inverted(values: np.ndarray, machine: Machine, rng: np.random.Generator) ->
     tissue = _TISSUE_TOP - np.minimum(values, _TISSUE_TOP)
     padding = np.uint16(np.clip(rng.normal(3300, 110), _TISSUE_TOP, machine.full_scale))
     return np.where(values == int(machine.air), padding, tissue)
-
-
-def _windows(machine: Machine, centre: float) -> tuple[tuple[float, float], ...]:
-    """(centre, width) pairs in stored values; "content" windows follow the image, as on most machines."""
-    if machine.window == "fixed":
-        return machine.windows
-    if machine.photometric == "MONOCHROME1":
-        centre = machine.full_scale - centre
-    return tuple((float(round(centre + offset)), width) for offset, width in machine.windows)
-
-
-def _voi_function(machine: Machine, rng: np.random.Generator) -> str:
-    """Machines 29 and 197 are not consistent: a few of their files say LINEAR or nothing."""
-    if machine.machine_id in ("29", "197") and rng.random() < 0.12:
-        return "LINEAR" if machine.machine_id == "29" else ""
-    return machine.voi_function
 
 
 def _draw_marker(

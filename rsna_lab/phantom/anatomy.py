@@ -18,6 +18,7 @@ import numpy as np
 
 from rsna_lab.phantom.population import PatientPlan
 
+MU_FAT, MU_GLAND = 0.0456, 0.0802  # linear attenuation per mm at 20 keV, see `projection`
 # Angle of the image's vertical direction between `up` (0) and `out` (90), degrees.
 VIEW_ANGLES = {"CC": 90.0, "MLO": 45.0, "ML": 0.0, "LM": 0.0, "LMO": 45.0, "AT": 60.0}
 OBLIQUE_VIEWS = ("MLO", "LMO", "ML", "LM", "AT")  # show the pectoral muscle at the top

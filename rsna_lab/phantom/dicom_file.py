@@ -88,42 +88,31 @@ def write_dicom(path: Path, pixels: np.ndarray, facts: DicomFacts) -> None:
     Raises:
         ValueError: wrong dtype, shape or range of `pixels`, or an unknown transfer syntax or photometric.
     """
-    _check(pixels, facts)
-    dataset = _elements(pixels, facts)
-    dataset.file_meta = _file_meta(facts)
-    memory = io.BytesIO()  # pydicom answers a full disk with its own traceback as the message
-    dataset.save_as(memory, enforce_file_format=True)
-    write_bytes(path, memory.getbuffer())
-
-
-def _check(pixels: np.ndarray, facts: DicomFacts) -> None:
     if pixels.dtype != np.uint16 or pixels.ndim != 2 or 0 in pixels.shape:
         raise ValueError(f"pixels: got {pixels.dtype} {pixels.shape}, expected uint16 (rows, columns)")
-    if not 1 <= facts.bits_stored <= 16:
-        raise ValueError(f"bits_stored: got {facts.bits_stored}, expected 1 to 16")
-    if int(pixels.max()) >= 1 << facts.bits_stored:
+    if not (1 <= facts.bits_stored <= 16 and int(pixels.max()) < 1 << facts.bits_stored):
         raise ValueError(
             f"image {facts.image_id}: pixel value {pixels.max()} does not fit in {facts.bits_stored} bits stored"
         )
     if facts.photometric not in ("MONOCHROME1", "MONOCHROME2"):
         raise ValueError(f"photometric: got {facts.photometric!r}, expected MONOCHROME1 or MONOCHROME2")
-
-
-def _uid(*parts: str) -> UID:
-    """A UID that depends on nothing but `parts` (PS3.5 B.2: 2.25 and a 128-bit integer)."""
-    digest = hashlib.sha256("/".join(("rsna-kit phantom", *parts)).encode()).digest()
-    return UID(f"2.25.{int.from_bytes(digest[:16], 'big')}")
-
-
-def _file_meta(facts: DicomFacts) -> FileMetaDataset:
-    meta = FileMetaDataset()
+    dataset = _elements(pixels, facts)
+    meta = dataset.file_meta = FileMetaDataset()
     meta.FileMetaInformationVersion = b"\0\1"
     meta.MediaStorageSOPClassUID = UID(_DIGITAL_XRAY_FOR_PRESENTATION)
     meta.MediaStorageSOPInstanceUID = _uid(facts.patient_id, facts.image_id)
     meta.TransferSyntaxUID = UID(facts.transfer_syntax)
     meta.ImplementationClassUID = UID(_IMPLEMENTATION)
     meta.ImplementationVersionName = "RSNA_KIT_1"
-    return meta
+    memory = io.BytesIO()  # pydicom answers a full disk with its own traceback as the message
+    dataset.save_as(memory, enforce_file_format=True)
+    write_bytes(path, memory.getbuffer())
+
+
+def _uid(*parts: str) -> UID:
+    """A UID that depends on nothing but `parts` (PS3.5 B.2: 2.25 and a 128-bit integer)."""
+    digest = hashlib.sha256("/".join(("rsna-kit phantom", *parts)).encode()).digest()
+    return UID(f"2.25.{int.from_bytes(digest[:16], 'big')}")
 
 
 def _elements(pixels: np.ndarray, facts: DicomFacts) -> Dataset:
@@ -147,7 +136,8 @@ def _elements(pixels: np.ndarray, facts: DicomFacts) -> Dataset:
     dataset.PixelIntensityRelationship = "LOG"
     dataset.PixelIntensityRelationshipSign = facts.relationship_sign
     if facts.windows:
-        centres, widths = ([_decimal(pair[k]) for pair in facts.windows] for k in (0, 1))
+        # Decimal strings have at most 16 characters (PS3.5 6.2, DS).
+        centres, widths = ([f"{pair[k]:.10g}" for pair in facts.windows] for k in (0, 1))
         dataset.WindowCenter = centres if len(centres) > 1 else centres[0]
         dataset.WindowWidth = widths if len(widths) > 1 else widths[0]
     if facts.rescale:
@@ -159,8 +149,3 @@ def _elements(pixels: np.ndarray, facts: DicomFacts) -> Dataset:
     dataset["PixelData"].VR = "OB"
     dataset["PixelData"].is_undefined_length = True
     return dataset
-
-
-def _decimal(value: float) -> str:
-    """A decimal string of at most 16 characters (PS3.5 6.2, DS)."""
-    return f"{value:.10g}"

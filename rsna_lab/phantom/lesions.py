@@ -13,9 +13,8 @@ import math
 import cv2
 import numpy as np
 
-from rsna_lab.phantom.anatomy import Breast, Finding
+from rsna_lab.phantom.anatomy import MU_FAT, MU_GLAND, Breast, Finding
 
-_MU_FAT, _MU_GLAND = 0.0456, 0.0802
 _MU_CANCER = 0.0844
 _MU_CYST = 0.0785
 _MU_CALCIUM = 0.9
@@ -104,7 +103,7 @@ def _add_mass(
         coefficient = _MU_CYST
     if finding.kind == "node":  # fatty hilum: the middle of a lymph node is as lucent as fat
         chord *= np.clip(distance * 1.5, 0.15, 1)
-    before = _MU_FAT + (_MU_GLAND - _MU_FAT) * share[rows, columns]
+    before = MU_FAT + (MU_GLAND - MU_FAT) * share[rows, columns]
     excess[rows, columns] += np.float32(finding.strength) * chord * (coefficient - before)
 
 
@@ -130,7 +129,7 @@ def _add_spicules(excess: np.ndarray, place: Place, finding: Finding, pitch: flo
         x = place[1] - columns.start + radius * np.cos(theta)
         line = _line(canvas.shape, np.stack([x, y], axis=1), max(width / pitch, 0.15))
         fade = np.clip(1 - (distance - start) / length, 0, 1)
-        canvas += line * fade * np.float32(depth * (_MU_GLAND - _MU_FAT))
+        canvas += line * fade * np.float32(depth * (MU_GLAND - MU_FAT))
     excess[rows, columns] += np.float32(finding.strength) * canvas
 
 
@@ -206,7 +205,7 @@ def draw_vessels(excess: np.ndarray, pitch: float, breast: Breast, rng: np.rando
         y = y + (wobble - np.linspace(0, wobble[-1], 40)) * 1.3 / pitch
         width = rng.uniform(1.2, 3.5)
         points = np.stack([x, y], axis=1)
-        canvas += _line((rows, columns), points, width / pitch) * np.float32(width * (_MU_GLAND - _MU_FAT))
+        canvas += _line((rows, columns), points, width / pitch) * np.float32(width * (MU_GLAND - MU_FAT))
         if breast.old_vessels and rng.random() < 0.5:
             _calcify(excess, points, width, pitch, rng)
     excess += cv2.GaussianBlur(canvas, (0, 0), max(0.35 / pitch, 0.4))

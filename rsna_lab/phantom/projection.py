@@ -19,10 +19,7 @@ import cv2
 import numpy as np
 
 from rsna_lab.phantom import lesions, texture
-from rsna_lab.phantom.anatomy import OBLIQUE_VIEWS, VIEW_ANGLES, Breast, project
-
-MU_FAT = 0.0456  # per mm at 20 keV
-MU_GLAND = 0.0802
+from rsna_lab.phantom.anatomy import MU_FAT, MU_GLAND, OBLIQUE_VIEWS, VIEW_ANGLES, Breast, project
 
 
 @dataclass(frozen=True)
@@ -109,8 +106,8 @@ def _skin_line(breast: Breast, view: str, height: np.ndarray, rng: np.random.Gen
         slope = np.exp(-np.power(np.maximum(height, 0) / (0.80 * width), 1.9))
         upper = depth * (tail + (1 - tail) * slope)
         upper -= np.maximum(height - 0.8 * width, 0) * 0.10
-        fold = rng.uniform(4, 16)  # abdominal skin below the inframammary fold
-        edge = np.maximum(edge, fold * texture.smoothstep(-height / width, 0.7, 1.25))
+        belly = rng.uniform(4, 16)  # skin below the breast's lower fold
+        edge = np.maximum(edge, belly * texture.smoothstep(-height / width, 0.7, 1.25))
     else:
         above = np.clip(height / (width * rng.uniform(0.95, 1.08)), 0, 1)
         upper = depth * np.power(1 - np.power(above, 2.25), 1 / 2.05)

@@ -5,7 +5,7 @@
     OUT/test_images/10008/<image_id>.dcm                 one patient, as in the real visible test
     OUT/hidden/test.csv  sample_submission.csv  test_images/...   what the hidden run puts in the place of the above
     OUT/hidden/truth.csv                                 one row a breast: what the host knows
-    OUT/phantom.json                                     options and counts, written last
+    OUT/phantom.json                                     options, written first, and counts, written last
 
 The same arguments give the same bytes with any number of workers: every patient has a random generator of its own,
 derived from (seed, part, number). A run that was cut off goes on where it stopped: files are whole or absent.
@@ -39,7 +39,7 @@ from rsna_lab.phantom.tables import counts, image_rows, write_test, write_train,
 VERSION = 1  # raised whenever the same arguments give other bytes
 PREVALENCE = 0.15  # share of breasts with cancer; the real train.csv has 492 of 23,826 = 0.0207
 HIDDEN_SHARE = 0.4  # hidden test patients per training patient
-_DONE, _BEGUN = "phantom.json", "phantom.begun.json"
+_DONE = "phantom.json"
 _PARTS = ("train", "visible", "hidden")  # their place is part of every patient's seed
 
 
@@ -60,7 +60,6 @@ def write_competition(
     *,
     full_size: bool = False,
     prevalence: float = PREVALENCE,
-    test_patients: int | None = None,
     workers: int = 0,
     events: Events | None = None,
 ) -> dict[str, Any]:
@@ -68,12 +67,11 @@ def write_competition(
 
     Args:
         out: new or empty folder, or one that the same call has begun or finished.
-        patients: training patients, at least 1; some 4.6 images each.
+        patients: training patients, at least 1; some 4.6 images each. The hidden test has 0.4 of that, at least 2.
         seed: any integer from 0.
         full_size: the real matrix sizes (5-26 million pixels an image); otherwise a quarter of the rows and columns.
         prevalence: share of breasts with cancer. The default is enriched, because a few hundred patients at the real
             0.0207 hold too few cancers to learn from; `--prevalence 0.0207` gives the real one.
-        test_patients: patients of the hidden test, 0.4 of `patients` (at least 2) unless given.
         workers: processes, 0 for one per core. They are spawned: a script that calls this with more than one needs
             the usual `if __name__ == "__main__":`.
         events: where progress goes.
@@ -82,12 +80,13 @@ def write_competition(
         UsageError: an argument out of range.
         RsnaKitError: `out` holds another phantom or anything else.
     """
-    hidden = max(round(HIDDEN_SHARE * patients), 2) if test_patients is None else test_patients
-    _check(patients, hidden, seed, prevalence, workers)
+    if not (1 <= patients <= 20_000 and seed >= 0):
+        raise UsageError(f"phantom: got {patients} patients, seed {seed}, expected 1 to 20000, and at least 0")
+    if not 0 <= prevalence <= 0.5:
+        raise UsageError(f"phantom: prevalence: got {prevalence}, expected a share of breasts between 0 and 0.5")
     options = {
         "version": VERSION,
         "patients": patients,
-        "test_patients": hidden,
         "seed": seed,
         "prevalence": prevalence,
         "full_size": full_size,
@@ -96,7 +95,7 @@ def write_competition(
     if done is not None:
         return done
     events = events or Events()
-    plans = _plan(patients, hidden, seed, prevalence)
+    plans = _plan(patients, max(round(HIDDEN_SHARE * patients), 2), seed, prevalence)
     folders = (out / "train_images", out / "test_images", out / "hidden" / "test_images")
     jobs = [
         _Job(plan, folder, (seed, part, plan.index), full_size)
@@ -113,30 +112,15 @@ def write_competition(
     write_truth(secret, out / "hidden" / "truth.csv")
     summary = {**options, "train": counts(train), "test": counts(visible), "hidden": counts(secret)}
     write_json(out / _DONE, summary)
-    (out / _BEGUN).unlink(missing_ok=True)
     return summary
-
-
-def _check(patients: int, hidden: int, seed: int, prevalence: float, workers: int) -> None:
-    for name, value, least in (("patients", patients, 1), ("test patients", hidden, 1), ("seed", seed, 0)):
-        if value < least:
-            raise UsageError(f"phantom: {name}: got {value}, expected at least {least}")
-    if patients + hidden > 30_000:
-        raise UsageError(f"phantom: got {patients + hidden} patients, expected at most 30000 in all")
-    if not 0 <= prevalence <= 0.5:
-        raise UsageError(f"phantom: prevalence: got {prevalence}, expected a share of breasts between 0 and 0.5")
-    if workers < 0:
-        raise UsageError(f"phantom: workers: got {workers}, expected 0 (one per core) or more")
 
 
 def _claim(out: Path, options: dict[str, Any]) -> dict[str, Any] | None:
     """The summary when `out` is finished; None when it is ours to write; an error when it is something else."""
     if out.exists() and not out.is_dir():
         raise RsnaKitError(f"phantom: {out} is a file, expected a folder")
-    for name in (_DONE, _BEGUN):
-        if not (out / name).is_file():
-            continue
-        found: dict[str, Any] = read_json(out / name)
+    if (out / _DONE).is_file():
+        found: dict[str, Any] = read_json(out / _DONE)
         different = [
             f"{key}: {found.get(key)!r} there, {value!r} asked"
             for key, value in options.items()
@@ -146,11 +130,11 @@ def _claim(out: Path, options: dict[str, Any]) -> dict[str, Any] | None:
             raise RsnaKitError(
                 f"phantom: {out} holds another phantom ({'; '.join(different)}). Choose another folder or remove it."
             )
-        return found if name == _DONE else None
+        return found if "train" in found else None
     if out.is_dir() and any(out.iterdir()):
         some = ", ".join(sorted(path.name for path in out.iterdir())[:4])
         raise RsnaKitError(f"phantom: {out} is not empty ({some}). Choose another folder; nothing was changed.")
-    write_json(out / _BEGUN, options)
+    write_json(out / _DONE, options)
     return None
 
 

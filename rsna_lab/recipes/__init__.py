@@ -1,1 +1,1 @@
-"""The verbs of the workbench: stories that read top to bottom, called by the command line and by scripts."""
+"""The verbs of the workbench, one module each; the command line and scripts call these."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,14 +14,11 @@ import pandas as pd
 from rsna_kit.competition.paths import find_competition
 from rsna_kit.competition.tables import read_test, read_train
 from rsna_kit.config import ImageConfig
-from rsna_kit.runtime.clock import Clock
 from rsna_kit.runtime.errors import ImageError, ShardError, UsageError
 from rsna_kit.runtime.events import Events
 from rsna_kit.runtime.hardware import cpu_count
 
-_FOLD_S = 15.0  # what the maps of one fold take, before that is known: a network is loaded and traced
 _AHEAD = 64  # breasts whose pictures are read ahead
-_WRITE_S = 10.0  # kept for writing the page
 _MOST_VIEWS = 4  # of a breast on a card
 
 
@@ -68,61 +66,45 @@ def competition_albums(folder: Path, image: ImageConfig) -> list[Album]:
     for split, path, reader in tables:
         if path is not None:
             table = reader(path)
-            albums.append(Album(table, image, _dicom_reader(dict(competition.files(split, table)), image)))
+            albums.append(Album(table, image, partial(_read_dicom, dict(competition.files(split, table)), image)))
     return albums
 
 
-def _dicom_reader(paths: Mapping[str, Path], image: ImageConfig) -> Callable[[str], np.ndarray | None]:
-    def read(image_id: str) -> np.ndarray | None:
-        from rsna_kit.imaging.render import read_image
+def _read_dicom(paths: Mapping[str, Path], image: ImageConfig, image_id: str) -> np.ndarray | None:
+    from rsna_kit.imaging.render import read_image
 
-        try:
-            return read_image(paths[image_id], image_id, image).image
-        except ImageError:
-            return None
-
-    return read
+    try:
+        return read_image(paths[image_id], image_id, image).image
+    except ImageError:
+        return None
 
 
 def views(
-    album: Album, ids: Sequence[str], scores: Mapping[str, float], clock: Clock
-) -> Iterator[list[tuple[str, np.ndarray | None]]]:
+    album: Album, ids: Sequence[str], scores: Mapping[str, float]
+) -> Iterator[list[tuple[str, str, np.ndarray | None]]]:
     """The pictures of each breast, side by side by view; read ahead by threads.
 
     Args:
         album: where they are.
         ids: prediction_ids, N.
         scores: of images, where they are known.
-        clock: when it has ten seconds left, no more is read.
 
     Yields:
-        N lists of name (`CC 0.81`) and picture, at most four; empty for a breast that is not there.
+        N lists of image_id, name (`CC 0.81`) and picture, at most four; empty for a breast that is not there.
     """
     rows = album.table[album.table["prediction_id"].isin(ids)].sort_values("view", kind="stable")
     images = {breast: members.head(_MOST_VIEWS) for breast, members in rows.groupby("prediction_id")}
 
-    def read(breast: str) -> list[tuple[str, np.ndarray | None]]:
-        if breast not in images or clock.remaining_s() < _WRITE_S:
+    def read(breast: str) -> list[tuple[str, str, np.ndarray | None]]:
+        if breast not in images:
             return []
         pairs = zip(images[breast]["image_id"], images[breast]["view"].fillna(""), strict=True)
-        return [(_named(str(view), scores.get(image_id)), album.read(image_id)) for image_id, view in pairs]
+        known = {one: f" {scores[one]:.2f}" if one in scores else "" for one in images[breast]["image_id"]}
+        return [(image_id, f"{view}{known[image_id]}".strip(), album.read(image_id)) for image_id, view in pairs]
 
     with ThreadPoolExecutor(cpu_count()) as pool:
         for start in range(0, len(ids), _AHEAD):
             yield from pool.map(read, ids[start : start + _AHEAD])
-
-
-def _named(view: str, score: float | None) -> str:
-    return view if score is None else f"{view} {score:.2f}".strip()
-
-
-def two_views(album: Album, breast: str, scores: Mapping[str, float]) -> pd.DataFrame:
-    """Up to two rows of the album's table: of each view the image with the highest score, CC and MLO first."""
-    rows = album.table[album.table["prediction_id"] == breast]
-    rows = rows.assign(score=[scores.get(image_id, 0.0) for image_id in rows["image_id"]])
-    best = rows.sort_values("score", ascending=False, kind="stable").drop_duplicates("view")
-    usual = {"CC": 0, "MLO": 1}
-    return best.sort_values("view", key=lambda names: names.map(lambda name: usual.get(name, 2)), kind="stable").head(2)
 
 
 def draw_maps(
@@ -130,9 +112,8 @@ def draw_maps(
     pictures: Mapping[str, np.ndarray],
     folds: Mapping[str, int | None],
     image: ImageConfig,
-    clock: Clock,
     events: Events,
-) -> tuple[dict[str, np.ndarray], str]:
+) -> dict[str, tuple[np.ndarray, str]]:
     """The picture with a map over it, by the networks that gave the score.
 
     Args:
@@ -140,39 +121,29 @@ def draw_maps(
         pictures: image_id → uint8 (h, w).
         folds: image_id → the fold whose networks scored it, None for all networks together.
         image: the section that the pictures were rendered with.
-        clock: no fold is begun that would not be done in time; the others go without.
         events: told what is left out.
 
     Returns:
-        image_id → uint8 (h, w, 3), and what the maps are, such as "Grad-CAM".
+        image_id → uint8 (h, w, 3), and what the map is, such as "Grad-CAM".
 
     Raises:
         UsageError: pictures of another image section than the bundles'.
         BundleError: no bundle, or one that is damaged.
     """
     from rsna_kit.models.members import common_image, open_members
-    from rsna_lab.analysis.explain import build_explainer, combine, draw_map, method_of
+    from rsna_lab.analysis.explain import build_explainer, draw_map
 
     members = open_members([run], lambda line: None).members
     if common_image([member.bundle for member in members]) != image:
         raise UsageError(f"{run} was trained on other images than these, which are of {image}")
-    drawn: dict[str, np.ndarray] = {}
-    longest = _FOLD_S
+    drawn = {}
     for fold in dict.fromkeys(folds[image_id] for image_id in pictures):
-        began = clock.elapsed_s()
-        if clock.remaining_s() < 2 * longest:
-            events.say(f"maps: no time left for those of fold {fold}")
-            continue
         asked = [member for member in members if fold is None or member.bundle.metadata["fold"] == fold]
         if not asked:
             events.say(f"maps: no bundle of fold {fold} in {run}, its pictures go without")
             continue
-        explainers = [build_explainer(member.bundle) for member in asked]
+        explain, method = build_explainer(asked)
         for image_id, picture in pictures.items():
-            if folds[image_id] != fold:
-                continue
-            batch = picture[None, ..., None]
-            heat = combine([explain(batch) for explain in explainers], [member.weight for member in asked])[0]
-            drawn[image_id] = draw_map(picture, heat)
-        longest = max(longest, clock.elapsed_s() - began)
-    return drawn, " and ".join(dict.fromkeys(method_of(member.bundle) for member in members))
+            if folds[image_id] == fold:
+                drawn[image_id] = draw_map(picture, explain(picture[None, ..., None])[0]), method
+    return drawn

@@ -8,7 +8,6 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import cv2
 import numpy as np
 import pandas as pd
 
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
     from rsna_kit.models.ensemble import Ensemble
 
 TOP, PAGE = 20, "index.html"
-_PAGE_HEIGHT = 560  # rows of a picture on the page; the files are as large as what the model sees
 _GAP = 4  # black columns between the mammogram and its map
 _MEANING = (
     "Left the mammogram as the model sees it, right the same with the map over it: purple is weak, yellow is the "
@@ -76,7 +74,7 @@ def explain(
     from rsna_kit.models.ensemble import Ensemble
     from rsna_kit.models.members import common_image, open_members
     from rsna_kit.recipes.images import open_stream
-    from rsna_lab.analysis.explain import build_explainer, combine, method_of
+    from rsna_lab.analysis.explain import build_explainer
 
     decode = decode or DecodeConfig()
     if decode.backend != "threads":
@@ -84,10 +82,9 @@ def explain(
     competition = find_competition(where)
     split, table = _table(competition, split, images, top)
     chosen = open_members(bundle_paths, events.say)
-    bundles, weights = zip(*((member.bundle, member.weight) for member in chosen.members), strict=True)
+    bundles = [member.bundle for member in chosen.members]
     image = common_image(bundles)
-    methods = " and ".join(dict.fromkeys(method_of(bundle) for bundle in bundles))
-    explainers = [build_explainer(bundle) for bundle in bundles]
+    explain_pictures, method = build_explainer(chosen.members)
     ensemble = Ensemble(chosen.members, settings.batch_size, chosen.tta)
     events.say(f"explain: {len(table)} pictures of {competition.root} ({split}), {len(bundles)} bundles")
 
@@ -95,14 +92,13 @@ def explain(
     failures: list[dict[str, str]] = []
     scored = _score(table, outcomes, ensemble, settings.batch_size, failures, events)
     worth = list(scored) if images else heapq.nlargest(top, scored, key=lambda one: one[0])
-    drawn: list[tuple[dict[str, Any], bytes]] = []
+    drawn: list[tuple[dict[str, Any], np.ndarray]] = []
     with events.progress(len(worth), "explain") as progress:
         for one in worth:
-            heat = combine([explainer(one[2].image[None, ..., None]) for explainer in explainers], weights)[0]
-            drawn.append(_draw(out, *one, heat, image))
+            drawn.append(_draw(out, *one, explain_pictures(one[2].image[None, ..., None])[0], image))
             progress.advance()
     paths = [str(bundle.path) for bundle in bundles]
-    said = {"competition": str(competition.root), "split": split, "method": methods, "bundles": ", ".join(paths)}
+    said = {"competition": str(competition.root), "split": split, "method": method, "bundles": ", ".join(paths)}
     _write(out, drawn, failures, said)
     return {
         "ok": bool(drawn) and len(failures) <= settings.max_failure_share * len(table),
@@ -157,7 +153,7 @@ def _score(
 
 def _draw(
     out: Path, score: float, row: pd.Series, rendered: Rendered, heat: np.ndarray, image: ImageConfig
-) -> tuple[dict[str, Any], bytes]:
+) -> tuple[dict[str, Any], np.ndarray]:
     """Write a mammogram beside its map, and the map; right breasts are turned back to face left.
 
     Returns:
@@ -174,18 +170,14 @@ def _draw(
     facts |= {"score": score} | ({"cancer": int(row["cancer"])} if "cancer" in row.index else {})
     facts |= {"peak_row": place[0], "peak_column": place[1]}
     facts |= {name: int(getattr(box, name)) for name in ("top", "left", "bottom", "right")} | {"mirrored": box.flip}
-    files = {"maps": np.rint(heat * 65535).astype(np.uint16)}
+    alone = np.rint(heat * 65535).astype(np.uint16)
     if box.flip:
         picture, heat = picture[:, ::-1], heat[:, ::-1]
-    drawn = draw_map(picture, heat)
     plain = np.repeat(picture[..., None], 3, axis=2)
-    figure = np.hstack([plain, np.zeros((len(plain), _GAP, 3), np.uint8), drawn])[..., ::-1]  # OpenCV writes blue first
-    files["pictures"] = figure = np.ascontiguousarray(figure)
-    for folder, content in files.items():
-        write_bytes(out / folder / f"{row['image_id']}.png", encode_picture(content, "png"))
-    if (shrink := _PAGE_HEIGHT / len(figure)) < 1:
-        figure = cv2.resize(figure, (round(figure.shape[1] * shrink), _PAGE_HEIGHT), interpolation=cv2.INTER_AREA)
-    return facts, encode_picture(figure, "jpeg")
+    figure = np.hstack([plain, np.zeros((len(plain), _GAP, 3), np.uint8), draw_map(picture, heat)])
+    for folder, content in (("maps", alone), ("pictures", figure[..., ::-1])):  # OpenCV writes blue first
+        write_bytes(out / folder / f"{row['image_id']}.png", encode_picture(np.ascontiguousarray(content), "png"))
+    return facts, figure
 
 
 def _caption(facts: dict[str, Any]) -> str:
@@ -196,11 +188,13 @@ def _caption(facts: dict[str, Any]) -> str:
 
 
 def _write(
-    out: Path, drawn: Sequence[tuple[dict[str, Any], bytes]], failures: Sequence[dict[str, str]], said: dict[str, str]
+    out: Path,
+    drawn: Sequence[tuple[dict[str, Any], np.ndarray]],
+    failures: Sequence[dict[str, str]],
+    said: dict[str, str],
 ) -> None:
     """The tables and the page."""
-    from rsna_lab.report.cases import pictures
-    from rsna_lab.report.page import Section
+    from rsna_lab.report.page import Section, pictures
     from rsna_lab.report.sections import provenance, write_report
 
     write_csv(out / "explain.csv", pd.DataFrame([facts for facts, _ in drawn]))

@@ -6,7 +6,7 @@ import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import zip_longest
+from itertools import chain, islice, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,6 @@ import pandas as pd
 from rsna_kit import __version__
 from rsna_kit.config import ImageConfig
 from rsna_kit.recipes.score import Scored, as_json, score_files
-from rsna_kit.runtime.clock import Clock
 from rsna_kit.runtime.errors import RsnaKitError, UsageError, one_line
 from rsna_kit.runtime.events import Events
 from rsna_kit.runtime.files import read_json, sha256_file, write_json
@@ -25,10 +24,9 @@ from rsna_kit.scoring.calibration import out_of_fold
 from rsna_kit.scoring.intervals import bootstrap
 from rsna_kit.scoring.threshold import can_cross_fit, with_calls
 from rsna_lab.analysis.subgroups import UNKNOWN, breast_facts, subgroups
-from rsna_lab.recipes.album import Album, competition_albums, draw_maps, prepared_album, two_views, views
-from rsna_lab.report.browser import Card, View, browser, worth_showing
-from rsna_lab.report.cases import Case, cases, notable, pictures
-from rsna_lab.report.page import Section
+from rsna_lab.recipes.album import Album, competition_albums, draw_maps, prepared_album, views
+from rsna_lab.report.cards import Card, View, card_section, notable, worth_showing
+from rsna_lab.report.page import Section, pictures
 from rsna_lab.report.sections import (
     curve_section,
     headline,
@@ -41,26 +39,20 @@ from rsna_lab.report.sections import (
 PAGE = "report.html"
 _CASE_IMAGE = ImageConfig(height=512, width=256)
 _BYTES, _CARDS = 4_700_000, 3_500_000  # of all sections, and of the cards among them: a page stays under 5 MB
-_READING = "Every breast has its chest wall on the left, as the model sees it."
-_MAPS = (
-    "Right of the mammogram the same with its map ({method}): purple is weak, yellow the picture's strongest, a ring "
-    "is the peak. A map shows where the score comes from, not that there is a lesion or that the score is right."
-)
 
 
 @dataclass(frozen=True)
 class _File:
     """A file of predictions with what is known of its images.
 
-    `facts` are those of `breast_facts`, by prediction_id, without columns where nothing is known. `own` is the folder
-    that the file lies in, if `train` or `blend` wrote it; `scorer` the one whose networks gave the scores.
+    `facts` are those of `breast_facts`, by prediction_id, without columns where nothing is known. `scorer` is the
+    folder whose networks gave the scores.
     """
 
     scored: Scored
     album: Album | None
     facts: pd.DataFrame
     image_scores: Mapping[str, float]
-    own: Path | None
     scorer: Path | None
 
 
@@ -72,7 +64,6 @@ def report(
     threshold: float | None = None,
     competition: Path | None = None,
     prepared: Path | None = None,
-    clock: Clock | None = None,
 ) -> dict[str, Any]:
     """Score files of predictions and make one page of them.
 
@@ -86,7 +77,6 @@ def report(
         threshold: use this one instead of choosing.
         competition: its DICOM files illustrate the files that score its breasts, its tables tell the subgroups.
         prepared: folder written by `prepare`: the same, without a DICOM file.
-        clock: maps, and pictures of cards, are left out when there is no time for them.
 
     Returns:
         What `score` returns, and `report`, the page; ready for JSON.
@@ -94,20 +84,19 @@ def report(
     Raises:
         UsageError: a competition or a prepared folder that holds none of the breasts.
     """
-    clock = clock or Clock()
     scored = score_files(predictions, events, truth, threshold)
     files = _join(predictions, scored, competition, prepared)
     runs = [path for path in predictions if path.is_dir()]
     sections = []
     for file in files:
-        own = _numbers(file)
-        if file.album is not None:
-            own.append(_cases(file, file.album, clock, events))
-        sections += [replace(section, part=file.scored.name if len(files) > 1 else "") for section in own]
+        part = file.scored.name if len(files) > 1 else ""
+        sections += [replace(section, part=part) for section in _numbers(file)]
     given = {"truth": truth, "pictures": competition, "prepared": prepared}
     last = [*_training(runs), _provenance(scored, runs, given)]
     taken = sum(len(section.body.encode(errors="replace")) for section in (*sections, *last))
-    sections.append(browser(_cards(files, clock), sum(len(one.breasts) for one in scored), min(_CARDS, _BYTES - taken)))
+    cards = (card for row in zip_longest(*(_cards(file, len(files) > 1, events) for file in files)) for card in row)
+    total, room = sum(len(one.breasts) for one in scored), min(_CARDS, _BYTES - taken)
+    sections.append(card_section((card for card in cards if card is not None), total, room))
     names = ", ".join(str(one.path) for one in scored)
     title = " and ".join(run.resolve().name for run in runs)
     title = f"Validation report of {title}" if runs else "Validation report"
@@ -145,9 +134,8 @@ def _join(
         image_scores = {}
         if {"image_id", "score"} <= set(one.rows.columns):
             image_scores = dict(zip(one.rows["image_id"], one.rows["score"].astype(float), strict=True))
-        own = given if given.is_dir() else None
-        scorer = own if own is not None or "fold" in one.breasts.columns else first
-        files.append(_File(one, album, facts, image_scores, own, scorer))
+        scorer = given if given.is_dir() else None if "fold" in one.breasts.columns else first
+        files.append(_File(one, album, facts, image_scores, scorer))
     return files
 
 
@@ -191,67 +179,43 @@ def _configuration(run: Path) -> dict[str, Any]:
     return configuration
 
 
-def _cases(file: _File, album: Album, clock: Clock, events: Events) -> Section:
-    """The notable breasts with two of their views, and maps where the run's networks can draw them."""
-    scored = file.scored
-    groups = notable(scored.breasts, scored.threshold)
-    chosen = {
-        breast: two_views(album, breast, file.image_scores)
-        for rows in groups.values()
-        for breast in rows["prediction_id"]
-    }
-    read = {image_id: album.read(image_id) for rows in chosen.values() for image_id in rows["image_id"]}
-    shown = {image_id: picture for image_id, picture in read.items() if picture is not None}
-    maps: dict[str, np.ndarray] = {}
-    note = _READING
-    if file.scorer is not None and shown:
-        folds = scored.breasts.set_index("prediction_id").get("fold", pd.Series(dtype=object))
-        of_image = {
-            image_id: int(folds[breast]) if breast in folds.index else None
-            for breast, rows in chosen.items()
-            for image_id in rows["image_id"]
-        }
-        try:
-            maps, method = draw_maps(file.scorer, shown, of_image, album.image, clock, events)
-            note += " " + _MAPS.format(method=method)
-        except RsnaKitError as error:
-            events.say(f"no maps: {one_line(error)}")
-    parts: dict[str, list[Case]] = {name: [] for name in groups}
-    for name, rows in groups.items():
-        for breast, score, cancer in zip(rows["prediction_id"], rows["score"], rows["cancer"], strict=True):
-            ids = [image_id for image_id in chosen[breast]["image_id"] if image_id in shown]
-            drawn = [part for image_id in ids for part in (shown[image_id], maps.get(image_id)) if part is not None]
-            caption = f"{breast} ({', '.join(chosen[breast]['view'].fillna('?').astype(str))})"
-            if drawn:
-                parts[name].append(Case(drawn, caption, float(score), int(cancer)))
-    return cases(parts, note)
-
-
-def _cards(files: Sequence[_File], clock: Clock) -> Iterator[Card]:
-    """Cards of all files in turn, each in the order of their worth."""
-    several = len(files) > 1
-    for row in zip_longest(*(_cards_of(file, several, clock) for file in files)):
-        yield from (card for card in row if card is not None)
-
-
-def _cards_of(file: _File, several: bool, clock: Clock) -> Iterator[Card]:
-    breasts = file.scored.breasts.iloc[worth_showing(file.scored.breasts)]
+def _cards(file: _File, several: bool, events: Events) -> Iterator[Card]:
+    """The breasts of a file in the order of their worth, the notable ones with maps."""
+    threshold = file.scored.threshold
+    breasts = file.scored.breasts.iloc[worth_showing(file.scored.breasts, threshold)]
     ids = breasts["prediction_id"].tolist()
     facts = file.facts.reindex(ids).fillna(UNKNOWN).to_dict("records")
-    pictures = iter([[]] * len(ids)) if file.album is None else views(file.album, ids, file.image_scores, clock)
-    for row, known, shown in zip(breasts.to_dict("records"), facts, pictures, strict=True):
+    shown = iter([[]] * len(ids)) if file.album is None else views(file.album, ids, file.image_scores)
+    first = list(islice(shown, len(notable(breasts, threshold))))
+    maps = _maps(file, breasts, first, events)
+    for row, known, seen in zip(breasts.to_dict("records"), facts, chain(first, shown), strict=True):
         texts = {"predictions": file.scored.name} if several else {}
         texts |= {"fold": str(row["fold"])} if "fold" in row else {}
         known.pop("number of images", None)
         texts |= {str(name): text for name, text in known.items() if text != UNKNOWN}
-        yield Card(
-            row["prediction_id"],
-            float(row["score"]),
-            int(row["cancer"]),
-            row["score"] >= file.scored.threshold,
-            texts,
-            [View(picture, name) for name, picture in shown],
-        )
+        drawn = []
+        for image_id, name, picture in seen:
+            drawn.append(View(picture, name))
+            drawn += [View(*maps[image_id])] if image_id in maps else []
+        score = float(row["score"])
+        yield Card(row["prediction_id"], score, int(row["cancer"]), score >= threshold, texts, drawn)
+
+
+def _maps(
+    file: _File, breasts: pd.DataFrame, seen: Sequence[Sequence[tuple[str, str, np.ndarray | None]]], events: Events
+) -> dict[str, tuple[np.ndarray, str]]:
+    """As `draw_maps` gives them, of the pictures that were seen of the first breasts; none is no error."""
+    folds = breasts["fold"].tolist() if "fold" in breasts.columns else [None] * len(breasts)
+    asked = [(image_id, picture, fold) for own, fold in zip(seen, folds, strict=False) for image_id, _, picture in own]
+    shown = {image_id: picture for image_id, picture, _ in asked if picture is not None}
+    if file.scorer is None or file.album is None or not shown:
+        return {}
+    try:
+        of_image = {image_id: fold for image_id, _, fold in asked}
+        return draw_maps(file.scorer, shown, of_image, file.album.image, events)
+    except RsnaKitError as error:
+        events.say(f"no maps: {one_line(error)}")
+        return {}
 
 
 def _provenance(scored: Sequence[Scored], runs: Sequence[Path], given: Mapping[str, Path | None]) -> Section:

@@ -13,6 +13,10 @@ from dataclasses import dataclass
 from html import escape
 from itertools import groupby
 
+import numpy as np
+
+from rsna_kit.runtime.errors import TableError
+from rsna_kit.runtime.lazy import require
 from rsna_lab.report.style import STYLE
 
 
@@ -52,12 +56,61 @@ def _cell(text: str) -> str:
     return f"{first}<br><small>{second}</small>" if second else first
 
 
+def pictures(title: str, images: Iterable[tuple[bytes | np.ndarray, str]]) -> Section:
+    """Pictures with a caption each: PNG, JPEG or WebP files, such as the training curves, or arrays as `image` takes.
+
+    Raises:
+        TableError: bytes of another format.
+    """
+    figures = ""
+    for content, caption in images:
+        said = escape(caption)
+        file = f'<img src="{_embedded(content)}" alt="{said}">' if isinstance(content, bytes) else image(content, said)
+        figures += f'<figure class="wide">{file}<figcaption>{said}</figcaption></figure>'
+    return Section(title, f'<div class="charts">{figures}</div>')
+
+
+def image(picture: np.ndarray, alt: str, longest: int = 560, quality: int = 85) -> str:
+    """An <img> with the picture in it, as WebP.
+
+    Args:
+        picture: uint8 (h, w), or (h, w, 3) in red, green, blue.
+        alt: what it shows; must be escaped.
+        longest: pixels of its longer side; a larger picture is shrunk.
+        quality: of WebP, 1 to 100.
+
+    Raises:
+        TableError: an array that is no such picture.
+    """
+    if picture.dtype != np.uint8 or picture.ndim not in (2, 3) or not picture.size:
+        got = f"got a {picture.dtype} picture of shape {picture.shape}"
+        raise TableError(f"{alt}: {got}, expected uint8 (h, w) or (h, w, 3)")
+    cv2 = require("cv2", "train")
+    shrink = longest / max(picture.shape[:2])
+    if shrink < 1:
+        size = [max(1, round(side * shrink)) for side in picture.shape[1::-1]]
+        picture = cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
+    given = np.ascontiguousarray(picture[..., ::-1]) if picture.ndim == 3 else picture  # OpenCV counts blue first
+    content = cv2.imencode(".webp", given, [cv2.IMWRITE_WEBP_QUALITY, quality])[1].tobytes()
+    height, width = picture.shape[:2]
+    return f'<img src="{_embedded(content)}" alt="{alt}" width="{width}" height="{height}">'
+
+
+def _embedded(content: bytes) -> str:
+    """A picture file as an address that holds the picture itself."""
+    kind = {b"\x89P": "png", b"\xff\xd8": "jpeg", b"RI": "webp"}.get(content[:2])
+    if kind is None:
+        raise TableError(f"picture: got bytes that start with {content[:4]!r}, expected a PNG, JPEG or WebP file")
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+
+
 def page(title: str, subtitle: str, sections: Sequence[Section]) -> str:
     """The whole document."""
     numbered = list(enumerate(sections, start=1))
     bodies = "".join(
-        f'<section id="s{number}" aria-labelledby="h{number}"><h2 id="h{number}">{_eyebrow(section.part)}'
-        f"{escape(section.title)}</h2>{section.body}</section>"
+        f'<section id="s{number}" aria-labelledby="h{number}"><h2 id="h{number}">'
+        + (f"<small>{escape(section.part)}</small> " if section.part else "")
+        + f"{escape(section.title)}</h2>{section.body}</section>"
         for number, section in numbered
     )
     scripts = list(dict.fromkeys(section.script for section in sections if section.script))
@@ -91,10 +144,6 @@ def _contents(numbered: Sequence[tuple[int, Section]]) -> str:
         links = "".join(f'<li><a href="#s{number}">{escape(section.title)}</a></li>' for number, section in members)
         lines.append((f"<p>{escape(part)}</p>" if part else "") + f"<ul>{links}</ul>")
     return "".join(lines)
-
-
-def _eyebrow(part: str) -> str:
-    return f"<small>{escape(part)}</small> " if part else ""
 
 
 def _digest(text: str) -> str:

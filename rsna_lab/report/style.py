@@ -79,38 +79,37 @@ th, td { text-align: right; padding: .35rem .6rem; border-bottom: 1px solid var(
 td { white-space: nowrap; } small { color: var(--soft); }
 th:first-child { text-align: left; } thead th { color: var(--soft); font-weight: 600; font-size: .9rem; }
 tbody th { font-weight: 500; } details { margin-top: .75rem; } summary { cursor: pointer; color: var(--link); }
-.wide img, .pair img { width: 100%; height: auto; display: block; background: #000; border-radius: .3rem; }
-.pairs { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 15rem), 1fr)); gap: 1rem; }
-.pair div { display: grid; grid-template-columns: repeat(2, 1fr); gap: .3rem; }
+.wide img { width: 100%; height: auto; display: block; background: #000; border-radius: .3rem; }
 .facts { display: grid; grid-template-columns: minmax(7rem, auto) 1fr; gap: .3rem 1rem; margin: 0; }
 .facts dt { color: var(--soft); } .facts dd { margin: 0; overflow-wrap: anywhere;
   font-family: ui-monospace, "SF Mono", Menlo, Consolas, monospace; font-size: .88rem; }
-.filters { display: flex; flex-wrap: wrap; gap: .6rem .9rem; align-items: end; margin: .9rem 0 .75rem; }
+.filters { display: flex; flex-wrap: wrap; gap: .6rem .9rem; align-items: end; margin: .9rem 0 .75rem; padding: 0;
+  border: 0; min-width: 0; }
 .filters[hidden] { display: none; }
 .filters label { display: grid; gap: .15rem; color: var(--soft); font-size: .88rem; }
-select, input, button { font: inherit; color: var(--ink); background: var(--card); border: 1px solid var(--soft);
-  border-radius: .35rem; padding: .3rem .5rem; max-width: 100%; height: 2.2rem; } button { cursor: pointer; }
-.further { margin-top: .8rem; }
+select, input { font: inherit; color: var(--ink); background: var(--card); border: 1px solid var(--soft);
+  border-radius: .35rem; padding: .3rem .5rem; max-width: 100%; height: 2.2rem; }
 .cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 12rem), 1fr)); gap: .8rem;
   list-style: none; margin: .75rem 0 0; padding: 0; }
 .cards li { border: 1px solid var(--line); border-left: .3rem solid var(--line); border-radius: .4rem; padding: .5rem;
-  overflow-wrap: anywhere; font-size: .9rem; }
-.cards li[hidden] { display: none; }
+  overflow-wrap: anywhere; font-size: .9rem; content-visibility: auto; contain-intrinsic-height: auto 14rem; }
 .cards [data-label="1"] { border-left-color: var(--two); border-left-style: double; border-left-width: .45rem; }
 .views { display: flex; flex-wrap: wrap; gap: .3rem; margin-bottom: .4rem; }
 .views img { display: block; height: 9.5rem; width: auto; max-width: 100%; background: #000; border-radius: .2rem; }
+.cards .large { grid-column: span 2; } .large .views { display: grid; grid-template-columns: repeat(4, 1fr); }
+.large .views img { width: 100%; height: auto; }
 .views figcaption { font-size: .8rem; margin-top: .1rem; }
 .cards b { font-weight: 650; } .cards .score { font-variant-numeric: tabular-nums; } .cards small { display: block; }
 @media (max-width: 30rem) { .cards { grid-template-columns: repeat(2, 1fr); gap: .5rem; } .views img { height: 7rem; }
-  body { padding: 1rem .6rem 2rem; } section { padding: .8rem; }
+  .large .views { grid-template-columns: 1fr 1fr; } body { padding: 1rem .6rem 2rem; } section { padding: .8rem; }
   th, td { padding: .35rem .25rem; }
   tbody th[scope=row] { position: sticky; left: 0; background: var(--card); } }
 @media print { body { max-width: none; padding: 0; background: #fff; font-size: 10pt; }
-  nav, .skip, .filters, .further { display: none; } details::details-content { content-visibility: visible; }
+  nav, .skip, .filters { display: none; } details::details-content { content-visibility: visible; }
   section { border: 0; padding: 0; } h2, h3 { break-after: avoid; break-inside: avoid; }
   figure, tr, .cards li { break-inside: avoid; }
   .scroll { overflow: visible; } th, td { padding: .2rem .3rem; } .charts { grid-template-columns: 1fr 1fr; }
-  .pairs { grid-template-columns: repeat(4, 1fr); gap: .6rem; } .cards { grid-template-columns: repeat(4, 1fr); }
+  .cards { grid-template-columns: repeat(4, 1fr); }
   .views img { height: 6.5rem; }
   .cards li:nth-child(n+25) { display: none; } .screen { display: none; } }
 @media not print { .paper { display: none; } }

@@ -21,7 +21,7 @@ from rsna_lab.kaggle.metadata import KERNEL_FILE, SOURCE_KEYS, is_true, read_met
 LAYOUTS = ("new", "old")
 TEST_FILES = ("test.csv", "sample_submission.csv", "test_images")  # what the scoring run exchanges
 # In a competition folder here and never in Kaggle's: the host's knowledge, and the phantom's notes on itself.
-_HOST_ONLY = {"truth.csv", "hidden", "phantom.json", "phantom.begun.json"}
+_HOST_ONLY = {"truth.csv", "hidden", "phantom.json"}
 
 
 @dataclass(frozen=True)
