@@ -12,7 +12,7 @@ import pytest
 
 from rsna_kit.config import CvaeConfig, ImageConfig, ModelConfig
 from rsna_kit.models.backbones import BACKBONES, HALVES, IMAGENET, LITE, Backbone, Scaling, build_backbone
-from rsna_kit.models.convnext import DEPTHS
+from rsna_kit.models.convnext import SIZES
 from rsna_kit.models.cvae import build_cvae, error_model
 from rsna_kit.models.network import build_classifier
 from rsna_kit.runtime.errors import UsageError
@@ -92,7 +92,7 @@ def test_a_step_is_finite_and_a_copy_scores_alike(
     name: str, policy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Built twice in one process: numbers that Keras puts into names must not matter."""
-    monkeypatch.setitem(DEPTHS, "convnext_tiny", (1, 1, 1, 1))  # one block of each stage will do
+    monkeypatch.setitem(SIZES, "convnext_tiny", ((1, 1, 1, 1), 96))  # one block of each stage will do
     image, model = ImageConfig(height=32, width=32), ModelConfig(backbone=name, tap=16)
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy(policy)
@@ -119,11 +119,11 @@ def test_a_step_is_finite_and_a_copy_scores_alike(
 JAX = """
 import json, sys, keras, numpy as np
 from rsna_kit.config import CvaeConfig, ImageConfig, ModelConfig
-from rsna_kit.models.convnext import DEPTHS
+from rsna_kit.models.convnext import SIZES
 from rsna_kit.models.cvae import build_cvae, error_model
 from rsna_kit.models.network import build_classifier
 from rsna_kit.training.cvae import loss_terms
-DEPTHS["convnext_tiny"] = 1, 1, 1, 1
+SIZES["convnext_tiny"] = (1, 1, 1, 1), 96
 network = build_classifier(ModelConfig(backbone="convnext_tiny", tap=16), ImageConfig(height=32, width=32))
 cvae = build_cvae(CvaeConfig(filters=2, latent=3), ImageConfig(height=32, width=32))
 pictures = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 1), np.uint8)
@@ -141,7 +141,7 @@ def test_jax_scores_as_tensorflow_does(tmp_path: Path, monkeypatch: pytest.Monke
     """The same weights files in a process of its own: a classifier, an autoencoder, its loss and its error map."""
     pytest.importorskip("jax")
     keras.utils.set_random_seed(2)
-    monkeypatch.setitem(DEPTHS, "convnext_tiny", (1, 1, 1, 1))  # one block of each stage will do
+    monkeypatch.setitem(SIZES, "convnext_tiny", ((1, 1, 1, 1), 96))  # one block of each stage will do
     network = build_classifier(ModelConfig(backbone="convnext_tiny", tap=16), ImageConfig(height=32, width=32))
     for layer in network.layers:
         if "layer_scale" in layer.name:  # as trained ones are: every block counts

@@ -29,6 +29,7 @@ from rsna_kit.runtime.errors import TableError, UsageError
 HELD_OUT = {"patient": "patient_id", "machine": "machine_id", "site": "site_id"}
 _STRATA = ["site_id", "machine_id", "density"]  # in this order: the first are balanced best
 _GRADES = {"A": 1, "B": 2, "C": 3, "D": 4}
+EVERYONE = "*"
 _MARK_BYTES = 5  # of a patient in a digest
 _AGES = 10.0  # years that are taken together: by the single year the seed would have little left to decide
 
@@ -135,6 +136,8 @@ def _in_order(patients: pd.DataFrame) -> pd.DataFrame:
 def digest_patients(patients: Iterable[str], others: str = "") -> str:
     """Patients as a text in which each can be looked up: 5 bytes of every id's SHA-256, sorted, in base64.
 
+    `EVERYONE` in the place of a digest has every patient in it: of weights that others trained on the competition.
+
     Args:
         patients: ids.
         others: a digest whose patients are to be in this one, too.
@@ -146,6 +149,8 @@ def digest_patients(patients: Iterable[str], others: str = "") -> str:
         >>> digest_patients(["7"]), digest_patients(["8"], digest_patients(["7"])) == digest_patients(["8", "7", "7"])
         ('eQJpm+Q=', True)
     """
+    if others == EVERYONE:
+        return EVERYONE
     marks = {_mark(patient) for patient in patients} | _marks(others)
     return base64.b64encode(b"".join(sorted(marks))).decode()
 
@@ -156,8 +161,8 @@ def known_patients(digest: str, patients: Iterable[str]) -> list[str]:
     Raises:
         TableError: it is no digest.
     """
-    marks = _marks(digest)
-    return sorted({str(patient) for patient in patients if _mark(patient) in marks})
+    marks = set() if digest == EVERYONE else _marks(digest)
+    return sorted({str(patient) for patient in patients if digest == EVERYONE or _mark(patient) in marks})
 
 
 def _mark(patient: str) -> bytes:

@@ -1,14 +1,16 @@
 """A backbone's name and a uint8 picture → its feature map at stride 32 or 16, scaling included.
 
 Every network sees one grey channel as it saw colours: three times the same, each scaled as it was on ImageNet. So
-stock networks keep their own stem, and published weights fit as they are. To add a backbone, add its line to
+stock networks keep their own stem, and published weights fit as they are. The scaling is kept among the weights: a
+network that others trained brings its own. To add a backbone, add its line to
 `BACKBONES`; nothing else has to know of it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -38,6 +40,7 @@ class Backbone:
         stock: function in keras.applications that builds the network whose published weights fit; "" where none does.
         file: name of the published ImageNet weights, "" where there are none.
         digest: their MD5 or SHA-256.
+        pooled_norm: whether what is pooled from the map of stride 32 is normalised over its channels.
     """
 
     build: Callable[[Any, int], Any]
@@ -45,6 +48,7 @@ class Backbone:
     stock: str = ""
     file: str = ""
     digest: str = ""
+    pooled_norm: bool = False
 
 
 def _stock(function: str, file: str, digest: str, scaling: Scaling = IMAGENET) -> Backbone:
@@ -53,7 +57,7 @@ def _stock(function: str, file: str, digest: str, scaling: Scaling = IMAGENET) -
 
 def _convnext(name: str, function: str, digest: str) -> Backbone:
     build = lambda scaled, tap: build_convnext(name, scaled, tap)  # noqa: E731
-    return Backbone(build, IMAGENET, function, f"{name}_notop.h5", digest)
+    return Backbone(build, IMAGENET, function, f"{name}_notop.h5", digest, pooled_norm=True)
 
 
 def _lite(name: str, digest: str) -> Backbone:
@@ -67,6 +71,9 @@ BACKBONES: Mapping[str, Backbone] = {
     ),
     "convnext_small": _convnext(
         "convnext_small", "ConvNeXtSmall", "6fc8009faa2f00c1c1dfce59feea9b0745eb260a7dd11bee65c8e20843da6eab"
+    ),
+    "convnext_base": _convnext(
+        "convnext_base", "ConvNeXtBase", "40a20c5548a5e9202f69735ecc06c990e6b7c9d2de39f0361e27baeb24cb7c45"
     ),
     "efficientnet_b0": _stock("EfficientNetB0", "efficientnetb0_notop.h5", "50bc09e76180e00e4465e1a485ddc09d"),
     "efficientnet_b1": _stock("EfficientNetB1", "efficientnetb1_notop.h5", "74c4e6b3e1f6a1eea24c589628592432"),
@@ -100,11 +107,12 @@ def build_backbone(name: str, picture: Any, tap: int = 32) -> Any:
     Args:
         name: one of `BACKBONES`.
         picture: Keras tensor uint8 (batch, height, width, 1), values 0..255; both sides known, 32 or more.
-        tap: stride of the map: 32, after the last activation (ConvNeXt: normalisation), or 16, the sum that ends the
+        tap: stride of the map: 32, after the last activation (ConvNeXt: the last sum), or 16, the sum that ends the
             last block at that stride.
 
     Returns:
         Keras tensor float (batch, height / tap, width / tap, channels): rounded down for ConvNeXt, up for the others.
+        The layer `scale` holds what grey values become.
 
     Raises:
         UsageError: unknown name, or a picture that is too small.
@@ -115,11 +123,33 @@ def build_backbone(name: str, picture: Any, tap: int = 32) -> Any:
         raise UsageError(
             f"image.height, image.width: got {height} and {width}, {name} needs at least {SMALLEST} pixels each way"
         )
-    layers = require("keras", "train").layers
-    colours = layers.Concatenate(dtype="uint8", name="colours")([picture] * 3)
-    scale, offset = found.scaling
-    scaled = layers.Rescaling(scale, offset, dtype="float32", name="scale")(colours)
-    return found.build(scaled, tap)
+    return found.build(_scale_layer()(*found.scaling, dtype="float32", name="scale")(picture), tap)
+
+
+@cache
+def _scale_layer() -> Any:
+    """The layer's class; Keras is not there when this module is imported."""
+    keras = require("keras", "train")
+
+    class Scale(keras.layers.Layer):  # type: ignore[name-defined]
+        """Grey (B, h, w, 1) to float32 (B, h, w, 3): times `scale`, plus `offset`, both (3,), neither trained."""
+
+        def __init__(self, scale: Sequence[float], offset: Sequence[float], **options: Any) -> None:
+            super().__init__(**options)
+            self.values = {"scale": scale, "offset": offset}
+
+        def build(self, shape: Any) -> None:
+            for name, values in self.values.items():
+                constant = keras.initializers.Constant(np.array(values, np.float32))
+                setattr(self, name, self.add_weight(shape=(3,), initializer=constant, trainable=False, name=name))
+
+        def call(self, grey: Any) -> Any:
+            return keras.ops.cast(grey, "float32") * self.scale + self.offset
+
+        def compute_output_shape(self, shape: Any) -> Any:
+            return *shape[:-1], 3
+
+    return Scale
 
 
 def _build_stock(function: str, scaled: Any, tap: int) -> Any:

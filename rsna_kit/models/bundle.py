@@ -24,7 +24,7 @@ from rsna_kit.runtime.errors import BundleError, UsageError, one_line
 from rsna_kit.runtime.files import read_json, sha256_file
 from rsna_kit.runtime.lazy import require
 
-FORMAT_VERSION = 2  # 1: networks that saw one channel
+FORMAT_VERSION = 3  # 1: networks that saw one channel; 2: without their scaling of grey values
 WEIGHTS, CONFIG, THRESHOLD, METADATA = "model.weights.h5", "config.json", "threshold.json", "metadata.json"
 _MOST_INFLATION = 16  # compressed weights shrink by less than 2; a file that claims more is made to fill memory
 

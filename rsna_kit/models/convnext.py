@@ -14,10 +14,14 @@ import numpy as np
 
 from rsna_kit.runtime.lazy import require
 
-DEPTHS = {"convnext_tiny": (3, 3, 9, 3), "convnext_small": (3, 3, 27, 3)}  # blocks of each stage
-CHANNELS = (96, 192, 384, 768)
+# Blocks of each stage, and channels of the first; each further stage doubles them.
+SIZES = {
+    "convnext_tiny": ((3, 3, 9, 3), 96),
+    "convnext_small": ((3, 3, 27, 3), 96),
+    "convnext_base": ((3, 3, 27, 3), 128),
+}
 DROP_PATH = 0.2  # stochastic depth (Huang et al. 2016): rate at the last block, growing linearly from 0 at the first
-_EPSILON = 1e-6
+EPSILON = 1e-6  # of every layer normalisation
 _SCALE = 1e-6  # where layer scale starts: every block starts as nearly nothing
 
 
@@ -25,28 +29,26 @@ def build_convnext(name: str, scaled: Any, tap: int) -> Any:
     """Feature map of a scaled picture.
 
     Args:
-        name: key of `DEPTHS`, and what the names of all layers begin with.
+        name: key of `SIZES`, and what the names of all layers begin with.
         scaled: Keras tensor float (batch, h, w, channels).
-        tap: 32: the last stage, normalised over its channels as by the stock network without its top (that layer is
-            called `<name>_head_layernorm` here; the stock one has a number for a name); 16: the third stage.
+        tap: 32: the last stage, which the paper normalises behind its pooling (`Backbone.pooled_norm`); 16: the third.
 
     Returns:
-        Keras tensor float (batch, h // 32, w // 32, 768) or (batch, h // 16, w // 16, 384).
+        Keras tensor float (batch, h // 32, w // 32, 768) or (batch, h // 16, w // 16, 384); convnext_base has a third
+        more channels.
     """
     layers = require("keras", "train").layers
-    depths = DEPTHS[name]
+    depths, channels = SIZES[name]
     rates = iter(np.linspace(0.0, DROP_PATH, sum(depths)).tolist())
-    tensor = layers.Conv2D(CHANNELS[0], 4, strides=4, name=f"{name}_stem_conv")(scaled)
-    tensor = layers.LayerNormalization(epsilon=_EPSILON, name=f"{name}_stem_layernorm")(tensor)
+    tensor = layers.Conv2D(channels, 4, strides=4, name=f"{name}_stem_conv")(scaled)
+    tensor = layers.LayerNormalization(epsilon=EPSILON, name=f"{name}_stem_layernorm")(tensor)
     for stage in range(4 if tap == 32 else 3):
         if stage > 0:
-            norm = layers.LayerNormalization(epsilon=_EPSILON, name=f"{name}_downsampling_layernorm_{stage - 1}")
-            convolution = layers.Conv2D(CHANNELS[stage], 2, strides=2, name=f"{name}_downsampling_conv_{stage - 1}")
+            norm = layers.LayerNormalization(epsilon=EPSILON, name=f"{name}_downsampling_layernorm_{stage - 1}")
+            convolution = layers.Conv2D(channels << stage, 2, strides=2, name=f"{name}_downsampling_conv_{stage - 1}")
             tensor = convolution(norm(tensor))
         for block in range(depths[stage]):
             tensor = _block(tensor, next(rates), f"{name}_stage_{stage}_block_{block}")
-    if tap == 32:
-        tensor = layers.LayerNormalization(epsilon=_EPSILON, name=f"{name}_head_layernorm")(tensor)
     return tensor
 
 
@@ -55,7 +57,7 @@ def _block(tensor: Any, drop: float, name: str) -> Any:
     layers = require("keras", "train").layers
     channels = tensor.shape[-1]
     inner = layers.DepthwiseConv2D(7, padding="same", name=f"{name}_depthwise_conv")(tensor)
-    inner = layers.LayerNormalization(epsilon=_EPSILON, name=f"{name}_layernorm")(inner)
+    inner = layers.LayerNormalization(epsilon=EPSILON, name=f"{name}_layernorm")(inner)
     inner = layers.Dense(4 * channels, name=f"{name}_pointwise_conv_1")(inner)
     inner = layers.Activation("gelu", name=f"{name}_gelu")(inner)
     inner = layers.Dense(channels, name=f"{name}_pointwise_conv_2")(inner)

@@ -11,23 +11,25 @@ logits.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 from rsna_kit.config import ModelConfig
+from rsna_kit.models.convnext import EPSILON
 from rsna_kit.runtime.errors import named
 from rsna_kit.runtime.lazy import require
 
 _CHANNELS = 128  # of a residual block
 
 
-def make_head(model: ModelConfig) -> Callable[[Any], Any]:
+def make_head(model: ModelConfig, normalised: bool = False) -> Callable[[Any], Any]:
     """The head's layers, made at once: made before the trunk, a seed gives the same head behind any trunk.
 
     From the pooling on all is float32, also under a mixed policy: a sum over a map leaves the range of float16.
 
     Args:
         model: its head, pool and dropout are used.
+        normalised: whether what was pooled is normalised over its channels, as ConvNeXt does.
 
     Returns:
         From a feature map, Keras tensor float (B, h, w, c), to the logit, float32 (B, 1), of the layer `logit`.
@@ -40,14 +42,15 @@ def make_head(model: ModelConfig) -> Callable[[Any], Any]:
     dropout = layers.Dropout(model.dropout, dtype="float32", name="dropout")
     logit = layers.Dense(1, dtype="float32", name="logit")
     added = build(layers, model.dropout)
-    pooling = [getattr(layers, kind)(dtype="float32", name=name) for kind, name in pools]
+    pooling = [make(dtype="float32", name=name) for make, name in pools(layers)]
+    norm = layers.LayerNormalization(epsilon=EPSILON, dtype="float32", name="pooled_norm") if normalised else None
 
     def head(features: Any) -> Any:
         for layer in added:
             features = layer(features)
         pooled = [pool(features) for pool in pooling]
         joined = layers.Concatenate(dtype="float32", name="head_join")(pooled) if len(pooled) > 1 else pooled[0]
-        return logit(dropout(joined))
+        return logit(dropout(norm(joined) if norm else joined))
 
     return head
 
@@ -92,11 +95,38 @@ HEADS: Mapping[str, Callable[[Any, float], list[Callable[[Any], Any]]]] = {
     "conv": _convolutions,
     "residual": _residual_blocks,
 }
-# Layers of keras.layers that pool a map, with their names; what several give is joined.
-POOLS: Mapping[str, Sequence[tuple[str, str]]] = {
-    "avg": [("GlobalAveragePooling2D", "pool")],
-    "max": [("GlobalMaxPooling2D", "pool")],
-    "avgmax": [("GlobalMaxPooling2D", "head_max"), ("GlobalAveragePooling2D", "head_mean")],
+
+
+@cache
+def _generalized_mean() -> Any:
+    """The layer's class; Keras is not there when this module is imported."""
+    keras = _keras()
+
+    class GeneralizedMean(keras.layers.Layer):  # type: ignore[name-defined]
+        """Float (B, h, w, c) to (B, c): the mean of the p-th powers, its p-th root, p learned from 3 on.
+
+        Radenovic, Tolias and Chum, Fine-tuning CNN image retrieval with no human annotation, 2018.
+        """
+
+        def build(self, shape: Any) -> None:
+            self.p = self.add_weight(shape=(1,), initializer=keras.initializers.Constant(3.0), name="p")
+
+        def call(self, maps: Any) -> Any:
+            powers = keras.ops.power(keras.ops.maximum(maps, 1e-6), self.p)
+            return keras.ops.power(keras.ops.mean(powers, axis=(1, 2)), 1 / self.p)
+
+        def compute_output_shape(self, shape: Any) -> Any:
+            return shape[0], shape[-1]
+
+    return GeneralizedMean
+
+
+# Layers that pool a map, with their names, from keras.layers; what several give is joined.
+POOLS: Mapping[str, Callable[[Any], Sequence[tuple[Callable[..., Any], str]]]] = {
+    "avg": lambda layers: [(layers.GlobalAveragePooling2D, "pool")],
+    "max": lambda layers: [(layers.GlobalMaxPooling2D, "pool")],
+    "avgmax": lambda layers: [(layers.GlobalMaxPooling2D, "head_max"), (layers.GlobalAveragePooling2D, "head_mean")],
+    "gem": lambda layers: [(_generalized_mean(), "pool_gem")],
 }
 # How the views of a breast are pooled: (logit (B, 1), the features that it is made of (B, c)) → attention float (B, 1).
 # To add one, add its line; training, bundles and scoring know of nothing but the attention.

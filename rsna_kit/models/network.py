@@ -7,9 +7,10 @@ from contextlib import contextmanager
 from typing import Any
 
 from rsna_kit.config import Config, ImageConfig, ModelConfig
-from rsna_kit.models.backbones import build_backbone
+from rsna_kit.models.backbones import BACKBONES, build_backbone
 from rsna_kit.models.cvae import build_cvae
 from rsna_kit.models.heads import make_head, with_attention
+from rsna_kit.runtime.errors import named
 from rsna_kit.runtime.lazy import require
 
 # Keras' 0.99 needs some 500 steps to forget the ImageNet statistics; a fold may have 200. With 0.9 the statistics
@@ -48,7 +49,7 @@ def build_classifier(model: ModelConfig, image: ImageConfig) -> Any:
         logit of cancer, from the layer `logit`; float32 under a mixed policy too. The layer `features` ends the trunk.
     """
     keras = require("keras", "train")
-    head = make_head(model)
+    head = make_head(model, named("model.backbone", model.backbone, BACKBONES).pooled_norm and model.tap == 32)
     picture = keras.Input((image.height, image.width, 1), dtype="uint8", name="picture")
     features = keras.layers.Identity(name="features")(build_backbone(model.backbone, picture, model.tap))
     for layer in keras.Model(picture, features).layers:

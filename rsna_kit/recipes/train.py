@@ -85,6 +85,12 @@ def train(
         if trainer.start:
             said = f"starts from {trainer.start['file']} ({trainer.start['kind']})"
             events.say(said, kind="start", start=trainer.start)
+            if trainer.start["kind"] == "checkpoint":
+                events.say(
+                    "nobody says whom these weights have seen: where they were trained on this competition, as a "
+                    "winner's were, every score of a validation is too good and says nothing",
+                    kind="leak",
+                )
     for position, fold in enumerate(left):
         if clock.remaining_s() < 1.5 * epoch_s:  # of the folds before: not even one epoch would fit
             events.say(f"fold {fold}: no time left for it")

@@ -192,7 +192,8 @@ class Trainer:
             self._events.say(f"fold {fold}: {note}")
         assign_values(self._variables, self._start)
         if self._learner.shift:
-            self.model.get_layer("logit").bias.assign([training.log_odds])
+            bias = self.model.get_layer("logit").bias  # a start's own is at natural odds
+            bias.assign(np.array(bias) + training.odds_shift if self.start.get("head") else [training.log_odds])
         out.mkdir(parents=True, exist_ok=True)
         rate = build_schedule(self.config.train.learning_rate, training.steps * self.config.train.epochs)
         fingerprint = training_fingerprint(self.config, self.prepared.data_fingerprint, table, fold, self.start)
