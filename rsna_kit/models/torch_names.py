@@ -26,6 +26,8 @@ _LITE_BLOCK = {
 }
 _LITE_ENDS = {"stem_conv": "_conv_stem", "stem_bn": "_bn0", "top_conv": "_conv_head", "top_bn": "_bn1"}
 _ENDS = {"stem_conv": "conv_stem", "stem_bn": "bn1", "top_conv": "conv_head", "top_bn": "bn2", "logit": "classifier"}
+_TOPS = ("_conv_head.", "_bn1.", "conv_head.", "bn2.", "head.norm.")  # what follows the last stage
+_CLASSIFIERS = ("_fc.", "classifier.", "head.fc.")
 _CONVNEXT = (
     (r"stem_conv", "stem.0"),
     (r"stem_layernorm", "stem.1"),
@@ -70,13 +72,22 @@ def checkpoint_arrays(network: Any, tensors: Mapping[str, np.ndarray], path: Pat
         ]
         if names and not (layer.name == "logit" and len(tensors[names[0]]) > 2):
             arrays[layer.name] = given
-    left = {name for name in left if not name.startswith(("_fc.", "classifier.", "head.fc."))}
+    left = {name for name in left if not name.startswith(_CLASSIFIERS)}
+    if not {"top_conv", "pooled_norm"} & set(arrays):  # a trunk that ends at stride 16
+        last = max(map(_stage, modules.values()))
+        left = {name for name in left if not (_stage(name) > last or name.startswith(_TOPS))}
     if left:
         raise BundleError(
             f"{path}: not {network.name}: {len(left)} tensors have no place in it, the first is {min(left)}. Give the "
             "backbone that these are of with model.backbone=NAME."
         )
     return arrays
+
+
+def _stage(name: str) -> int:
+    """Number of the stage, or of the block where stages are not told apart; -1 outside of them."""
+    found = re.match(r"(?:_?blocks|stages)\.(\d+)\.", name)
+    return int(found[1]) if found else -1
 
 
 def _modules(layers: Sequence[str], tensors: set[str], name: str) -> dict[str, str]:

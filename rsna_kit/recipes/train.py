@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from rsna_kit.training.fit import Fold, Trainer, TrainStep
 
 SCORES = "validation.csv"
+_UNKNOWN = (
+    "nobody says whom these weights have seen: where they were trained on this competition, as a winner's were, every "
+    "score of a validation is too good and says nothing"
+)
 _OOF_COLUMNS = ["image_id", "prediction_id", "patient_id", "laterality", "view", "cancer", "fold"]
 
 
@@ -84,13 +88,9 @@ def train(
         trainer = Trainer(prepared, config, events, lambda scores: _validate(scores, table), clock, weights, step)
         if trainer.start:
             said = f"starts from {trainer.start['file']} ({trainer.start['kind']})"
-            events.say(said, kind="start", start=trainer.start)
-            if trainer.start["kind"] == "checkpoint":
-                events.say(
-                    "nobody says whom these weights have seen: where they were trained on this competition, as a "
-                    "winner's were, every score of a validation is too good and says nothing",
-                    kind="leak",
-                )
+            unknown = trainer.start["kind"] == "checkpoint"
+            said += f"; {_UNKNOWN}" * unknown
+            events.say(said, kind="leak" if unknown else "start", start=trainer.start)
     for position, fold in enumerate(left):
         if clock.remaining_s() < 1.5 * epoch_s:  # of the folds before: not even one epoch would fit
             events.say(f"fold {fold}: no time left for it")
