@@ -81,9 +81,6 @@ class Session:
         self.log.append({"stream_name": stream, "time": time.monotonic() - self.began, "data": text + "\n"})
 
 
-Executor = Callable[[Session], int]
-
-
 def plain_process(session: Session) -> int:
     """Run a script here, alone in a folder, with inputs linked where the environment says."""
     place = session.working.parent / "run"
@@ -138,20 +135,11 @@ class Site:
         folder: where files live.
         competition: the folder that is mounted as the competition.
         hidden: the folder that takes its place in a scoring run.
-        executor: runs a kernel's script and returns its exit code.
-        scorer: submission.csv → the score that is shown; ValueError where it cannot be scored.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        competition: Path,
-        hidden: Path,
-        executor: Executor = plain_process,
-        scorer: Callable[[Path], str] = lambda path: "0.5",
-    ) -> None:
-        self.folder, self.executor, self.scorer = folder, executor, scorer
-        self.competition, self.hidden = competition, hidden
+    def __init__(self, folder: Path, competition: Path, hidden: Path) -> None:
+        self.folder, self.competition, self.hidden = folder, competition, hidden
+        self.executor: Callable[[Session], int] = plain_process  # runs a script and returns its exit code
         self.traps = Traps()
         self.lock = threading.RLock()
         self.datasets: dict[str, Dataset] = {}
@@ -167,12 +155,15 @@ class Site:
         """What Kaggle answers to one call, such as save_kernel."""
         with self.lock:
             self.calls.append((method, body))
-            if waiting := self.traps.refuse.get(method):
-                raise waiting.pop(0)
+            self.spring(self.traps.refuse, method)
             found: dict[str, Any] = getattr(self, method)(body)
-            if waiting := self.traps.lose.get(method):
-                raise waiting.pop(0)
+            self.spring(self.traps.lose, method)
             return found
+
+    def spring(self, traps: dict[str, list[Refused]], method: str) -> None:
+        """Refuse what a test says, once."""
+        if waiting := traps.get(method):
+            raise waiting.pop(0)
 
     def sent(self, method: str) -> list[dict[str, Any]]:
         """The bodies of every call of one method."""
@@ -192,8 +183,7 @@ class Site:
 
     def put(self, token: str, content: bytes) -> None:
         """What the address of a blob does with a file."""
-        if waiting := self.traps.refuse.get("put"):
-            raise waiting.pop(0)
+        self.spring(self.traps.refuse, "put")
         self.blobs[token] = (self.blobs[token][0], content)
 
     def unpack(self, files: list[dict[str, Any]], folder: Path) -> None:
@@ -277,28 +267,29 @@ class Site:
     # ---- kernels
 
     def mount(self, metadata: dict[str, Any]) -> tuple[dict[str, Path], dict[str, list[str]]]:
-        """Where the sources of a kernel are mounted, and those that are not valid."""
+        """Where the sources of a kernel are mounted, and those that are not valid. There are no models here."""
         mounted: dict[str, Path] = {}
-        invalid: dict[str, list[str]] = {"Dataset": [], "Competition": [], "Kernel": [], "Model": []}
-        for reference in metadata.get("datasetDataSources", []):
-            dataset = self.datasets.get(reference.lower())
-            if dataset is None or not dataset.ready:
-                invalid["Dataset"].append(reference)
-            else:
-                mounted[f"datasets/{reference}"] = dataset.versions[dataset.ready - 1]
-        for reference in metadata.get("competitionDataSources", []):
-            if reference != SLUG:
-                invalid["Competition"].append(reference)
-            else:
-                mounted[f"competitions/{SLUG}"] = self.competition
-        for reference in metadata.get("kernelDataSources", []):
-            done = [run for run in self.versions_of(reference) if run.status == "COMPLETE"]
-            if not done:
-                invalid["Kernel"].append(reference)
-            else:
-                mounted[f"notebooks/{reference}"] = done[-1].working
-        for reference in metadata.get("modelDataSources", []):
-            invalid["Model"].append(reference)  # there are none here
+        invalid: dict[str, list[str]] = {}
+        for kind, place in (
+            ("Dataset", "datasets"),
+            ("Competition", "competitions"),
+            ("Kernel", "notebooks"),
+            ("Model", ""),
+        ):
+            for reference in metadata.get(f"{kind[0].lower()}{kind[1:]}DataSources", []):
+                folder = None
+                if kind == "Dataset" and (dataset := self.datasets.get(reference.lower())) and dataset.ready:
+                    folder = dataset.versions[dataset.ready - 1]
+                if kind == "Competition" and reference == SLUG:
+                    folder = self.competition
+                if kind == "Kernel":
+                    folder = next(
+                        (r.working for r in self.versions_of(reference)[::-1] if r.status == "COMPLETE"), None
+                    )
+                if folder:
+                    mounted[f"{place}/{reference}"] = folder
+                else:
+                    invalid.setdefault(kind, []).append(reference)
         return mounted, invalid
 
     def versions_of(self, reference: str) -> list[Session]:
@@ -333,7 +324,7 @@ class Site:
             "ref": f"/code/{reference}",
             "url": url,
             "versionNumber": number,
-            **{f"invalid{kind}Sources": names for kind, names in invalid.items() if names},
+            **{f"invalid{kind}Sources": names for kind, names in invalid.items()},
         }
 
     def start(self, session: Session, then: Callable[[], None] = lambda: None) -> None:
@@ -369,23 +360,15 @@ class Site:
         data = session.metadata
         lists = [key for key in data if key.endswith("DataSources") or key == "categoryIds"]
         shape = data.get("machineShape", "") if self.traps.other_shape is None else self.traps.other_shape
-        metadata = {
-            "ref": data["slug"].lower(),
-            "id": 7,
-            "title": kernel.title,
-            "language": data["language"],
-            "kernelType": data["kernelType"],
+        metadata = {key: data.get(key, False) for key in ("enableGpu", "enableTpu", *lists)}
+        metadata |= {
             "isPrivate": data.get("isPrivate", False) and not self.traps.make_public,
-            "enableGpu": data.get("enableGpu", False),
-            "enableTpu": data.get("enableTpu", False),
             "enableInternet": data.get("enableInternet", False) or self.traps.force_internet,
             "dockerImage": self.traps.other_image or data.get("dockerImage", IMAGE),
             "machineShape": shape,
             "currentVersionNumber": len(kernel.versions),
-            **{key: data[key] for key in lists},
         }
-        blob = {"source": self.traps.other_text or session.text, "slug": body["kernelSlug"]}
-        return {"metadata": metadata, "blob": blob | {key: data[key] for key in ("language", "kernelType")}}
+        return {"metadata": metadata, "blob": {"source": self.traps.other_text or session.text}}
 
     def list_kernels(self, body: dict[str, Any]) -> dict[str, Any]:
         return {"kernels": []}
@@ -413,8 +396,7 @@ class Site:
     def get(self, path: str) -> bytes:
         """What the address of an output file gives."""
         owner, slug, number, name = path.split("/", 3)
-        if waiting := self.traps.refuse.get("get"):
-            raise waiting.pop(0)
+        self.spring(self.traps.refuse, "get")
         content = (self.kernels[f"{owner}/{slug}"].versions[int(number) - 1].working / name).read_bytes()
         return content[: len(content) // 2] if name in self.traps.truncate_output else content
 
@@ -429,20 +411,10 @@ class Site:
         return {"numToday": used, "numTotal": used, "numAllowedNow": max(self.allowed_submissions - used, 0)}
 
     def create_code_submission(self, body: dict[str, Any]) -> dict[str, Any]:
-        if body["competitionName"] != SLUG:
-            raise Refused(404, "Not found")
         kernel = self.kernels[f"{body['kernelOwner']}/{body['kernelSlug']}".lower()]
         version = kernel.versions[body["kernelVersion"] - 1]
-        entry: dict[str, Any] = {
-            "ref": 1000 + len(self.submissions),
-            "fileName": body["fileName"],
-            "date": "2026-11-22T00:00:00Z",
-            "description": body.get("submissionDescription", ""),
-            "status": "PENDING",
-            "publicScore": "",
-            "privateScore": "",
-            "errorDescription": "",
-        }
+        entry: dict[str, Any] = {"ref": 1000 + len(self.submissions), "date": "2026-11-22T00:00:00Z"}
+        entry |= {"status": "PENDING", "description": body.get("submissionDescription", "")}
         self.submissions.insert(0, entry)
         working = version.working.parent / f"rerun{entry['ref']}" / "working"
         working.mkdir(parents=True)
@@ -452,14 +424,9 @@ class Site:
         def score() -> None:  # a failed rerun is COMPLETE as well: with a description, and without a score
             result = working / body["fileName"]
             if rerun.status == "ERROR":
-                entry["errorDescription"] = rerun.failure or "Notebook Threw Exception"
-            elif not result.is_file():
-                entry["errorDescription"] = "Submission CSV Not Found"
-            else:
-                try:
-                    entry["publicScore"] = entry["privateScore"] = self.scorer(result)
-                except ValueError:
-                    entry["errorDescription"] = "Submission Scoring Error"
+                entry["errorDescription"] = rerun.failure
+            else:  # the score is the number of rows
+                entry["publicScore"] = entry["privateScore"] = f"0.{len(result.read_text().splitlines()) - 1}"
             entry["status"] = "COMPLETE"
 
         self.start(rerun, score)

@@ -114,10 +114,8 @@ def kernel_folder(project: Path, name: str) -> Path:
     Raises:
         UsageError: there is none of this name.
     """
-    folder = project / "kernels" / name
-    if "/" in name or not folder.is_dir():
-        raise _no_such("kernel", name, (path.parent.name for path in project.glob(f"kernels/*/{KERNEL_FILE}")))
-    return folder
+    _check_name("kernel", name, project.glob(f"kernels/*/{KERNEL_FILE}"))
+    return project / "kernels" / name
 
 
 def built_folder(project: Path, name: str) -> Path:
@@ -127,17 +125,15 @@ def built_folder(project: Path, name: str) -> Path:
         UsageError: there is none of this name, built or to be built.
     """
     patterns = (f"datasets/*/{DATASET_FILE}", f"build/datasets/*/{DATASET_FILE}")
-    known = {path.parent.name for pattern in patterns for path in project.glob(pattern)}
-    folder = project / "build" / "datasets" / name
-    if name not in known and ("/" in name or not folder.is_dir()):
-        raise _no_such("dataset", name, known)
-    return folder
+    _check_name("dataset", name, (path for pattern in patterns for path in project.glob(pattern)))
+    return project / "build" / "datasets" / name
 
 
-def _no_such(kind: str, name: str, known: Iterable[str]) -> UsageError:
-    there = sorted(known)
-    names = ", ".join(there) or "none"
-    return UsageError(f"no such {kind}: {name!r}; there are {names}.{did_you_mean(name, there)}")
+def _check_name(kind: str, name: str, metadata: Iterable[Path]) -> None:
+    known = sorted({path.parent.name for path in metadata})
+    if name not in known:
+        there = ", ".join(known) or "none"
+        raise UsageError(f"no such {kind}: {name!r}; there are {there}.{did_you_mean(name, known)}")
 
 
 def all_folders(project: Path) -> list[Path]:

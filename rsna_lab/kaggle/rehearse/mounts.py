@@ -164,17 +164,13 @@ def _source(kind: str, reference: str, layout: str) -> Source:
     Raises:
         UsageError: a reference of another form than Kaggle's.
     """
-    parts = reference.split("/")
+    parts, new = reference.split("/"), layout == "new"
     if kind == "competition":
-        return Source(kind, reference, reference, f"competitions/{reference}" if layout == "new" else reference)
-    if kind == "model":
-        if len(parts) != 5:
-            raise UsageError(f"model_sources: got {reference!r}, expected owner/model/framework/variation/version")
-        owner, model, framework, *version = parts
-        tail = "/".join([model, framework.lower(), *version])
-        return Source(kind, reference, model, f"models/{owner.lower()}/{tail}" if layout == "new" else tail)
-    if len(parts) not in (2, 3):
-        raise UsageError(f"{kind}_sources: got {reference!r}, expected owner/slug or owner/slug/version")
-    owner, slug = parts[:2]
-    place = "datasets" if kind == "dataset" else "notebooks"
-    return Source(kind, reference, slug, f"{place}/{owner.lower()}/{slug}" if layout == "new" else slug)
+        return Source(kind, reference, reference, f"competitions/{reference}" if new else reference)
+    if len(parts) not in ((5,) if kind == "model" else (2, 3)):
+        form = "owner/model/framework/variation/version" if kind == "model" else "owner/slug or owner/slug/version"
+        raise UsageError(f"{kind}_sources: got {reference!r}, expected {form}")
+    owner, slug, *more = parts
+    where = "/".join([slug, more[0].lower(), *more[1:]]) if kind == "model" else slug
+    place = {"model": "models", "dataset": "datasets", "kernel": "notebooks"}[kind]
+    return Source(kind, reference, slug, f"{place}/{owner.lower()}/{where}" if new else where)
