@@ -1,4 +1,4 @@
-"""DALI's decoder against imagecodecs and the ladder: on the CPU wherever DALI is, on a GPU wherever there is one."""
+"""DALI's decoder against imagecodecs and the CPU: on the CPU wherever DALI is, on a GPU wherever there is one."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ def test_an_interrupted_run_leaves_nothing_behind(cpu: DaliDecoder, monkeypatch:
     assert np.array_equal(pixels_of(answer), second)
 
 
-def test_what_the_ladder_refuses_before_decoding_is_refused_alike(cpu: DaliDecoder) -> None:
+def test_what_the_cpu_refuses_before_decoding_is_refused_alike(cpu: DaliDecoder) -> None:
     good = j2k_frame(noise(30, 20, 12), 12)
     frames = [
         dataclasses.replace(good, rows=31),
@@ -144,9 +144,9 @@ def test_what_the_ladder_refuses_before_decoding_is_refused_alike(cpu: DaliDecod
     ]
     *refused, last = cpu.decode(frames)
     for frame, answer in zip(frames, refused, strict=False):
-        with pytest.raises(DecodeError) as ladder:
+        with pytest.raises(DecodeError) as decided:
             decode(frame)
-        assert reason_of(answer) == str(ladder.value)
+        assert reason_of(answer) == str(decided.value)
     assert np.array_equal(pixels_of(last), noise(30, 20, 12))
 
 
@@ -246,7 +246,7 @@ def test_a_gpu_that_cannot_be_used_is_one_clear_error(cpu: DaliDecoder, monkeypa
 
 
 def test_a_decoder_that_cannot_be_rebuilt_answers_with_errors(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A GPU that fell off the bus costs the accelerator, and the ladder goes on."""
+    """A GPU that fell off the bus costs the accelerator, and the CPU goes on."""
     monkeypatch.setitem(sys.modules, "nvidia.dali", sys)
     monkeypatch.setattr(DaliDecoder, "_build", lambda self: None)
     decoder = DaliDecoder(None)
@@ -315,7 +315,7 @@ def test_real_files_have_the_pixels_other_decoders_agree_on(cpu: DaliDecoder, fa
 @pytest.mark.gpu
 @pytest.mark.parametrize("boxed", [False, True], ids=["bare", "jp2"])
 @pytest.mark.parametrize("bits", [12, 16])
-def test_a_gpu_decodes_jpeg_2000_as_the_ladder_does(gpu: DaliDecoder, bits: int, boxed: bool) -> None:
+def test_a_gpu_decodes_jpeg_2000_as_the_cpu_does(gpu: DaliDecoder, bits: int, boxed: bool) -> None:
     frames = [j2k_frame(noise(300 + 40 * k, 500 - 30 * k, bits, seed=k), bits, boxed) for k in range(6)]
     for answer, frame in zip(gpu.decode(frames), frames, strict=True):
         assert np.array_equal(pixels_of(answer), decode(frame))
@@ -324,7 +324,7 @@ def test_a_gpu_decodes_jpeg_2000_as_the_ladder_does(gpu: DaliDecoder, bits: int,
 @needs_gpu
 @pytest.mark.gpu
 @pytest.mark.parametrize("bits", [12, 16])
-def test_a_gpu_decodes_lossless_jpeg_as_the_ladder_does_or_says_no(gpu: DaliDecoder, bits: int) -> None:
+def test_a_gpu_decodes_lossless_jpeg_as_the_cpu_does_or_says_no(gpu: DaliDecoder, bits: int) -> None:
     """nvJPEG before 13.0.2 gives zeros for 12 bits, which must be an error and never pixels."""
     pictures = [noise(300 + 40 * k, 500 - 30 * k, bits, seed=k) for k in range(6)]
     frames = [framed(picture, lossless_jpeg(picture, bits), bits, SV1) for picture in pictures]

@@ -111,7 +111,7 @@ def test_without_a_library_or_trust_the_bytes_are_the_same(tmp_path: Path, monke
     assert asked == [2]
 
 
-def test_a_library_that_refuses_leaves_the_frame_to_the_ladder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_library_that_refuses_leaves_the_frame_to_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pixels = textured()
     frame = frame_of(tmp_path, pixels, jpeg2000(pixels))
 

@@ -45,7 +45,7 @@ def files(tmp_path: Path) -> Files:
 
 
 class Decoder:
-    """A device that decodes as the ladder does, takes JPEG 2000 alone, and can be told to misbehave."""
+    """A device that decodes as the CPU does, takes JPEG 2000 alone, and can be told to misbehave."""
 
     name, batch_size = "device", 3
 

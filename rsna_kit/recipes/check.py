@@ -55,9 +55,11 @@ def check(folder: Path | None, events: Events, image: ImageConfig) -> dict[str, 
     """
     decoders = {}
     for uid in COMPETITION_UIDS:
-        rungs, name = backends(uid), _name(uid)
-        decoders[f"{uid} {name}"] = {rung: "available" if there else "not installed" for rung, there in rungs}
-        events.say(f"{name} ({uid}): {', '.join(rung for rung, there in rungs if there) or 'no decoder installed'}")
+        known, name = backends(uid), _name(uid)
+        decoders[f"{uid} {name}"] = {decoder: "available" if there else "not installed" for decoder, there in known}
+        events.say(
+            f"{name} ({uid}): {', '.join(decoder for decoder, there in known if there) or 'no decoder installed'}"
+        )
     result: dict[str, Any] = {"ok": True, "rsna_kit": __version__, **describe(), "decoders": decoders}
     if folder is None:
         return result
@@ -176,11 +178,11 @@ def _without_decoder(files: Iterable[Surveyed]) -> Iterable[Failure]:
     for image_id, path, _, kind in files:
         uid = kind.group.transfer_syntax
         if uid not in advice:
-            rungs = backends(uid)
-            names = ", ".join("a plug-in of pydicom" if name == "pydicom" else name for name, _ in rungs)
+            known = backends(uid)
+            names = ", ".join("a plug-in of pydicom" if name == "pydicom" else name for name, _ in known)
             missing = f"no decoder of {uid} is installed. Install one of {names}"
             unknown = f"no decoder knows transfer syntax {uid}. Convert the file first"
-            advice[uid] = "" if any(there for _, there in rungs) else missing if rungs else unknown
+            advice[uid] = "" if any(there for _, there in known) else missing if known else unknown
         if advice[uid]:
             yield Failure(image_id, path, DecodeError.stage, f"{where(image_id, path)}: {advice[uid]}")
 
