@@ -142,4 +142,4 @@ def test_a_network_of_timm_gives_the_same_logits(
         assert (bundle.threshold, bundle.metadata["trained_on"]) == (0.31, "*")
         found = np.asarray(load_model(bundle).predict_on_batch(expected["grey"][..., None]))
         assert np.ptp(expected["logits"]) > 0.1
-        assert np.abs(found - expected["logits"]).max() < 1e-4 * max(1, np.ptp(expected["logits"]))
+        assert np.abs(found - expected["logits"]).max() < 1e-4 + 4 * expected["rounding"]
