@@ -22,6 +22,7 @@ def _phantom(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _infer(options: argparse.Namespace) -> dict[str, Any]:
+    settings = read_config(options)
     if not (options.competition / "test.csv").is_file() and not (options.competition / "train.csv").is_file():
         from rsna_lab.recipes.folder import gather
 
@@ -30,8 +31,10 @@ def _infer(options: argparse.Namespace) -> dict[str, Any]:
     if options.maps:
         from rsna_lab.recipes.explain import explain
 
-        settings, events = read_config(options), Events(options.out / "events.jsonl")
-        given = (options.competition, options.out / "maps", options.bundle)
+        events, given = (
+            Events(options.out / "events.jsonl"),
+            (options.competition, options.out / "maps", options.bundle),
+        )
         result["maps"] = explain(*given, settings.infer, events, decode=settings.decode)["page"]
     return result
 
