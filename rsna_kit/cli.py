@@ -114,7 +114,8 @@ def _train(options: argparse.Namespace) -> dict[str, Any]:
     return train(options.prepared, options.out, settings, events, clock, folds=options.fold, weights=options.weights)
 
 
-def _infer(options: argparse.Namespace) -> dict[str, Any]:
+def run_infer(options: argparse.Namespace) -> dict[str, Any]:
+    """What `infer` does."""
     from rsna_kit.recipes.infer import infer
 
     settings, events = read_config(options), Events(options.out / "events.jsonl")
@@ -189,10 +190,11 @@ def _add_train(verbs: Any) -> None:
     add_config(train, ["image", "data", "model", "cvae", "train", "infer"], "train.epochs=20")
 
 
-def _add_infer(verbs: Any) -> None:
+def add_infer(verbs: Any) -> argparse.ArgumentParser:
+    """The verb `infer`, to which the workbench adds."""
     summary = "Score test DICOMs with one or more bundles into submission.csv; resumes."
     example = "infer runs/phantom/hidden runs/submission --bundle runs/model/bundles"
-    infer = add_verb(verbs, "infer", _infer, summary, example, needs=("pydicom", "cv2", "keras"))
+    infer = add_verb(verbs, "infer", run_infer, summary, example, needs=("pydicom", "cv2", "keras"))
     infer.add_argument("competition", type=Path, help="folder with test.csv, sample_submission.csv and test_images/")
     infer.add_argument("out", type=Path, help="folder for submission.csv and scores.csv")
     bundle = "a bundle or a folder of them, may be repeated; or a folder written by blend"
@@ -201,6 +203,7 @@ def _add_infer(verbs: Any) -> None:
     exact = "decode every pixel, though the bundles were trained on reduced JPEG 2000"
     infer.add_argument("--exact", action="store_true", help=exact)
     add_config(infer, ["decode", "infer"], "decode.workers=4")
+    return infer
 
 
 def _add_blend(verbs: Any) -> None:
@@ -219,7 +222,7 @@ def _add_score(verbs: Any) -> None:
     score.add_argument("--out", type=Path, metavar="FOLDER", help="folder for scores.json")
 
 
-VERBS = (_add_check, _add_prepare, _add_train, _add_infer, _add_score, _add_blend)
+VERBS: tuple[Callable[[Any], Any], ...] = (_add_check, _add_prepare, _add_train, add_infer, _add_score, _add_blend)
 
 
 def build_parser(verbs: Sequence[Callable[[Any], None]] = VERBS) -> argparse.ArgumentParser:

@@ -21,6 +21,24 @@ def _phantom(options: argparse.Namespace) -> dict[str, Any]:
     return write_competition(options.out, options.patients, options.seed, events=Events(), **settings)
 
 
+def _infer(options: argparse.Namespace) -> dict[str, Any]:
+    settings = read_config(options)
+    if not (options.competition / "test.csv").is_file() and not (options.competition / "train.csv").is_file():
+        from rsna_lab.recipes.folder import gather
+
+        options.competition = gather(options.competition, options.out, Events(options.out / "events.jsonl"))
+    result = cli.run_infer(options)
+    if options.maps:
+        from rsna_lab.recipes.explain import explain
+
+        events, given = (
+            Events(options.out / "events.jsonl"),
+            (options.competition, options.out / "maps", options.bundle),
+        )
+        result["maps"] = explain(*given, settings.infer, events, decode=settings.decode)["page"]
+    return result
+
+
 def _folds(options: argparse.Namespace) -> dict[str, Any]:
     from rsna_lab.recipes.folds import folds
 
@@ -99,6 +117,15 @@ def _add_explain(verbs: Any) -> None:
     add_config(explain, ["decode", "infer"], "infer.batch_size=8")
 
 
+def _add_infer(verbs: Any) -> None:
+    infer = cli.add_infer(verbs)
+    infer.description = (
+        f"{infer.description}\n\nA folder without tables will do: DICOM files or grey pictures, nested as they are."
+    )
+    infer.set_defaults(run=_infer)
+    infer.add_argument("--maps", action="store_true", help="also draw where the highest scores come from, as explain")
+
+
 def _add_report(verbs: Any) -> None:
     summary = "One HTML page of a run or of predictions: curves, subgroups, cases, pictures."
     example = "report runs/model --prepared runs/prepared --out runs/report"
@@ -141,7 +168,8 @@ def _add_compare(verbs: Any) -> None:
     compare.add_argument("--data", default="", metavar="TEXT", help="what the rows call the data")
 
 
-VERBS = (_add_phantom, *cli.VERBS, _add_report, _add_compare, _add_explain, _add_folds, _add_leaderboard)
+_LIBRARY = (_add_infer if add is cli.add_infer else add for add in cli.VERBS)
+VERBS = (_add_phantom, *_LIBRARY, _add_report, _add_compare, _add_explain, _add_folds, _add_leaderboard)
 
 
 def build_parser() -> argparse.ArgumentParser:

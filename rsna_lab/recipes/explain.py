@@ -183,8 +183,9 @@ def _draw(
 def _caption(facts: dict[str, Any]) -> str:
     truth = {0: ", no cancer", 1: ", cancer"}.get(facts.get("cancer", -1), "")
     nothing = ", nothing in it speaks for cancer" if facts["peak_row"] is None else ""
-    side = f"{facts['laterality']} {facts['view']}".strip()
-    return f"{facts['image_id']} ({side}): score {facts['score']:.3f}{truth}{nothing}"
+    breast = facts["prediction_id"].replace(facts["image_id"], "")  # an image whose side is not known is one by itself
+    of = f" ({' '.join(filter(None, [breast, facts['view']]))})" if breast or facts["view"] else ""
+    return f"{facts['image_id']}{of}: score {facts['score']:.3f}{truth}{nothing}"
 
 
 def _write(
