@@ -109,7 +109,7 @@ class Worker:
         """What is made and computed inside is made and computed on this device."""
         if require("keras", "train").backend.backend() != "tensorflow":
             return nullcontext()
-        return require("tensorflow", "train").device(self.name)  # type: ignore[no-any-return]
+        return require("tensorflow", "train").device(self.name)
 
     def outputs(self, runs: Sequence[Run], images: np.ndarray, flip: bool = False) -> list[np.ndarray]:
         """Raw outputs of each network, with `flip` the mean with those of the pictures upside down.

@@ -10,7 +10,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple, TypeVar
 
@@ -133,12 +133,12 @@ class Ensemble:
         """The scores of one batch, as `stream` gives them."""
         return next(iter(self.stream([(None, images)])))[1]
 
-    def stream(self, batches: Iterable[tuple[Tag, np.ndarray]]) -> Iterator[tuple[Tag, np.ndarray]]:
+    def stream(self, batches: Iterable[tuple[Tag, np.ndarray]]) -> Generator[tuple[Tag, np.ndarray]]:
         """Weighted mean of the members' probabilities in each part, batch after batch, in the order of the batches.
 
         Every device takes the next batch when it has done one. What fails on one is computed by the others, and the
-        device is used no more; the last one raises. A batch is drawn when a device has room for it. Close the iterator,
-        or empty it.
+        device is used no more; the last one raises. A batch is drawn when a device has room for it. Empty it, or close
+        it.
 
         Args:
             batches: anything that shall come back with the scores, and uint8 (N, h, w, 1).
