@@ -21,13 +21,13 @@ KERNELS = ("prepare", "train", "infer")
 LIMITS = {
     "rsna_kit lines": 13_560,  # 10,000
     "rsna_kit modules": 81,  # 80
-    "rsna_lab, scripts and benchmarks lines": 12_070,  # 9,000
+    "rsna_lab, scripts and benchmarks lines": 12_100,  # 9,000
     "tests lines": 19_920,  # 14,000
     "configuration keys": 50,
     "longest function": 80,
     "functions over 40 lines, percent": 10,
     "README lines": 150,
-    "docs words": 12_000,
+    "docs words": 12_160,
     "infer lines": 8_520,  # 6,500
 }
 
