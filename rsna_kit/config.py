@@ -87,7 +87,7 @@ class DecodeConfig(Section):
     workers: Count = 0  # threads or cluster tasks at once; 0: one per core (of the whole cluster)
     backend: Literal["threads", "dask"] = "threads"  # Dask goes past one machine
     scheduler: str = ""  # address of a Dask scheduler; empty: a cluster on this machine
-    gpus: Literal["none", "all"] = "none"  # "all": every GPU decodes beside the threads (DALI; not yet measured on one)
+    gpus: Literal["auto", "none", "all"] = "auto"  # DALI beside the threads; "auto": the last of several, once needed
 
 
 @dataclass(frozen=True)
@@ -153,9 +153,11 @@ class TrainConfig(Section):
 class InferConfig(Section):
     """Scoring a test set."""
 
-    batch_size: Whole = 16
+    batch_size: Whole = 16  # of a CPU, and of validation in training; a GPU finds its own
     tta: Literal["none", "flip"] = "none"  # "flip": the mean with the picture upside down
     runtime: Literal["keras", "openvino"] = "keras"  # OpenVINO: faster on most CPUs, from wheels of its own
+    devices: Literal["auto", "one"] = "auto"  # "auto": every GPU takes batches
+    precision: Literal["auto", "float32"] = "auto"  # "auto": float16 on GPUs that are fast at it, where it is proven
     max_failure_share: Share = 0.01  # more failed images than this fail the run, after a valid submission is written
 
 

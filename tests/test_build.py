@@ -297,7 +297,7 @@ def test_what_lies_among_bundles_does_not_travel_and_a_damaged_one_is_no_dataset
         (["rsna-kit", "--from", "x"], "rsna-kit is made of nothing that --from could name, leave it out"),
         (["rsna-kit", "--owner", "a b"], "--owner: got 'a b'"),
         (["rsna-kit", "--out", str(ROOT / "datasets/rsna-kit")], "lie in one another"),
-        (["rsna-kit", "--dali"], "belong to rsna-wheels"),
+        (["rsna-kit", "--no-dali"], "belong to rsna-wheels"),
         (["phantom"], "phantom needs --from FOLDER: a synthetic competition, which `rsna-kit phantom"),
         (["rsna-kitt"], "invalid choice"),
     ],

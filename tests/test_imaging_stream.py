@@ -144,6 +144,25 @@ def test_a_device_shares_the_queue_and_the_bytes_are_the_same(files: Files) -> N
     assert not stream.notes
 
 
+@pytest.mark.parametrize("waits", [True, False])
+def test_a_late_device_begins_when_the_consumer_waits(
+    files: Files, monkeypatch: pytest.MonkeyPatch, waits: bool
+) -> None:
+    """Slow decoding and a consumer that does nothing; or one that is slow while everything is decoded ahead."""
+    monkeypatch.setattr(streaming, "_LOOK_FILES", 6)
+    slow = (lambda *rest: time.sleep(0.05) or read_image(*rest)) if waits else read_image
+    monkeypatch.setattr(streaming, "read_image", slow)
+    many, device, outcomes = files * 3, Decoder(), []
+    with ImageStream(many, IMAGE, workers=1, devices=[device], late=True, taken=36) as stream:
+        for outcome in stream:
+            time.sleep(0.0 if waits else 0.1)
+            outcomes.append(outcome)
+    assert same(outcomes, many)
+    assert bool(device.batches) == bool(stream.notes) == waits
+    if waits:
+        assert re.fullmatch(r"device decodes, too, from file 6 on: \d+% was waiting", stream.notes[0])
+
+
 @pytest.mark.parametrize("batch", [0, 1])
 def test_a_device_that_raises_is_left_behind(files: Files, batch: int) -> None:
     outcomes, stream = read(files * 3, workers=1, devices=[Decoder(raises=batch)])

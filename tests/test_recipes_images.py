@@ -130,6 +130,25 @@ def test_gpus_that_are_not_there_are_said_once(
     assert "GPU 1 does not decode: the driver is too old" in said
 
 
+@pytest.mark.parametrize(
+    ("gpus", "there", "installed", "used"),
+    [
+        ("auto", 2, True, [1]),
+        ("auto", 1, True, []),
+        ("auto", 2, False, []),
+        ("all", 1, True, [0]),
+        ("none", 2, True, []),
+    ],
+)
+def test_of_several_gpus_the_last_may_decode(
+    monkeypatch: pytest.MonkeyPatch, gpus: str, there: int, installed: bool, used: list[int]
+) -> None:
+    monkeypatch.setattr(dali, "gpu_count", lambda: there)
+    monkeypatch.setattr(dali, "is_installed", lambda: installed)
+    monkeypatch.setattr(dali, "DaliDecoder", lambda number: number)
+    assert images._devices(DecodeConfig(gpus=gpus), Events(stream=io.StringIO())) == used
+
+
 @pytest.mark.parametrize("spoil", [lambda answer: answer, lambda answer: answer << 1], ids=["right", "stretched"])
 def test_a_device_is_used_for_what_it_was_proven_for(
     files: Files,

@@ -298,18 +298,22 @@ def test_prepare_and_infer_show_the_model_the_same_bytes(
     table[pd.read_csv(phantom / "hidden" / "test.csv").columns].to_csv(competition / "test.csv", index=False)
     (competition / "test_images").symlink_to(phantom / "train_images")
     scored: list[np.ndarray] = []
-    score = Ensemble.score
-
-    def note(self: Ensemble, images: np.ndarray) -> np.ndarray:
-        scored.extend(images[..., 0])
-        return score(self, images)
-
-    monkeypatch.setattr(Ensemble, "score", note)
+    watch(monkeypatch, lambda ensemble, images: scored.extend(images[..., 0]))
     assert infer(competition, tmp_path / "out", [bundle], tiny.infer, quiet, Clock())["ok"]
     prepared = open_prepared(tmp_path / "prepared")
     assert len(scored) == len(table)
     for image_id, image in zip(table["image_id"], scored, strict=True):
         assert np.array_equal(read_picture(prepared, image_id), image)
+
+
+def watch(monkeypatch: pytest.MonkeyPatch, see: Callable[[Ensemble, np.ndarray], None]) -> None:
+    """Show every batch that is scored, as it is drawn."""
+    stream = Ensemble.stream
+
+    def watched(self: Ensemble, batches: Any) -> Any:
+        return stream(self, ((see(self, images), (tag, images))[1] for tag, images in batches))
+
+    monkeypatch.setattr(Ensemble, "stream", watched)
 
 
 def hasty(monkeypatch: pytest.MonkeyPatch, slow: str, most: int = 10**6) -> None:
@@ -349,6 +353,17 @@ def test_a_run_that_is_short_of_time_asks_for_coarser_images(
     assert run.said.count("times coarser from here on") == (0 if exact else 2)
     assert ("--exact: every pixel is decoded, though the bundles were trained on reduced JPEG" in run.said) is exact
     assert len(run.submission)
+
+
+@pytest.mark.parametrize(("attempt", "gpus"), [(1, "auto"), (2, "none")])
+def test_what_an_attempt_before_died_of_may_have_been_a_gpu_that_decodes(
+    run: Run, bundle: Path, monkeypatch: pytest.MonkeyPatch, attempt: int, gpus: str
+) -> None:
+    asked = list[str]()
+    monkeypatch.setattr("rsna_kit.recipes.images._devices", lambda decode, events: asked.append(decode.gpus) or [])
+    assert run(bundle, more={"attempt": attempt})["ok"]
+    assert asked == [gpus]
+    assert re.search(r"pictures a second: decoding cpu [\d.]+; scoring CPU:0 [\d.]+\n", run.said)
 
 
 # ---- lists
@@ -422,13 +437,8 @@ def test_what_the_models_give_up_is_done_without_and_recorded(
     run: Run, listed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hasty(monkeypatch, "models")
-    score, flips = Ensemble.score, list[bool]()
-
-    def note(self: Ensemble, images: np.ndarray) -> np.ndarray:
-        flips.append(self._flip)
-        return score(self, images)
-
-    monkeypatch.setattr(Ensemble, "score", note)
+    flips = list[bool]()
+    watch(monkeypatch, lambda ensemble, images: flips.append(ensemble._flip))
     result = run(listed, batch_size=4)
     assert result["given_up"] == [
         {"given_up": "TTA", "after_images": 4},

@@ -13,6 +13,7 @@ from __future__ import annotations
 import ctypes
 import threading
 from collections.abc import Sequence
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,11 @@ from rsna_kit.runtime.lazy import require
 # 2 GB of a T4's 16, beside the network. One picture already fills a GPU, so larger batches would only cost memory.
 BATCH_SIZE = 8
 THREADS = 4
+
+
+def is_installed() -> bool:
+    """Whether DALI is there; nothing is imported of it."""
+    return find_spec("nvidia") is not None and find_spec("nvidia.dali") is not None
 
 
 def gpu_count() -> int:

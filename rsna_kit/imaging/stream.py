@@ -15,6 +15,7 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,6 +37,8 @@ _THREAD = "decode"  # name of the CPU threads; devices have their own
 _MOST_FAILURES = 32
 _CLOSE_S = 15.0  # the slowest file takes 2 s
 _LOOK_EVERY_S = 1.0  # how often a waiting consumer looks for stuck threads
+_LOOK_FILES = 256  # how often it looks whether late devices are needed
+_WAITS = 0.2  # share of the consumer's time that it waits for images, above which they are
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,7 @@ class _Task:
     worker: str = "cpu"
 
 
-class ImageStream(Iterator[Outcome]):
+class ImageStream(Iterator[Outcome], AbstractContextManager["ImageStream"]):
     """Yields one `Outcome` per `(image_id, path)`, in the given order.
 
     A file that cannot be used becomes an outcome with an error, whatever went wrong with it. `close` drops what has not
@@ -77,12 +80,14 @@ class ImageStream(Iterator[Outcome]):
         workers: decoding threads, 0 for one per core.
         trust: decoders that are switched off.
         devices: decoders of batches that work beside the threads.
+        late: devices begin when the consumer waits for images more than a fifth of its time.
+        taken: images that the consumer takes together; so many more are decoded ahead.
         ahead: files begun and not yet handed out, at most; enough for every worker unless given.
         patience_s: seconds after which a thread counts as stuck on its file.
         clock: when its time is over, nothing more is waited for, except for the first file.
 
     Attributes:
-        notes: what devices said when they gave up; empty when all is well.
+        notes: when late devices began, and what devices said when they gave up; empty when all is well.
         coarser: further halvings of JPEG 2000, read as each file is begun: a consumer short of time raises it.
         counts: images by the worker that decoded them.
         waited_s: how long the consumer waited for images; much of the time means that decoding is what takes long.
@@ -95,30 +100,29 @@ class ImageStream(Iterator[Outcome]):
         workers: int = 0,
         trust: Trust = TRUST_ALL,
         devices: Sequence[Device] = (),
+        late: bool = False,
+        taken: int = 0,
         ahead: int | None = None,
         patience_s: float = PATIENCE_S,
         clock: Clock | None = None,
     ) -> None:
         self.coarser, self.waited_s = 0, 0.0
-        self.counts: Counter[str] = Counter()
-        self.notes: list[str] = []
+        self.counts, self.notes = Counter[str](), list[str]()
         self._files = enumerate(iter(files))
-        self._image, self._trust, self._patience_s = image, trust, patience_s
-        self._clock = clock or Clock()
+        self._image, self._trust, self._patience_s, self._clock = image, trust, patience_s, clock or Clock()
         workers = workers or cpu_count()
-        self._ahead = ahead or 4 * workers + sum(2 * device.batch_size for device in devices)
+        self._ahead = ahead or 4 * workers + sum(2 * device.batch_size for device in devices) + taken
         self._changed = threading.Condition()
         self._handed: deque[_Task] = deque()  # what devices read or decoded, for the threads to finish
         self._results: dict[int, Outcome] = {}
-        self._begun = self._next = 0
-        self._ended = self._exhausted = False
+        self._begun, self._next, self._ended, self._exhausted = 0, 0, False, False
         self._failure: Exception | None = None  # of the iterable of files
         self._feeding: set[threading.Thread] = set()  # devices' threads; one that is left behind is in it no more
-        self._running: dict[threading.Thread, tuple[list[_Task], float]] = {}
+        self._running, self._threads = dict[threading.Thread, tuple[list[_Task], float]](), list[threading.Thread]()
         cv2.setNumThreads(1)  # threads over images; OpenCV's own would compete with them
-        self._threads: list[threading.Thread] = []
+        self._late, self._looked = tuple(devices) if late else (), (time.monotonic(), 0.0)
         with self._changed:  # no thread looks at `_feeding` before all devices are in it
-            for device in devices:
+            for device in () if late else devices:
                 self._feeding.add(self._start(self._feed, device.name, device))
             for _ in range(workers):
                 self._start(self._work, _THREAD)
@@ -128,9 +132,6 @@ class ImageStream(Iterator[Outcome]):
         self._threads.append(thread)
         thread.start()
         return thread
-
-    def __enter__(self) -> ImageStream:
-        return self
 
     def __exit__(self, *exc: object) -> None:
         self.close()
@@ -145,9 +146,9 @@ class ImageStream(Iterator[Outcome]):
             self._handed.clear()
             self._results.clear()
             self._changed.notify_all()
-        until = time.monotonic() + _CLOSE_S
+        until = Clock(_CLOSE_S)
         for thread in self._threads:
-            thread.join(max(0.0, until - time.monotonic()))
+            thread.join(max(0.0, until.remaining_s()))
 
     def __next__(self) -> Outcome:
         began = time.monotonic()
@@ -166,7 +167,19 @@ class ImageStream(Iterator[Outcome]):
             self._changed.notify_all()
         self.waited_s += time.monotonic() - began
         self.counts[outcome.worker] += 1
+        if self._late and self._next % _LOOK_FILES == 0:
+            self._begin_late()
         return outcome
+
+    def _begin_late(self) -> None:
+        """Let devices begin when the consumer has waited for much of the time since the last look."""
+        (since, waited_s), self._looked = self._looked, (time.monotonic(), self.waited_s)
+        share = (self.waited_s - waited_s) / max(self._looked[0] - since, 1e-9)
+        with self._changed:
+            for device in self._late if share > _WAITS and not self._exhausted else ():
+                self.notes.append(f"{device.name} decodes, too, from file {self._next} on: {share:.0%} was waiting")
+                self._feeding.add(self._start(self._feed, device.name, device))
+                self._late = ()
 
     def _give_up_on_stuck(self) -> None:
         """Turn files that hold a thread for too long into failures. Called with the lock held."""
@@ -180,10 +193,8 @@ class ImageStream(Iterator[Outcome]):
                 self._leave(thread, f"nothing came within {self._patience_s:g} s", tasks)
                 continue
             for task in tasks:
-                where, limit = f"image {task.image_id} ({task.path})", f"{self._patience_s:g} s"
-                error = DecodeError(
-                    f"{where}: nothing came within {limit}: a decoder hangs, or the disk. Exclude the image"
-                )
+                text = f"image {task.image_id} ({task.path}): nothing came within {self._patience_s:g} s: a decoder "
+                error = DecodeError(f"{text}hangs, or the disk. Exclude the image")
                 self._results[task.number] = Outcome(task.image_id, error=error)
             self._start(self._work, _THREAD)
 

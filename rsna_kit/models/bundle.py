@@ -96,10 +96,12 @@ def is_score(value: object) -> TypeGuard[int | float]:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1  # NaN is not
 
 
-def load_model(bundle: Bundle) -> Any:
-    """Build the network of a bundle of any kind and load its weights.
+def load_model(bundle: Bundle, precision: str = "float32") -> Any:
+    """Build the network of a bundle of any kind and load its weights, float32 whatever precision trained or computes.
 
-    It computes in float32: weights are float32 whatever precision they were trained in.
+    Args:
+        bundle: from `open_bundle`.
+        precision: Keras' dtype policy that it computes by, such as "mixed_float16".
 
     Returns:
         keras.Model from uint8 (batch, h, w, 1) to float32 (batch, 1), a logit, or (batch, 2), logit and attention, for
@@ -113,7 +115,7 @@ def load_model(bundle: Bundle) -> Any:
     name = kind if kind == "cvae" else bundle.config.model.backbone
     try:
         held = _count_arrays(path)
-        with dtype_policy("float32"):
+        with dtype_policy(precision):
             model = build_network(bundle.config, bundle.config.image)
         if held > len(model.weights):  # Keras does not mind what it has no place for
             raise ValueError(f"it holds {held} arrays, expected {len(model.weights)}.")

@@ -32,6 +32,7 @@ def open_stream(
     settings: DecodeConfig,
     events: Events,
     clock: Clock | None = None,
+    batch_size: int = 0,
 ) -> ImageStream:
     """Read every head, prove the decoders on a few files of each kind, and open the queue of this process.
 
@@ -41,12 +42,14 @@ def open_stream(
         settings: the decode section.
         events: told what was found.
         clock: when its time is over, nothing more is handed out; heads and proof take a twentieth of it at most.
+        batch_size: images that are taken together, and decoded ahead while those before are worked on.
     """
     from rsna_kit.imaging.stream import ImageStream
 
     devices = _devices(settings, events)
     trust = _look(files, settings, devices, events, clock or Clock())
-    return ImageStream(files, image, settings.workers, trust, devices, clock=clock)
+    late = settings.gpus == "auto"
+    return ImageStream(files, image, settings.workers, trust, devices, late, batch_size, clock=clock)
 
 
 def open_images(
@@ -62,7 +65,7 @@ def open_images(
         if settings.scheduler:
             raise UsageError(f"decode.scheduler={settings.scheduler} needs decode.backend=dask, got threads")
         return open_stream(files, image, settings, events)
-    if settings.gpus != "none":
+    if settings.gpus == "all":
         raise UsageError(f"decode.gpus={settings.gpus} works with decode.backend=threads, got {settings.backend}")
     from rsna_kit.imaging.spread import spread_images
 
@@ -71,18 +74,22 @@ def open_images(
 
 
 def _devices(settings: DecodeConfig, events: Events) -> list[Device]:
-    """The GPUs that shall decode; one that cannot is said once, and the threads do its work."""
-    if settings.gpus == "none":
-        return []
-    from rsna_kit.dicom.dali import DaliDecoder, gpu_count
+    """The GPUs that shall decode; one that cannot is said once, and the threads do its work.
 
+    With "auto" it is the last of several, if DALI is installed: the only one has scoring to do.
+    """
+    from rsna_kit.dicom.dali import DaliDecoder, gpu_count, is_installed
+
+    auto = settings.gpus == "auto"
+    if settings.gpus == "none" or (auto and not (is_installed() and gpu_count() > 1)):
+        return []
     devices: list[Device] = []
-    for number in range(gpu_count()):
+    for number in range(gpu_count() - 1 if auto else 0, gpu_count()):
         try:
             devices.append(DaliDecoder(number))
         except MissingDependencyError as error:
             events.say(f"GPU {number} does not decode: {error}")
-    if not devices:
+    if not devices and not auto:
         events.say("decode.gpus=all: no GPU that decodes, the CPU does everything")
     return devices
 

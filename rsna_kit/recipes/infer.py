@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import closing
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -75,7 +76,9 @@ def infer(
     decode = decode or DecodeConfig()
     if decode.backend != "threads":
         raise UsageError(f"decode.backend: got {decode.backend!r}, infer decodes in threads of its own process")
-    if decode.gpus != "none":  # TensorFlow would take all memory of a GPU that also decodes
+    if attempt > 1:  # decoding on a GPU may be what killed those before
+        decode = dataclasses.replace(decode, gpus="none")
+    if decode.gpus != "none":  # TensorFlow would take all memory of a GPU that may also decode
         os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
     competition = find_competition(where)
     test, sample = _read_tables(competition, out, events)
@@ -88,8 +91,8 @@ def infer(
         events.say("the run before gave something up for want of time: given_up.json", kind="given_up")
     save_every_s = SAVE_EVERY_S if attempt == 1 else min(SAVE_EVERY_S, SAVE_SOON_S)
     files = list(competition.files("test", left))
-    breasts = _score_images(scoring, files, decode, settings.batch_size, save_every_s, clock, events)
-    return _summary(scoring, breasts, settings, clock, events)
+    breasts, speed = _score_images(scoring, files, decode, save_every_s, clock, events)
+    return _summary(scoring, breasts, settings, clock, events) | {"pictures_per_s": speed}
 
 
 class _Scoring:
@@ -114,7 +117,8 @@ class _Scoring:
             events.say("--exact: every pixel is decoded, though the bundles were trained on reduced JPEG 2000")
             self.image = dataclasses.replace(self.image, decode="exact")
         self.tta = "flip" if "flip" in (settings.tta, self.members.tta) else "none"
-        self.ensemble = Ensemble(self.members.members, settings.batch_size, self.tta, settings.runtime, events.say)
+        how = (settings.runtime, settings.devices, settings.precision)
+        self.ensemble = Ensemble(self.members.members, settings.batch_size, self.tta, *how, events.say)
         images = "\n".join(self.test["image_id"] + " " + self.test["prediction_id"])
         identity = {
             "bundles": [member.bundle.metadata["sha256"]["model.weights.h5"] for member in self.members.members],
@@ -127,14 +131,19 @@ class _Scoring:
         self.before: dict[str, Any] = {"coarser": 0, "given_up": []} | self.ledger.given_up  # by earlier runs
         self.calibration = _calibration(self.members, events)
 
-    def add(self, batch: Sequence[Outcome]) -> None:
-        """Score a batch; what has no picture is a failure."""
-        good = {outcome.image_id: outcome.rendered.image for outcome in batch if outcome.rendered is not None}
+    def batches(self, outcomes: Iterator[Outcome]) -> Iterator[tuple[list[Outcome], np.ndarray]]:
+        """Outcomes, and the pictures of those that have one: uint8 (N, h, w, 1)."""
+        while batch := list(islice(outcomes, self.ensemble.batch_size)):
+            empty = np.empty((0, self.image.height, self.image.width), np.uint8)
+            pictures = [outcome.rendered.image for outcome in batch if outcome.rendered is not None]
+            yield batch, (np.stack(pictures) if pictures else empty)[..., None]
+
+    def add(self, batch: Sequence[Outcome], scores: np.ndarray) -> None:
+        """Keep the scores of a batch; what has no picture is a failure."""
         for outcome in batch:
             if outcome.rendered is None:
                 self.ledger.fail(outcome.failure())
-        if good:
-            self.ledger.add(list(good), self.ensemble.score(np.stack(list(good.values()))[..., None]))
+        self.ledger.add([outcome.image_id for outcome in batch if outcome.rendered is not None], scores)
 
     def write(self, pace: Pace, done: int) -> pd.DataFrame:
         """Save the ledger, submission.csv (0 or 1) and scores.csv (with probabilities, where there is a calibration).
@@ -176,29 +185,27 @@ def _score_images(
     scoring: _Scoring,
     files: Sequence[tuple[str, Path]],
     decode: DecodeConfig,
-    batch_size: int,
     save_every_s: float,
     clock: Clock,
     events: Events,
-) -> pd.DataFrame:
-    """Decode and score until all is done or the time is over; the breasts as they were written last."""
+) -> tuple[pd.DataFrame, dict[str, dict[str, float]]]:
+    """Decode and score until all is done or the time is over: the breasts as written last, and how fast each worked."""
     from rsna_kit.imaging.pace import MOST_COARSER, Pace
     from rsna_kit.recipes.images import open_stream
 
-    done = len(scoring.test) - len(files)
+    ensemble, done = scoring.ensemble, len(scoring.test) - len(files)
     stop, most = Clock(clock.remaining_s() - WRITE_RESERVE_S), MOST_COARSER if scoring.image.decode == "reduced" else 0
-    outcomes = open_stream(files, scoring.image, decode, events, stop)
-    ensemble = scoring.ensemble
+    outcomes = open_stream(files, scoring.image, decode, events, stop, ensemble.batch_size)
     pace = Pace(stop, len(files), 0.0, lambda line: events.say(line, kind="given_up"), most, ensemble.lighten)
-    begun = clock.elapsed_s()
+    begun = started = clock.elapsed_s()
     saved = begun - save_every_s + min(save_every_s, SAVE_SOON_S)
-    with outcomes:
+    with outcomes, closing(ensemble.stream(scoring.batches(outcomes))) as scored:
         with events.progress(len(files), "infer") as progress:
-            while batch := list(islice(outcomes, batch_size)):
-                scoring.add(batch)
+            for batch, scores in scored:
+                scoring.add(batch, scores)
                 for outcome in batch:
                     progress.advance(kind=outcome.worker)
-                if progress.done <= batch_size:
+                if progress.done <= ensemble.batch_size * ensemble.ahead:
                     pace.begin(progress.done, outcomes.waited_s)
                 outcomes.coarser = pace.update(progress.done, outcomes.waited_s)
                 if stop.remaining_s() < clock.elapsed_s() - begun:  # the next batch takes as long
@@ -207,11 +214,17 @@ def _score_images(
                 if begun - saved > save_every_s:
                     saved = begun
                     scoring.write(pace, done)
-        # Before the stream is closed, which waits for the files that are being decoded.
+        # Before the streams are closed, which wait for the files that are being decoded and the batches under way.
         breasts = scoring.write(pace, done)
     for note in outcomes.notes:
         events.say(note)
-    return breasts
+    seconds = max(clock.elapsed_s() - started, 1e-9)
+    decoded = {name: round(count / seconds, 2) for name, count in outcomes.counts.items()}
+    speed = {"decoding": decoded, "scoring": ensemble.speed()}
+    told = (f"{work} {', '.join(f'{name} {rate}' for name, rate in one.items())}" for work, one in speed.items() if one)
+    if files:
+        events.say(f"pictures a second: {'; '.join(told)}", kind="speed", **speed)
+    return breasts, speed
 
 
 def _summary(

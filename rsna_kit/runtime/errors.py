@@ -86,6 +86,18 @@ def one_line(error: BaseException) -> str:
     return said if len(said) <= 400 else said[:399] + "…"
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Whether a framework says that a device's memory is used up: TensorFlow, XLA, cuDNN and NumPy say so differently.
+
+    Example:
+        >>> out_of_memory(RuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 8 bytes."))
+        True
+    """
+    said = ("RESOURCE_EXHAUSTED", "Out of memory", "OOM when", "CUDNN_STATUS_ALLOC_FAILED")
+    exhausted = isinstance(error, MemoryError) or "ResourceExhausted" in type(error).__name__
+    return exhausted or any(words in str(error) for words in said)
+
+
 def listed(names: Iterable[object], what: str = "", most: int = 5) -> str:
     """`3 missing (a, b, c)` of names and what they are; at most so many of them."""
     known = [str(name) for name in names]

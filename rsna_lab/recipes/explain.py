@@ -56,7 +56,7 @@ def explain(
         out: folder to write.
         bundle_paths: bundles, folders of bundles or of an `ensemble.json`, as `infer` takes them; of several, the
             weighted mean of their normalised maps is shown.
-        settings: its batch_size and max_failure_share are used.
+        settings: all but its tta is used.
         events: progress, with the time that is left.
         images: these pictures; empty: the `top` highest scores of the split.
         top: how many.
@@ -85,7 +85,8 @@ def explain(
     bundles = [member.bundle for member in chosen.members]
     image = common_image(bundles)
     explain_pictures, method = build_explainer(chosen.members)
-    ensemble = Ensemble(chosen.members, settings.batch_size, chosen.tta)
+    how = (settings.runtime, settings.devices, settings.precision)
+    ensemble = Ensemble(chosen.members, settings.batch_size, chosen.tta, *how, events.say)
     events.say(f"explain: {len(table)} pictures of {competition.root} ({split}), {len(bundles)} bundles")
 
     outcomes = open_stream(list(competition.files(split, table)), image, decode, events)
