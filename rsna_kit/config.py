@@ -94,7 +94,7 @@ class DecodeConfig(Section):
 class DataConfig(Section):
     """Shards and batches."""
 
-    save: Literal["png", "jpeg", "none"] = "png"  # pictures kept beside the shards, for looking at
+    save: Literal["png", "jpeg", "none"] = "jpeg"  # pictures by patient, to look at; "png": in the place of TFRecords
     augment: str = "light"  # one of rsna_kit.data.augment.RECIPES
     positive_share: Share = 0.25  # share of each training batch drawn from positives, at least one image
     negatives: Annotated[float, Limits(TINY, 1, "more than 0, at most 1")] = 1.0  # of the healthy drawn for an epoch
