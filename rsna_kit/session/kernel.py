@@ -136,20 +136,27 @@ class Session:
             if not tensorflow.config.list_physical_devices("GPU"):
                 raise RsnaKitError(f"TensorFlow {tensorflow.__version__} sees none of {self.gpus}. {again}")
 
-    def prepared(self) -> Path:
-        """The one folder written by `prepare` that is attached.
+    def prepared(self) -> tuple[list[Path], list[Path]]:
+        """The folders written by `prepare` that are attached: all but those that EXTRA names, and those.
 
         Raises:
-            UsageError: none or several.
+            UsageError: none of either.
         """
         found = [folder for source in self.sources for folder in find_inputs("manifest.json", source.path)]
-        if len(found) == 1:
-            return found[0]
-        names = ", ".join(map(str, found)) or "none"
-        raise UsageError(
-            f"expected the output of one prepare kernel, got {names}. Attach the kernel rsna-kit-prepare "
-            f"(kernel_sources), and no other. Attached is:\n{self.attached()}"
-        )
+        extra: list[Path] = []
+        for name in self.words("EXTRA") if "EXTRA" in self.settings else []:
+            root = next((source.path for source in self.sources if source.reference == name), self.input / name)
+            named = [folder for folder in found if folder.is_relative_to(root)]
+            if not named:
+                raise UsageError(f"EXTRA: {name} holds no prepared folder. Attached is:\n{self.attached()}")
+            extra += named
+        own = [folder for folder in found if folder not in extra]
+        if not own:
+            raise UsageError(
+                "expected the output of the prepare kernels, got none. Attach the kernel rsna-kit-prepare, or all that "
+                f"made a part (kernel_sources). Attached is:\n{self.attached()}"
+            )
+        return own, extra
 
     def bundles(self) -> list[Path]:
         """Where the bundles come from: the sources that BUNDLES names, or else the one Model, kernel or dataset.
