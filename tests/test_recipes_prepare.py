@@ -22,6 +22,7 @@ from rsna_kit.config import Config, DecodeConfig, preset, with_overrides
 from rsna_kit.data import shards
 from rsna_kit.data.shards import open_prepared, read_picture
 from rsna_kit.imaging.render import read_image
+from rsna_kit.recipes.check import check
 from rsna_kit.recipes.prepare import prepare
 from rsna_kit.runtime.errors import ShardError, TableError, UsageError
 from rsna_kit.runtime.events import Events
@@ -49,6 +50,11 @@ def test_every_picture_is_the_one_infer_would_make(phantom: Path, whole: Path, t
     assert list(prepared.table["image_id"]) == list(table["image_id"])
     for image_id, path in find_competition(phantom).files("train", table.iloc[::7]):
         assert np.array_equal(read_picture(prepared, image_id), read_image(path, image_id, tiny.image).image)
+
+
+def test_check_says_what_the_pictures_will_take(phantom: Path, whole: Path, tiny: Config, quiet: Events) -> None:
+    pictures = sum(entry.length for entry in open_prepared(whole).index.values())
+    assert check(phantom, quiet, tiny.image)["train"]["prepared_bytes"] == pytest.approx(pictures, rel=0.1)
 
 
 def test_pictures_are_saved_by_patient_when_they_are_asked_for(
