@@ -76,6 +76,36 @@ def test_what_was_done_before_something_else_is_not_mistaken_for_the_newest(worl
     assert world.ledger.last("submit")["version"] == value["infer"]
 
 
+def test_pictures_that_one_output_cannot_hold_are_prepared_in_parts_side_by_side(world: World) -> None:
+    """54,706 of 1536x768 are 25 GB, and train gets the outputs of both kernels; nothing is done twice."""
+    settings = "SETTINGS = {'PRESET': 'default', 'SET': '', 'PART': ''}\n"
+    part = "(working / 'part').write_text(SETTINGS['PART'])\nverdict()"
+    reads = "found = sorted(path.read_text() for path in inputs.glob('notebooks/*/rsna-kit-prepare*/part'))\n"
+    made = (
+        "(working / 'bundles').mkdir()\n(working / 'bundles/weights').write_text('0.5 ' + ' '.join(found))\nverdict()"
+    )
+    for name, text in (("prepare", settings + part), ("train", reads + made)):
+        data = json.loads((world.project / f"kernels/{name}/kernel-metadata.json").read_text())
+        write_kernel(world.project / "kernels" / name, text, **data)
+    shown = world.does("all", "--dry-run").value
+    assert "== push prepare, part 1/2" in shown
+    assert "== push prepare, part 2/2" in shown
+    first = world.does("all").value
+    assert first["prepare"] == [1, 1]
+    kinds = [line["kind"] for line in world.ledger.lines() if "rsna-kit-prepare" in line.get("kernel", "")]
+    assert kinds == ["push", "push", "run", "fetch", "run", "fetch"]
+    weights = world.site.datasets[f"{USER}/rsna-weights"].versions[0] / "bundles/weights"
+    assert weights.read_text() == "0.5 1/2 2/2"
+    assert f"notebooks/{USER}/rsna-kit-prepare-2" in world.site.kernels[f"{USER}/rsna-kit-train"].versions[0].sources
+    assert set(world.push("status").value["kernels"]) == {"infer", "prepare 1/2", "prepare 2/2", "train"}
+    world.site.calls.clear()
+    assert world.does("all").value == first
+    assert world.site.changes == []
+    small = ["--settings", "prepare", "SET=image.height=1024 image.width=512"]
+    talk = world.fails("all", *skipping("build", "upload", "prepare"), *small)
+    assert "train reads the output of tester/rsna-kit-prepare, and this account has none" in talk
+
+
 def test_two_at_once_are_one(world: World) -> None:
     with alone(world.project):
         command = [sys.executable, ROOT / "scripts/push", "submit", "--project", world.project, "--kaggle", "/bin/true"]

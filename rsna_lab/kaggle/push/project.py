@@ -16,7 +16,7 @@ from rsna_lab.kaggle.build import KINDS
 from rsna_lab.kaggle.metadata import DATASET_FILE, KERNEL_FILE, filled, read_metadata
 from rsna_lab.kaggle.push.account import Account, same
 
-LIBRARY, WEIGHTS = "rsna-kit", "rsna-weights"
+LIBRARY, WEIGHTS, PREPARE = "rsna-kit", "rsna-weights", "prepare"
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,164 @@
+"""What a recipe will take on Kaggle, before anything is sent: parts and hours, measured by earlier runs or guessed.
+
+Measured is what the verdicts of earlier runs say (`runs/kaggle/<kernel>/v<version>/verdict.json`, of the same size of
+pictures and the same backbone). Where there is none: kB a picture from `rsna_kit.data.shards.picture_bytes`, and the
+guesses below, which nobody has measured: they may be wrong by a factor of two either way.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rsna_kit.config import Config, image_fingerprint, preset, with_overrides
+from rsna_kit.data.sampling import epoch_order, positives_per_batch
+from rsna_kit.session.verdict import VERDICT
+
+IMAGES, CANCERS, HIDDEN = 54_706, 1_158, 32_000  # pictures of train.csv, those with cancer, pictures of the hidden test
+PART_BYTES = 18e9  # a session's output holds 20
+WEEK_H = 30.0  # of GPU quota
+GMAC_S = {
+    "float32": 1000.0,
+    "half": 2500.0,
+}  # a guess: what a T4 does of a ConvNeXt a second, in 10^9; EfficientNet: half
+BACKWARD = 3.0  # training a picture against scoring it
+DECODED_S = 8.0  # a guess: DICOM files a second on the four cores of a session
+
+
+@dataclass(frozen=True)
+class Expected:
+    """Hours of a recipe, and what they rest on.
+
+    `trained` are the pictures of an epoch, `validated` those of its validation; rates are pictures a second, of all
+    GPUs together. `known` names what earlier runs measured.
+    """
+
+    macs: int
+    trained: int
+    validated: int
+    train_rate: float
+    score_rate: float
+    decode_rate: float
+    folds: int
+    epochs: int
+    known: tuple[str, ...] = ()
+
+    @property
+    def epoch_h(self) -> float:
+        """Of one fold, validation included."""
+        return (self.trained / self.train_rate + self.validated / self.score_rate) / 3600
+
+    @property
+    def train_h(self) -> float:
+        """Of all folds that are asked for."""
+        return self.folds * self.epochs * self.epoch_h
+
+    @property
+    def decode_h(self) -> float:
+        """Of the 54,706 training pictures on one CPU session."""
+        return IMAGES / self.decode_rate / 3600
+
+    @property
+    def scoring_h(self) -> float:
+        """Of the scoring run: files are decoded while the networks of all folds score those before."""
+        return HIDDEN * max(1 / self.decode_rate, self.folds / self.score_rate) / 3600
+
+
+def read_config(settings: Mapping[str, str]) -> Config:
+    """The configuration that a kernel's SETTINGS make."""
+    return with_overrides(preset(settings.get("PRESET", "default")), settings.get("SET", "").split())
+
+
+def parts_of(settings: Mapping[str, str], project: Path) -> list[str]:
+    """The values of PART with which the kernel `prepare` runs: "" once where one output holds all pictures.
+
+    Args:
+        settings: its SETTINGS; where its PART is filled already, that alone is meant.
+        project: where earlier verdicts lie; pictures that took more than was expected make more parts.
+    """
+    from rsna_kit.recipes.prepare import needed_bytes
+
+    if settings.get("PART") or "PART" not in settings:
+        return [settings.get("PART", "")]
+    config = read_config(settings)
+    took = [row["bytes"] / row["images"] for row in _prepared(config, project) if row.get("bytes")]
+    of = math.ceil(IMAGES * max([needed_bytes(1, config), *took]) / PART_BYTES)
+    return [f"{number}/{of}" for number in range(1, of + 1)] if of > 1 else [""]
+
+
+def expect(config: Config, project: Path | None = None, folds: int = 0, factor: float = 1.0) -> Expected:
+    """What a recipe takes.
+
+    Args:
+        config: the recipe.
+        project: where earlier verdicts lie; None takes the guesses alone.
+        folds: how many are trained, 0 for all.
+        factor: by which the GPUs are faster than the guess.
+    """
+    from rsna_kit.models.network import build_network
+    from rsna_lab.analysis.macs import count_macs
+
+    model, train = config.model, config.train
+    macs = count_macs(build_network(model, config.image))
+    labels = np.repeat(
+        [1, 0], [CANCERS * (train.folds - 1) // train.folds, (IMAGES - CANCERS) * (train.folds - 1) // train.folds]
+    )
+    per_batch = positives_per_batch(labels, train.batch_size, config.data.positive_share, config.data.negatives)
+    trained = len(epoch_order(labels, train.batch_size, per_batch, 0, 0, config.data.negatives))
+
+    def rate(precision: str, devices: str) -> float:
+        speed = GMAC_S["float32" if precision == "float32" else "half"] * (
+            1 if model.backbone.startswith("convnext") else 0.5
+        )
+        return factor * speed * 1e9 / macs * (1 if devices == "one" else 2)
+
+    rates = {"training": rate(train.precision, train.devices) / BACKWARD, "decoding": DECODED_S}
+    rates["scoring"] = rate(getattr(config.infer, "precision", "float32"), getattr(config.infer, "devices", "one"))
+    measured: dict[str, float] = {}
+    if project is not None:
+        measured |= {"decoding": row["images"] / row["seconds"] for row in _prepared(config, project)[-1:]}
+        for counts in _verdicts(project, "train"):
+            speed = counts.get("speed") or {}
+            if (speed.get("backbone"), speed.get("image")) == (
+                model.backbone,
+                [config.image.height, config.image.width],
+            ):
+                measured |= {name: float(speed[name]) for name in ("training", "scoring") if speed.get(name)}
+    rates |= measured
+    several = folds or train.folds
+    return Expected(
+        macs,
+        trained,
+        IMAGES // train.folds,
+        rates["training"],
+        rates["scoring"],
+        rates["decoding"],
+        several,
+        train.epochs,
+        tuple(sorted(measured)),
+    )
+
+
+def _prepared(config: Config, project: Path) -> list[dict[str, Any]]:
+    """What earlier runs of prepare counted, of pictures like these."""
+    found = _verdicts(project, "prepare")
+    return [row for row in found if row.get("fingerprint") == image_fingerprint(config.image) and row.get("images")]
+
+
+def _verdicts(project: Path, kernel: str) -> list[dict[str, Any]]:
+    """Counts of a kernel's runs that ended well, oldest first, with `seconds`."""
+    rows = []
+    paths = project.glob(f"runs/kaggle/*/v*/{VERDICT}")
+    for path in sorted(paths, key=lambda path: path.stat().st_mtime):
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            said = json.loads(path.read_text(encoding="utf-8"))
+            if said["ok"] and said["kernel"] == kernel:
+                rows.append({**said["counts"], "seconds": 60 * float(said["minutes"])})
+    return rows
