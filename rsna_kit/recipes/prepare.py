@@ -95,12 +95,22 @@ def prepare(
     }
 
 
-def _take_part(table: pd.DataFrame, part: str) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """The rows of a part, and what the manifest says of it."""
+def read_part(part: str) -> tuple[int, int]:
+    """Of "2/3" the number, and of how many.
+
+    Raises:
+        UsageError: another form, or no such part.
+    """
     form = re.fullmatch(r"([1-9]\d?)/([1-9]\d?)", part)
     number, of = map(int, form.groups()) if form else (0, 0)
     if not 1 <= number <= of:
         raise UsageError(f"part: got {part!r}, expected one such as 2/3: the second of three")
+    return number, of
+
+
+def _take_part(table: pd.DataFrame, part: str) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """The rows of a part, and what the manifest says of it."""
+    number, of = read_part(part)
     counts = table.groupby("patient_id", sort=False).size()
     before = counts.cumsum() - counts
     chosen = counts.index[before * of // len(table) == number - 1]

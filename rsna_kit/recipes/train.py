@@ -92,6 +92,7 @@ def train(
         (out / f"fold{fold}" / CHECKPOINT).unlink(missing_ok=True)  # of a run that was killed right before this
     left = [fold for fold in chosen if fold not in done]
     stopped, skipped, epoch_s = [], [], 0.0
+    speed: dict[str, Any] = {}
     if left:
         trainer = Trainer(prepared, config, events, lambda scores: _validate(scores, table), clock, weights, step)
         if trainer.start:
@@ -107,6 +108,10 @@ def train(
         share = Clock(clock.remaining_s() / (len(left) - position))
         result = _train_fold(trainer, table, fold, out, share, seen, events)
         epoch_s = result.history[-1]["seconds"]
+        speed = {"backbone": config.model.backbone, "image": [config.image.height, config.image.width]}
+        if result.step_s and result.validation_s:  # not where a checkpoint had all
+            speed["training"] = round(config.train.batch_size / result.step_s, 2)  # pictures a second
+            speed["scoring"] = round(len(result.validation) / result.validation_s, 2)
         if result.stopped:
             stopped.append(fold)
     scored = sorted({*found, *left} - (set(skipped) - set(found)))
@@ -117,7 +122,13 @@ def train(
         )
     concluded = _conclude(out, table, config, scored, events)
     unfinished = {"stopped_by_clock": stopped, "skipped": skipped}
-    return {"ok": not stopped and not skipped, **concluded, **unfinished, "minutes": round(clock.elapsed_s() / 60, 2)}
+    return {
+        "ok": not stopped and not skipped,
+        **concluded,
+        **unfinished,
+        "speed": speed,
+        "minutes": round(clock.elapsed_s() / 60, 2),
+    }
 
 
 def _train_fold(

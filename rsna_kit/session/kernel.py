@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import platform
+import resource
 import signal
 import sys
 import traceback
@@ -194,6 +195,13 @@ class Session:
     def close(self, counts: Mapping[str, Any], ok: bool, reason: str) -> None:
         """Write verdict.json and print it, the last thing of a run."""
         counted = {"counts": dict(counts), "minutes": round(self._began.elapsed_s() / 60, 2)}
+        peak = {"process": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}  # Linux counts kiB
+        with suppress(Exception):
+            tensorflow = sys.modules["tensorflow"]
+            for number in range(len(tensorflow.config.list_physical_devices("GPU"))):
+                device = f"GPU:{number}"
+                peak[device] = tensorflow.config.experimental.get_memory_info(device)["peak"] / 2**30
+        self.facts["memory_gib"] = {name: round(size, 2) for name, size in peak.items()}
         write_verdict(self.working, {"ok": ok, "kernel": self.kernel, "reason": reason, **counted, **self.facts})
 
     def _say(self, what: str, line: str) -> None:

@@ -11,7 +11,7 @@ import json
 import math
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,9 @@ import numpy as np
 
 from rsna_kit.config import Config, image_fingerprint, preset, with_overrides
 from rsna_kit.data.sampling import epoch_order, positives_per_batch
+from rsna_kit.runtime.clock import parse_duration
 from rsna_kit.session.verdict import VERDICT
+from rsna_lab.kaggle.options import fill_settings, read_settings
 
 IMAGES, CANCERS, HIDDEN = 54_706, 1_158, 32_000  # pictures of train.csv, those with cancer, pictures of the hidden test
 PART_BYTES = 18e9  # a session's output holds 20
@@ -106,7 +108,7 @@ def expect(config: Config, project: Path | None = None, folds: int = 0, factor: 
     from rsna_lab.analysis.macs import count_macs
 
     model, train = config.model, config.train
-    macs = count_macs(build_network(model, config.image))
+    macs = count_macs(build_network(config, config.image))
     labels = np.repeat(
         [1, 0], [CANCERS * (train.folds - 1) // train.folds, (IMAGES - CANCERS) * (train.folds - 1) // train.folds]
     )
@@ -123,7 +125,8 @@ def expect(config: Config, project: Path | None = None, folds: int = 0, factor: 
     rates["scoring"] = rate(getattr(config.infer, "precision", "float32"), getattr(config.infer, "devices", "one"))
     measured: dict[str, float] = {}
     if project is not None:
-        measured |= {"decoding": row["images"] / row["seconds"] for row in _prepared(config, project)[-1:]}
+        for counts in _prepared(config, project):
+            measured["decoding"] = counts["images"] / counts["seconds"]
         for counts in _verdicts(project, "train"):
             speed = counts.get("speed") or {}
             if (speed.get("backbone"), speed.get("image")) == (
@@ -144,6 +147,51 @@ def expect(config: Config, project: Path | None = None, folds: int = 0, factor: 
         train.epochs,
         tuple(sorted(measured)),
     )
+
+
+def forecast(project: Path, given: Mapping[str, Mapping[str, str]]) -> str:
+    """What the steps would take, a paragraph each; nothing is asked of Kaggle.
+
+    Args:
+        project: with kernels/, build/ and runs/.
+        given: kernel → settings in the place of its own, as `--settings`.
+    """
+    scripts = {name: project / "kernels" / name / f"{name}.py" for name in ("prepare", "train", "infer")}
+    told = {
+        name: read_settings(fill_settings(path.read_text("utf-8"), given.get(name, {})))
+        for name, path in scripts.items()
+    }
+    images, config = read_config(told["prepare"]).image, read_config(told["train"])
+    infer = with_overrides(config, told["infer"].get("SET", "").split()).infer
+    config, folds = replace(config, image=images, infer=infer), len(told["train"].get("FOLDS", "").split())
+    parts = len(parts_of(told["prepare"], project))
+    slow, here, fast = (expect(config, project, folds, factor) for factor in (0.5, 1.0, 2.0))
+    limit_h = parse_duration(told["train"].get("TIME_LIMIT") or "11h30m") / 3600
+    budget_h = float(told["train"].get("HOURS") or getattr(config.train, "hours", 0.0))
+    how = {name: "measured" if name in here.known else "a guess" for name in ("decoding", "training", "scoring")}
+    built = [path for path in sorted(project.glob("build/datasets/*")) if path.is_dir()]
+    sizes = [sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) / 1e6 for path in built]
+    datasets = ", ".join(f"{path.name} {size:.1f} MB" for path, size in zip(built, sizes, strict=True))
+    sessions = f"{math.ceil(min(here.train_h, budget_h or math.inf) / limit_h)} sessions of {limit_h:g} h"
+    if budget_h:
+        epochs = min(int(budget_h / here.folds / here.epoch_h), here.epochs)
+        sessions += f"; the budget of {budget_h:g} h holds {epochs} epochs of each fold"
+    lines = (
+        f"upload   {datasets or 'nothing is built yet'}",
+        f"prepare  {IMAGES:,} pictures of {images.height}x{images.width} in {parts} kernel{'s' * (parts > 1)} "
+        "at a time",
+        f"         {here.decode_rate:.1f} files a second ({how['decoding']}): "
+        f"{here.decode_h / parts:.1f} h of CPU each, no quota",
+        f"train    {config.model.backbone}, {here.macs / 1e9:.0f} GMAC a picture, {here.trained:,} pictures an epoch, "
+        f"{here.folds} folds of {here.epochs} epochs",
+        f"         {here.train_rate:.1f} pictures a second ({how['training']}): {here.epoch_h:.2f} h an epoch and "
+        f"fold, {here.train_h:.0f} h of GPU quota ({fast.train_h:.0f} to {slow.train_h:.0f}) of {WEEK_H:g} a week",
+        f"         {sessions}",
+        "infer    minutes of GPU quota, on the visible test",
+        f"scoring  {HIDDEN:,} pictures by {here.folds} networks, each {here.score_rate:.0f} a second ({how['scoring']})"
+        f": {here.scoring_h:.1f} h ({fast.scoring_h:.1f} to {slow.scoring_h:.1f}) of 9, no quota",
+    )
+    return "\n".join(lines)
 
 
 def _prepared(config: Config, project: Path) -> list[dict[str, Any]]:
