@@ -14,8 +14,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from rsna_kit.config import preset
 from rsna_lab.kaggle.push.expected import WEEK_H, expect, parts_of
 
-COLUMNS = ("preset", "parts", "GMAC a picture", "guess times", "pictures/s, training", "pictures/s, scoring")
-COLUMNS += ("hours an epoch and fold", "epochs of all folds in 30 h", "hours of the preset's epochs", "scoring run, h")
+COLUMNS = (
+    *("preset", "parts", "GMAC a picture", "guess times", "pictures/s, training", "pictures/s, scoring"),
+    *("hours an epoch and fold", "epochs of all folds in 30 h", "hours of the preset's epochs", "scoring run, h"),
+)
 
 
 def main() -> None:

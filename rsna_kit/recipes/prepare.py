@@ -21,7 +21,7 @@ from rsna_kit.runtime.events import Events, Progress
 from rsna_kit.runtime.files import write_bytes
 
 if TYPE_CHECKING:
-    from rsna_kit.data.shards import ShardWriter
+    from rsna_kit.data.writer import ShardWriter
     from rsna_kit.imaging.stream import Outcome
 
 
@@ -52,7 +52,8 @@ def prepare(
     Raises:
         UsageError: no such part; or pictures that would not fit, said before the first one is read.
     """
-    from rsna_kit.data.shards import SHARD_IMAGES, ShardWriter
+    from rsna_kit.data.shards import SHARD_IMAGES
+    from rsna_kit.data.writer import ShardWriter
     from rsna_kit.recipes.images import open_images
 
     competition = find_competition(where)
@@ -68,7 +69,7 @@ def prepare(
     )
     loose = None
     if config.data.save == "png":
-        loose = {row.image_id: _picture_path(out, row, "png").relative_to(out).as_posix() for row in table.itertuples()}
+        loose = {str(row.image_id): str(_picture_path(Path(), row, "png")) for row in table.itertuples()}
     writer = ShardWriter(out, config.image, table, said, loose)
     shards = [table.iloc[start : start + SHARD_IMAGES] for start in range(0, len(table), SHARD_IMAGES)]
     left = [number for number, rows in enumerate(shards) if not _is_there(writer, number, rows, out, config.data.save)]
@@ -139,7 +140,7 @@ def _check_room(count: int, config: Config, room: float) -> None:
 
 def needed_bytes(count: int, config: Config) -> float:
     """What so many pictures take on the disk; JPEGs for looking at take a third of the PNGs they stand beside."""
-    from rsna_kit.data.shards import picture_bytes
+    from rsna_kit.data.writer import picture_bytes
 
     return count * picture_bytes(config.image) * (1.3 if config.data.save == "jpeg" else 1.0)
 

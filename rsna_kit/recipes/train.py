@@ -21,6 +21,7 @@ from rsna_kit.scoring.metrics import measure
 from rsna_kit.scoring.threshold import choose_threshold
 
 if TYPE_CHECKING:
+    from rsna_kit.data.shards import Prepared
     from rsna_kit.models.bundle import Bundle
     from rsna_kit.training.fit import Fold, Trainer, TrainStep
 
@@ -67,23 +68,15 @@ def train(
         UsageError: no such fold, settings that do not go together, or a bundle of another training in `out`.
         RsnaKitError: a fold that cannot be trained or judged, or a time limit that leaves nothing for the first one.
     """
-    from rsna_kit.data.shards import join, open_prepared
     from rsna_kit.training.fit import CHECKPOINT, Trainer
 
-    prepared = open_prepared(prepared_dir, config.image)
-    dealt = assign_folds(prepared.table, config.train.folds, config.train.seed, config.train.hold_out)
-    table = prepared.table.assign(fold=dealt)
+    prepared, table = _open(prepared_dir, extra, config, events)
     chosen = sorted(set(folds)) if folds else list(range(config.train.folds))
     _check_chosen(table, chosen, config)
     events.say(
         f"train: {len(table)} images of {table['patient_id'].nunique()} patients, "
         f"{int(table['cancer'].sum())} with cancer; folds {', '.join(map(str, chosen))} of {config.train.folds}"
     )
-    if extra:
-        prepared = join([prepared, *(open_prepared(folder, config.image) for folder in extra)])
-        more = prepared.table.iloc[len(table) :].assign(fold=-1, weight=config.train.extra_weight)
-        table = pd.concat([table.assign(weight=1.0), more], ignore_index=True)
-        events.say(f"extra: {len(more)} images, {int(more['cancer'].sum())} with cancer, in no validation")
     digest, seen = _find_start(config.model, weights)
     found = _open_bundles(out, table, config, prepared.data_fingerprint, digest, chosen)
     done = [fold for fold, bundle in found.items() if not bundle.metadata["cv"].get("stopped")]
@@ -108,10 +101,7 @@ def train(
         share = Clock(clock.remaining_s() / (len(left) - position))
         result = _train_fold(trainer, table, fold, out, share, seen, events)
         epoch_s = result.history[-1]["seconds"]
-        speed = {"backbone": config.model.backbone, "image": [config.image.height, config.image.width]}
-        if result.step_s and result.validation_s:  # not where a checkpoint had all
-            speed["training"] = round(config.train.batch_size / result.step_s, 2)  # pictures a second
-            speed["scoring"] = round(len(result.validation) / result.validation_s, 2)
+        speed = _speed(result, config)
         if result.stopped:
             stopped.append(fold)
     scored = sorted({*found, *left} - (set(skipped) - set(found)))
@@ -122,13 +112,34 @@ def train(
         )
     concluded = _conclude(out, table, config, scored, events)
     unfinished = {"stopped_by_clock": stopped, "skipped": skipped}
-    return {
-        "ok": not stopped and not skipped,
-        **concluded,
-        **unfinished,
-        "speed": speed,
-        "minutes": round(clock.elapsed_s() / 60, 2),
-    }
+    facts = {**unfinished, "speed": speed, "minutes": round(clock.elapsed_s() / 60, 2)}
+    return {"ok": not stopped and not skipped, **concluded, **facts}
+
+
+def _open(
+    where: Path | Sequence[Path], extra: Sequence[Path], config: Config, events: Events
+) -> tuple[Prepared, pd.DataFrame]:
+    """What is trained on, and its table with `fold`; extra mammograms come last, in fold -1, with their weight."""
+    from rsna_kit.data.shards import join, open_prepared
+
+    prepared = open_prepared(where, config.image)
+    dealt = assign_folds(prepared.table, config.train.folds, config.train.seed, config.train.hold_out)
+    table = prepared.table.assign(fold=dealt)
+    if extra:
+        prepared = join([prepared, *(open_prepared(folder, config.image) for folder in extra)])
+        more = prepared.table.iloc[len(table) :].assign(fold=-1, weight=config.train.extra_weight)
+        table = pd.concat([table.assign(weight=1.0), more], ignore_index=True)
+        events.say(f"extra: {len(more)} images, {int(more['cancer'].sum())} with cancer, in no validation")
+    return prepared, table
+
+
+def _speed(fold: Fold, config: Config) -> dict[str, Any]:
+    """Pictures a second of training and of scoring, for whoever plans the next run."""
+    speed: dict[str, Any] = {"backbone": config.model.backbone, "image": [config.image.height, config.image.width]}
+    if fold.step_s and fold.validation_s:  # a checkpoint may have had all of the training
+        rates = {"training": config.train.batch_size / fold.step_s, "scoring": len(fold.validation) / fold.validation_s}
+        speed |= {name: round(rate, 2) for name, rate in rates.items()}
+    return speed
 
 
 def _train_fold(

@@ -12,7 +12,8 @@ from rsna_lab.kaggle.push import submissions, uploads
 from rsna_lab.kaggle.push.account import Account
 from rsna_lab.kaggle.push.choices import KERNELS, Choices
 from rsna_lab.kaggle.push.errors import KaggleError, RefusedError
-from rsna_lab.kaggle.push.kernels import parts, stage
+from rsna_lab.kaggle.push.expected import parts
+from rsna_lab.kaggle.push.kernels import stage
 from rsna_lab.kaggle.push.project import WEIGHTS, all_folders, build_command, look, read_kernel_metadata
 
 

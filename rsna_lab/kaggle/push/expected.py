@@ -1,7 +1,7 @@
 """What a recipe will take on Kaggle, before anything is sent: parts and hours, measured by earlier runs or guessed.
 
 Measured is what the verdicts of earlier runs say (`runs/kaggle/<kernel>/v<version>/verdict.json`, of the same size of
-pictures and the same backbone). Where there is none: kB a picture from `rsna_kit.data.shards.picture_bytes`, and the
+pictures and the same backbone). Where there is none: kB a picture from `rsna_kit.data.writer.picture_bytes`, and the
 guesses below, which nobody has measured: they may be wrong by a factor of two either way.
 """
 
@@ -22,6 +22,9 @@ from rsna_kit.data.sampling import epoch_order, positives_per_batch
 from rsna_kit.runtime.clock import parse_duration
 from rsna_kit.session.verdict import VERDICT
 from rsna_lab.kaggle.options import fill_settings, read_settings
+from rsna_lab.kaggle.push.account import Account
+from rsna_lab.kaggle.push.choices import Choices
+from rsna_lab.kaggle.push.project import kernel_folder, read_kernel_metadata
 
 IMAGES, CANCERS, HIDDEN = 54_706, 1_158, 32_000  # pictures of train.csv, those with cancer, pictures of the hidden test
 PART_BYTES = 18e9  # a session's output holds 20
@@ -93,6 +96,20 @@ def parts_of(settings: Mapping[str, str], project: Path) -> list[str]:
     took = [row["bytes"] / row["images"] for row in _prepared(config, project) if row.get("bytes")]
     of = math.ceil(IMAGES * max([needed_bytes(1, config), *took]) / PART_BYTES)
     return [f"{number}/{of}" for number in range(1, of + 1)] if of > 1 else [""]
+
+
+def parts(account: Account, choices: Choices, name: str) -> dict[str, str]:
+    """What PART is filled with → the kernel's reference, of each of the kernels that a folder of kernels/ becomes.
+
+    That is one, but of prepare as many as its pictures need outputs: rsna-kit-prepare-1 and so on.
+    """
+    metadata = read_kernel_metadata(account, name)
+    reference, text = (
+        str(metadata["id"]),
+        (kernel_folder(account.project, name) / metadata["code_file"]).read_text("utf-8"),
+    )
+    found = parts_of(read_settings(fill_settings(text, choices.settings.get(name, {}))), account.project)
+    return {part: f"{reference}-{part.partition('/')[0]}" if part else reference for part in found}
 
 
 def expect(config: Config, project: Path | None = None, folds: int = 0, factor: float = 1.0) -> Expected:
@@ -167,7 +184,7 @@ def forecast(project: Path, given: Mapping[str, Mapping[str, str]]) -> str:
     parts = len(parts_of(told["prepare"], project))
     slow, here, fast = (expect(config, project, folds, factor) for factor in (0.5, 1.0, 2.0))
     limit_h = parse_duration(told["train"].get("TIME_LIMIT") or "11h30m") / 3600
-    budget_h = float(told["train"].get("HOURS") or getattr(config.train, "hours", 0.0))
+    budget_h = float(told["train"].get("HOURS") or getattr(config.train, "hours", 0.0) or 0.0)
     how = {name: "measured" if name in here.known else "a guess" for name in ("decoding", "training", "scoring")}
     built = [path for path in sorted(project.glob("build/datasets/*")) if path.is_dir()]
     sizes = [sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) / 1e6 for path in built]

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,12 +22,13 @@ from rsna_lab.kaggle.push import uploads
 from rsna_lab.kaggle.push.account import Account, same
 from rsna_lab.kaggle.push.choices import Choices, check_settings
 from rsna_lab.kaggle.push.errors import KaggleError, UnreachableError
-from rsna_lab.kaggle.push.expected import parts_of
+from rsna_lab.kaggle.push.expected import parts
 from rsna_lab.kaggle.push.project import (
     PREPARE,
     Run,
     kernel_folder,
     look,
+    missing_sources,
     newest_complete,
     read_kernel_metadata,
     reference_of,
@@ -88,20 +88,6 @@ class Staged:
         timeout = {"sessionTimeoutSeconds": self.timeout_s} if self.timeout_s else {}
         text = f"{self.text.rstrip()}\n{mark}\n"
         return {"slug": data["id"], "newTitle": data["title"], "text": text, **body, **timeout}
-
-
-def parts(account: Account, choices: Choices, name: str) -> dict[str, str]:
-    """What PART is filled with → the kernel's reference, of each of the kernels that a folder of kernels/ becomes.
-
-    That is one, but of prepare as many as its pictures need outputs: rsna-kit-prepare-1 and so on.
-    """
-    metadata = read_kernel_metadata(account, name)
-    reference, text = (
-        str(metadata["id"]),
-        (kernel_folder(account.project, name) / metadata["code_file"]).read_text("utf-8"),
-    )
-    found = parts_of(read_settings(fill_settings(text, choices.settings.get(name, {}))), account.project)
-    return {part: f"{reference}-{part.partition('/')[0]}" if part else reference for part in found}
 
 
 def stage(
@@ -323,15 +309,3 @@ def made_of(run: Run) -> list[str]:
 def _words_of(text: str) -> list[str]:
     """A source without our mark and without what a server may do to line ends."""
     return [line.rstrip() for line in text.strip().splitlines() if not line.startswith(_MARK)]
-
-
-def missing_sources(wanted: Sequence[str], there: Sequence[str]) -> list[str]:
-    """Those of `wanted` that are not among `there`, whatever prefix, case or version the server writes."""
-
-    def core(source: str) -> str:
-        prefixes = r"^(?:datasets|code|kernels|notebooks|c|competitions|models|m)/(?=.)"
-        parts = re.sub(prefixes, "", source.strip("/").lower()).split("/")
-        return "/".join(parts if len(parts) > 3 else parts[:2])
-
-    found = set(map(core, there))
-    return [source for source in wanted if core(source) not in found]

@@ -7,10 +7,11 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from rsna_lab.kaggle.push import checks, kernels, steps, submissions, uploads
+from rsna_lab.kaggle.push import checks, steps, submissions, uploads
 from rsna_lab.kaggle.push.account import Account
 from rsna_lab.kaggle.push.choices import KERNELS, Choices
 from rsna_lab.kaggle.push.errors import UnreachableError
+from rsna_lab.kaggle.push.expected import parts
 from rsna_lab.kaggle.push.project import (
     LIBRARY,
     WEIGHTS,
@@ -31,7 +32,7 @@ def status(account: Account) -> dict[str, Any]:
         now = uploads.find(account, f"{account.owner}/{name}")
         datasets[name] = {"status": now.status, "version": now.version} if now else {"status": "not on Kaggle"}
     for name in own_kernels(account):
-        for part, reference in kernels.parts(account, Choices(), name).items():
+        for part, reference in parts(account, Choices(), name).items():
             state = state_of(account, Run(reference))
             failure = {"failure": state["failureMessage"]} if state.get("failureMessage") else {}
             shown[f"{name} {part}".strip()] = {"status": state["status"] or "not on Kaggle", **failure}
@@ -94,7 +95,7 @@ def plan_push(account: Account, name: str, choices: Choices) -> str:
         checks.check_attached(account, choices, name)
     note = f"ended by Kaggle after {choices.timeout_s} s" if choices.timeout_s else ""
     shown = []
-    for part in kernels.parts(account, choices, name):
+    for part in parts(account, choices, name):
         staged = steps.planned(account, choices, name, part)
         sizes = {path.name: path.stat().st_size for path in sorted(staged.folder.iterdir())}
         step = f"push {name}" + f", part {part}" * bool(part)

@@ -19,6 +19,7 @@ from rsna_lab.kaggle.push import checks, kernels, runs, submissions, uploads
 from rsna_lab.kaggle.push.account import Account
 from rsna_lab.kaggle.push.choices import KERNELS, Choices
 from rsna_lab.kaggle.push.errors import KaggleError, UnreachableError
+from rsna_lab.kaggle.push.expected import parts
 from rsna_lab.kaggle.push.kernels import Staged, stage
 from rsna_lab.kaggle.push.project import (
     WEIGHTS,
@@ -66,7 +67,7 @@ def run_all(account: Account, choices: Choices) -> dict[str, Any]:
 
 def push_one(account: Account, choices: Choices, kernel: str, wait: bool = True) -> list[Run]:
     """Push one kernel with what is to be attached, verify it, and follow its run unless told not to; or its parts."""
-    for part in kernels.parts(account, choices, kernel):
+    for part in parts(account, choices, kernel):
         stage(account, choices, kernel, part=part)
     checks.check_attached(account, choices, kernel)
     checks.ask_first(account, choices, [kernel], False)
@@ -92,7 +93,7 @@ def run_kernel(account: Account, choices: Choices, name: str, wait: bool = True,
             runs.fetch(account, run, only=FETCHED[name], needed=False)
         done.append(run)
 
-    for part in kernels.parts(account, choices, name):
+    for part in parts(account, choices, name):
         if wait and len(pushed) - len(done) == CPU_SESSIONS:
             finish(pushed[len(done)])
         whole = name == "train"
