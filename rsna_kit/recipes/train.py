@@ -111,9 +111,8 @@ def train(
             f"{format_duration(clock.limit_s)}. Give more time."
         )
     concluded = _conclude(out, table, config, scored, events)
-    unfinished = {"stopped_by_clock": stopped, "skipped": skipped}
-    facts = {**unfinished, "speed": speed, "minutes": round(clock.elapsed_s() / 60, 2)}
-    return {"ok": not stopped and not skipped, **concluded, **facts}
+    facts = {"stopped_by_clock": stopped, "skipped": skipped, "speed": speed}
+    return {"ok": not stopped and not skipped, **concluded, **facts, "minutes": round(clock.elapsed_s() / 60, 2)}
 
 
 def _open(
