@@ -154,8 +154,8 @@ class Session:
         own = [folder for folder in found if folder not in extra]
         if not own:
             raise UsageError(
-                "expected the output of the prepare kernels, got none. Attach the kernel rsna-kit-prepare, or all that "
-                f"made a part (kernel_sources). Attached is:\n{self.attached()}"
+                "expected the output of the prepare kernels, got none. Attach the kernel rsna-kit-prepare "
+                f"(kernel_sources), or all that made a part. Attached is:\n{self.attached()}"
             )
         return own, extra
 
