@@ -19,16 +19,16 @@ KERNELS = ("prepare", "train", "infer")
 # What the project allows itself; behind the # is the goal where that is not reached. A figure above its limit fails the
 # tests; to raise a limit is a decision for docs/log.md.
 LIMITS = {
-    "rsna_kit lines": 13_560,  # 10,000
-    "rsna_kit modules": 81,  # 80
-    "rsna_lab, scripts and benchmarks lines": 12_100,  # 9,000
-    "tests lines": 19_920,  # 14,000
+    "rsna_kit lines": 13_520,  # 10,000
+    "rsna_kit modules": 81,
+    "rsna_lab, scripts and benchmarks lines": 12_250,  # 9,000
+    "tests lines": 19_870,  # 14,000
     "configuration keys": 50,
     "longest function": 80,
     "functions over 40 lines, percent": 10,
     "README lines": 150,
-    "docs words": 12_160,
-    "infer lines": 8_520,  # 6,500
+    "docs words": 12_700,
+    "infer lines": 8_210,  # 6,500
 }
 
 

@@ -103,7 +103,7 @@ def _prepare(options: argparse.Namespace) -> dict[str, Any]:
     settings = read_config(options)
     if options.exact:
         settings = with_overrides(settings, ["image.decode=exact"])
-    return prepare(options.competition, options.out, settings, events, limit=options.limit)
+    return prepare(options.competition, options.out, settings, events, limit=options.limit, part=options.part)
 
 
 def _train(options: argparse.Namespace) -> dict[str, Any]:
@@ -111,7 +111,8 @@ def _train(options: argparse.Namespace) -> dict[str, Any]:
 
     settings, events = read_config(options), Events(options.out / "events.jsonl")
     clock = read_clock(options)
-    return train(options.prepared, options.out, settings, events, clock, folds=options.fold, weights=options.weights)
+    more: dict[str, Any] = {"folds": options.fold, "weights": options.weights, "extra": options.extra}
+    return train(options.prepared, options.out, settings, events, clock, **more)
 
 
 def run_infer(options: argparse.Namespace) -> dict[str, Any]:
@@ -172,6 +173,8 @@ def _add_prepare(verbs: Any) -> None:
     prepare.add_argument("competition", type=Path, help="competition folder with train.csv and train_images/")
     prepare.add_argument("out", type=Path, help="prepared folder to write")
     prepare.add_argument("--limit", type=int, help="only the first N patients, for a quick look")
+    part = "only the K-th of N parts of the patients; a folder that holds the folders of all N is one for train"
+    prepare.add_argument("--part", default="", metavar="K/N", help=part)
     exact = "decode every pixel of JPEG 2000, not the resolution that is needed: slower"
     prepare.add_argument("--exact", action="store_true", help=exact)
     add_config(prepare, ["image", "decode", "data", "infer"], "decode.workers=4")
@@ -181,11 +184,13 @@ def _add_train(verbs: Any) -> None:
     summary = "Train one network per fold and leave a bundle for each; resumes."
     example = "train runs/prepared runs/model --preset smoke"
     train = add_verb(verbs, "train", _train, summary, example, needs=("cv2", "keras"))
-    train.add_argument("prepared", type=Path, help="folder written by prepare")
+    train.add_argument("prepared", type=Path, help="folder written by prepare, or one that holds those of all parts")
     train.add_argument("out", type=Path, help="folder for bundles, out-of-fold scores and histories")
     train.add_argument("--fold", type=int, action="append", help="train only this fold; may be repeated")
     weights = "look here for starting weights (model.weights); may be repeated"
     train.add_argument("--weights", type=Path, action="append", default=[], metavar="FOLDER", help=weights)
+    extra = "prepared folder of other mammograms: always trained on, never validated; may be repeated"
+    train.add_argument("--extra", type=Path, action="append", default=[], metavar="FOLDER", help=extra)
     train.add_argument("--time-limit", metavar="DURATION", help="stop in time, keeping the best: 90s, 15m, 8h30m")
     add_config(train, ["image", "data", "model", "cvae", "train", "infer"], "train.epochs=20")
 

@@ -94,7 +94,7 @@ class DecodeConfig(Section):
 class DataConfig(Section):
     """Shards and batches."""
 
-    save: Literal["png", "jpeg", "none"] = "png"  # pictures kept beside the shards, for looking at
+    save: Literal["png", "jpeg", "none"] = "jpeg"  # pictures by patient, to look at; "png": in the place of TFRecords
     augment: str = "light"  # one of rsna_kit.data.augment.RECIPES
     positive_share: Share = 0.25  # share of each training batch drawn from positives, at least one image
     negatives: Annotated[float, Limits(TINY, 1, "more than 0, at most 1")] = 1.0  # of the healthy drawn for an epoch
@@ -141,6 +141,7 @@ class TrainConfig(Section):
     loss: str = "bce"  # one of rsna_kit.training.losses.LOSSES
     label_smoothing: Share = 0.05  # of both classes
     soft_positive: Share = 1.0  # what a cancer's label is taken for; the winner's were 0.8 and 0.9
+    extra_weight: Positive = 1.0  # weight in the loss of an example of `train --extra`
     cancer_weight: Positive = 1.0  # weight of a cancer in the loss; the seed's was 5
     targets: str = ""  # further targets, e.g. "biopsy,invasive,BIRADS,density,difficult_negative_case"
     precision: Literal["float32", "mixed_float16", "mixed_bfloat16"] = "float32"  # T4: float16; newer GPUs: bfloat16
@@ -178,19 +179,23 @@ class Config:
 PRESETS: Mapping[str, Config] = {
     # The command line's default: a size that a T4 trains, and the network whose ImageNet weights come with the kit.
     "default": Config(),
-    # The kernels' default: pictures of which a Kaggle session's output holds 54,706.
-    "kaggle": Config(image=ImageConfig(height=1024, width=512), data=DataConfig(save="none")),
+    # The kernels' default: what a week of a free account's GPU hours trains (docs/kaggle.md), prepared in two parts.
+    "kaggle": Config(
+        data=DataConfig(save="none", augment="winner", negatives=0.33),
+        model=ModelConfig(backbone="efficientnetv2_s", pool="max", dropout=0.3),
+        train=TrainConfig(ema=0.999, label_smoothing=0.0, soft_positive=0.9),
+    ),
     # The seed project's notebooks: EfficientNet-B4, cancers weighted by 5, a third of the healthy images an epoch.
     "seed": Config(
         image=ImageConfig(height=1456, width=728),
-        data=DataConfig(negatives=0.33),
+        data=DataConfig(save="none", negatives=0.33),
         model=ModelConfig(backbone="efficientnet_b4"),
         train=TrainConfig(epochs=25, optimizer="adam", learning_rate=1e-3, label_smoothing=0.0, cancer_weight=5.0),
     ),
     # The 2023 winner (private pF1 0.55): ConvNeXt-Small, maximum pooling, soft positives, one cancer in eight pictures.
     "winner": Config(
         image=ImageConfig(height=2048, width=1024),
-        data=DataConfig(augment="winner", positive_share=0.125),
+        data=DataConfig(save="none", augment="winner", positive_share=0.125),
         model=ModelConfig(backbone="convnext_small", pool="max", dropout=0.5),
         train=TrainConfig(
             epochs=24,

@@ -55,6 +55,21 @@ def test_an_epoch_is_the_same_whoever_loads_it(prepared: Prepared, config: Confi
         assert (weights.shape, weights.min()) == ((8,), 1)
 
 
+def test_examples_of_other_mammograms_change_what_a_batch_teaches_and_not_what_is_natural(prepared: Prepared) -> None:
+    """Of eight cancers half are extra ones that count three times: a batch's odds double."""
+    rows, config = prepared.table, CONFIG
+    plain = TrainingSet(Pictures(prepared), rows, config)
+    extra = (rows["cancer"] == 1) & (np.arange(len(rows)) >= len(rows) // 2)
+    assert extra.sum() * 2 == rows["cancer"].sum()
+    more = rows.assign(fold=np.where(extra, -1, 0), weight=np.where(extra, 3.0, 1.0))
+    heavier = TrainingSet(Pictures(prepared), more, config)
+    assert heavier.log_odds == pytest.approx(plain.log_odds + np.log(2))
+    own = rows["cancer"][~extra].mean()
+    assert heavier.odds_shift == pytest.approx(heavier.log_odds - np.log(own / (1 - own)))
+    chosen = heavier.plan(1)[0][:8]
+    np.testing.assert_array_equal(next(training_stream(heavier, 1))[2], heavier.weights[chosen])
+
+
 def test_each_batch_has_a_positive_and_labels_fit_pictures(prepared: Prepared) -> None:
     """Toy cancers show a disc of 250; nothing else in the pictures is as bright."""
     plain = dataclasses.replace(CONFIG, data=DataConfig(augment="none"))

@@ -11,7 +11,8 @@ import pytest
 from toy_pictures import SHARD_IMAGES, toy_picture, toy_rows, toy_table, write_toys
 
 from rsna_kit.config import ImageConfig
-from rsna_kit.data.shards import ShardWriter, open_prepared, read_picture
+from rsna_kit.data.shards import open_prepared, read_picture
+from rsna_kit.data.writer import ShardWriter
 from rsna_kit.runtime.errors import ShardError
 
 pytest.importorskip("tensorflow")

@@ -107,17 +107,26 @@ def test_a_training_without_prepared_images_says_so_before_it_loads_anything(tmp
 def test_prepare_then_train_then_infer(phantom: Path, tmp_path: Path) -> None:
     """The kernels hand on to each other what Kaggle would mount, and the scoring run survives a file that is broken.
 
-    The bundles come as train's output, and for infer everything is mounted as for kernels of the web editor.
+    Pictures come in three parts, bundles as train's output, and for infer everything is mounted as for kernels of the
+    web editor.
     """
     smoke = ["--settings", "PRESET=smoke"]
     network = "model.weights=none model.tap=32 model.head=linear model.pool=avg"
-    words = ["--competition", phantom, "--out", tmp_path / "prepare"]
-    prepared, talk = rehearse("prepare", *words, *smoke, settings="image.height=64 image.width=32")
-    assert prepared["verdict"] == "Complete", talk
-    assert verdict_of(talk, tmp_path / "prepare")["counts"]["images"] > 0
-    mounted = ["--dataset", f"rsna-kit-prepare={tmp_path / 'prepare'}", *smoke, "FOLDS=0"]
+    mounted, images = [*smoke, "FOLDS=0"], 0
+    for number in (1, 2, 3):
+        out = tmp_path / f"prepare-{number}"
+        words = ["--competition", phantom, "--out", out, *smoke, f"PART={number}/3"]
+        prepared, talk = rehearse("prepare", *words, settings="image.height=64 image.width=32")
+        assert prepared["verdict"] == "Complete", talk
+        images += verdict_of(talk, out)["counts"]["images"]
+        mounted = ["--dataset", f"rsna-kit-prepare-{number}={out}", *mounted]
+    assert images == len(pd.read_csv(phantom / "train.csv"))
+    training = shutil.copytree(ROOT / "kernels/train", tmp_path / "training")
+    metadata = json.loads((training / "kernel-metadata.json").read_text())
+    metadata["kernel_sources"] = [f"OWNER/rsna-kit-prepare-{number}" for number in (1, 2, 3)]
+    (training / "kernel-metadata.json").write_text(json.dumps(metadata))
     quick = f"train.folds=2 train.epochs=1 train.batch_size=8 {network}"
-    trained, talk = rehearse("train", *mounted, "--out", tmp_path / "train", settings=quick)
+    trained, talk = rehearse(training, *mounted, "--out", tmp_path / "train", settings=quick)
     assert trained["verdict"] == "Complete", talk
     weights = sha256_file(tmp_path / "train/model/bundles/fold0/model.weights.h5")
     assert verdict_of(talk, tmp_path / "train")["sha256"]["model/bundles/fold0/model.weights.h5"] == weights

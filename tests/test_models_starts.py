@@ -167,6 +167,45 @@ def test_a_file_under_a_published_name_needs_the_published_checksum(victim: Any,
     refused(victim, MODEL, [tmp_path], BundleError, f"{path.name}: damaged or exchanged: .* the published one is 57934")
 
 
+def test_a_preset_of_keras_cv_gives_what_keras_cv_gives_for_three_copies(tmp_path: Path) -> None:
+    """Twin: the files that Kaggle Models of EfficientNetV2 hold, of a random network, against that network itself."""
+    backbones = pytest.importorskip("keras_cv.src.models.backbones.efficientnet_v2.efficientnet_v2_backbone")
+    presets = pytest.importorskip("keras_cv.src.utils.preset_utils")
+    theirs = backbones.EfficientNetV2Backbone(
+        include_rescaling=True,
+        width_coefficient=1.0,
+        depth_coefficient=1.0,
+        stackwise_kernel_sizes=[3] * 6,
+        stackwise_num_repeats=[1, 2, 2, 3, 5, 8],
+        stackwise_input_filters=[32, 16, 32, 48, 96, 112],
+        stackwise_output_filters=[16, 32, 48, 96, 112, 192],
+        stackwise_expansion_ratios=[1, 4, 4, 4, 6, 6],
+        stackwise_squeeze_and_excite_ratios=[0, 0, 0, 0.25, 0.25, 0.25],
+        stackwise_strides=[1, 2, 2, 2, 1, 2],
+        stackwise_conv_types=["fused"] * 3 + ["unfused"] * 3,
+    )
+    rng = np.random.default_rng(0)
+    theirs.set_weights([np.abs(rng.normal(0, 0.1, weight.shape)) + 0.01 for weight in theirs.weights])
+    presets.save_to_preset(theirs, str(tmp_path / "2"))
+    model, image = ModelConfig(backbone="efficientnetv2_b0"), ImageConfig(height=70, width=52)
+    network = build_classifier(model, image)
+    said = load_start(network, model, [tmp_path])
+    assert (said["file"], said["kind"]) == ("model.weights.h5", "imagenet")
+    grey = rng.integers(0, 256, (2, 70, 52, 1), np.uint8)
+    ours = keras.Model(network.input, network.get_layer("top_activation").output).predict_on_batch(grey)
+    np.testing.assert_allclose(ours, theirs.predict_on_batch(np.repeat(grey, 3, -1).astype("float32")), rtol=1e-4)
+    refused(network, model, [tmp_path / "none"], UsageError, "no such file or folder")
+    with h5py.File(tmp_path / "2/model.weights.h5", "r+") as file:
+        del file["layers/mb_conv_block_3"]
+    refused(network, model, [tmp_path], BundleError, "no layer block5a_expand_conv")
+    (tmp_path / "2/model.weights.h5").write_bytes(b"cut")
+    refused(network, model, [tmp_path], BundleError, "damaged, or no HDF5 file")
+    (tmp_path / "2/config.json").write_text("{}")
+    refused(
+        network, model, [tmp_path], BundleError, "or the Kaggle Model keras/efficientnetv2/keras/efficientnetv2_b0_i"
+    )
+
+
 def test_a_missing_file_says_which_file_would_do(victim: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "resnet50.h5").touch()
     message = (

@@ -20,6 +20,7 @@ from kaggle_site import KEY, TOKEN, USER, Refused, Session
 from push_world import ROOT, SCRIPT, World, write_dataset, write_kernel
 from waiting import wait_until
 
+from rsna_kit.config import image_fingerprint, preset
 from rsna_kit.runtime.errors import UsageError
 from rsna_lab.kaggle.push import checks, choices
 from rsna_lab.kaggle.push.account import alone
@@ -74,6 +75,67 @@ def test_what_was_done_before_something_else_is_not_mistaken_for_the_newest(worl
     weights = world.site.datasets[f"{USER}/rsna-weights"].versions[-1] / "bundles/weights"
     assert weights.read_text() == "0.5000 default"
     assert world.ledger.last("submit")["version"] == value["infer"]
+
+
+def test_pictures_that_one_output_cannot_hold_are_prepared_in_parts_side_by_side(world: World) -> None:
+    """54,706 of 1536x768 are 25 GB, and train gets the outputs of both kernels; nothing is done twice."""
+    settings = "SETTINGS = {'PRESET': 'default', 'SET': '', 'PART': ''}\n"
+    part = "(working / 'part').write_text(SETTINGS['PART'])\nverdict()"
+    reads = "found = sorted(path.read_text() for path in inputs.glob('notebooks/*/rsna-kit-prepare*/part'))\n"
+    made = (
+        "(working / 'bundles').mkdir()\n(working / 'bundles/weights').write_text('0.5 ' + ' '.join(found))\nverdict()"
+    )
+    for name, text in (("prepare", settings + part), ("train", reads + made)):
+        data = json.loads((world.project / f"kernels/{name}/kernel-metadata.json").read_text())
+        write_kernel(world.project / "kernels" / name, text, **data)
+    shown = world.does("all", "--dry-run").value
+    assert "== push prepare, part 1/2" in shown
+    assert "== push prepare, part 2/2" in shown
+    first = world.does("all").value
+    assert first["prepare"] == [1, 1]
+    kinds = [line["kind"] for line in world.ledger.lines() if "rsna-kit-prepare" in line.get("kernel", "")]
+    assert kinds == ["push", "push", "run", "fetch", "run", "fetch"]
+    weights = world.site.datasets[f"{USER}/rsna-weights"].versions[0] / "bundles/weights"
+    assert weights.read_text() == "0.5 1/2 2/2"
+    assert f"notebooks/{USER}/rsna-kit-prepare-2" in world.site.kernels[f"{USER}/rsna-kit-train"].versions[0].sources
+    assert set(world.push("status").value["kernels"]) == {"infer", "prepare 1/2", "prepare 2/2", "train"}
+    world.site.calls.clear()
+    assert world.does("all").value == first
+    assert world.site.changes == []
+    small = ["--settings", "prepare", "SET=image.height=1024 image.width=512"]
+    talk = world.fails("all", *skipping("build", "upload", "prepare"), *small)
+    assert "train reads the output of tester/rsna-kit-prepare, and this account has none" in talk
+
+
+def test_a_plan_says_parts_hours_and_what_of_it_was_measured(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A guess until there is a verdict of the same pictures and network; then that is believed."""
+    shutil.copytree(ROOT / "kernels", tmp_path / "kernels")
+    words = ["plan", "--project", str(tmp_path), "--settings", "train", "PRESET=smoke", "FOLDS=0", "TIME_LIMIT=1h"]
+    words += ["--settings", "prepare", "PRESET=smoke"]
+    assert SCRIPT.exit_code_of(words) == 0
+    guessed = capsys.readouterr().out
+    assert "54,706 pictures of 512x256 in 1 kernel at a time\n" in guessed
+    assert "8.0 files a second (a guess): 1.9 h of CPU each, no quota" in guessed
+    verdicts = {
+        "rsna-kit-prepare": ("prepare", {"fingerprint": image_fingerprint(preset("smoke").image), "images": 36_000}),
+        "rsna-kit-train": (
+            "train",
+            {"speed": {"backbone": "efficientnet_lite0", "image": [512, 256], "training": 50.0, "scoring": 200.0}},
+        ),
+    }
+    for name, (kernel, counts) in verdicts.items():
+        path = tmp_path / "runs/kaggle" / name / "v1/verdict.json"
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps({"ok": True, "kernel": kernel, "counts": counts, "minutes": 60}))
+    assert SCRIPT.exit_code_of(words) == 0
+    measured = capsys.readouterr().out
+    assert "10.0 files a second (measured): 1.5 h of CPU each" in measured
+    # 26,774 healthy, three to one cancer of four: 35,712 pictures at 50 a second, 27,353 to validate at 200.
+    assert "1 folds of 24 epochs\n         50.0 pictures a second (measured): 0.24 h an epoch and fold, 6 h" in measured
+    assert "6 sessions of 1 h" in measured
+    assert "each 200 a second (measured): 0.9 h" in measured
 
 
 def test_two_at_once_are_one(world: World) -> None:

@@ -11,7 +11,7 @@ import pytest
 from toy_pictures import toy_rows
 
 from rsna_kit.config import ImageConfig, TrainConfig
-from rsna_kit.data.shards import ShardWriter
+from rsna_kit.data.writer import ShardWriter
 from rsna_kit.runtime.errors import TableError
 from rsna_kit.runtime.events import Events
 from rsna_lab.cli import main

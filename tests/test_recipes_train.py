@@ -69,6 +69,17 @@ def model(trained: Path, tmp_path: Path) -> Path:
     return tmp_path / "model"
 
 
+@pytest.fixture(scope="module")
+def others(config: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Mammograms of other women, prepared alike."""
+    from rsna_lab.phantom.writer import write_competition
+
+    out, quiet = tmp_path_factory.mktemp("others"), Events(stream=io.StringIO())
+    write_competition(out / "competition", 3, seed=8, events=quiet)
+    prepare(out / "competition", out / "prepared", config, quiet)
+    return out / "prepared"
+
+
 def written(folder: Path) -> dict[str, int]:
     return {path.parent.name: path.stat().st_mtime_ns for path in folder.glob("bundles/*/model.weights.h5")}
 
@@ -78,6 +89,36 @@ def run(prepared: Path, out: Path, config: Config, **options: Any) -> str:
     said = io.StringIO()
     train(prepared, out, config, Events(stream=said), Clock(), **options)
     return said.getvalue()
+
+
+def test_extra_mammograms_are_trained_on_and_never_validated(
+    prepared: Path, others: Path, config: Config, tmp_path: Path, toys: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are in every fold's training with their weight, and in no validation, score or threshold."""
+    own, more = open_prepared(prepared).table, open_prepared(others).table
+    seen: list[pd.DataFrame] = []
+    begin = Trainer._begin
+
+    def watched(self: Trainer, table: pd.DataFrame, *rest: Any) -> Any:
+        state = begin(self, table, *rest)
+        ids = [image_id for example in state.training.examples for image_id in example]
+        seen.append(pd.DataFrame({"weight": state.training.weights}, index=ids))
+        return state
+
+    monkeypatch.setattr(Trainer, "_begin", watched)
+    said = run(prepared, tmp_path / "model", with_overrides(config, ["train.extra_weight=0.5"]), extra=[others])
+    assert f"extra: {len(more)} images, {more['cancer'].sum()} with cancer, in no validation" in said
+    dealt = assign_folds(own, 2, config.train.seed)
+    for fold in (0, 1):
+        assert set(seen[fold].index) == {*own.loc[dealt != fold, "image_id"], *more["image_id"]}
+        assert (seen[fold].loc[more["image_id"], "weight"] == 0.5).all()
+        assert (seen[fold].drop(more["image_id"]) == 1).all(axis=None)
+        bundle = open_bundle(tmp_path / "model" / "bundles" / f"fold{fold}")
+        assert set(known_patients(bundle.metadata["trained_on"], more["patient_id"])) == set(more["patient_id"])
+    oof = pd.read_csv(tmp_path / "model" / "oof.csv", dtype=str)
+    assert set(oof["image_id"]) == set(own["image_id"])
+    with pytest.raises(ShardError, match=r"shares patient_id .* with .*No patient may be in two folders"):
+        run(prepared, tmp_path / "twice", config, extra=[others, prepared])
 
 
 @pytest.mark.parametrize(

@@ -156,14 +156,18 @@ def test_an_upload_that_lost_a_file_is_found_in_the_first_minute(mounted: Path) 
         Session("infer", SETTINGS).open([])
 
 
-def test_the_prepared_folder_is_the_only_one(mounted: Path) -> None:
+def test_prepared_folders_are_found_and_those_of_other_mammograms_told_apart(mounted: Path) -> None:
     with pytest.raises(UsageError, match=r"got none\. Attach the kernel rsna-kit-prepare"):
         Session("train", SETTINGS).prepared()
     first = put(mounted / "notebooks/me/prepare/prepared/manifest.json").parent
-    assert Session("train", SETTINGS).prepared() == first
-    put(mounted / "rsna-kit-prepare/prepared/manifest.json")
-    with pytest.raises(UsageError, match="expected the output of one prepare kernel"):
-        Session("train", SETTINGS).prepared()
+    assert Session("train", SETTINGS).prepared() == ([first], [])
+    second = put(mounted / "notebooks/me/prepare-2/prepared/manifest.json").parent
+    other = put(mounted / "datasets/me/films/manifest.json").parent
+    assert Session("train", SETTINGS).prepared() == ([other, first, second], [])
+    for name in ("me/films", "datasets/me/films"):
+        assert Session("train", {**SETTINGS, "EXTRA": name}).prepared() == ([first, second], [other])
+    with pytest.raises(UsageError, match="EXTRA: me/film holds no prepared folder"):
+        Session("train", {**SETTINGS, "EXTRA": "me/film"}).prepared()
 
 
 # ---- GPU

@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from rsna_kit.data.shards import write_shard
+from rsna_kit.data.writer import write_shard
 from rsna_kit.runtime.errors import one_line
 from rsna_kit.runtime.events import Events
 from rsna_kit.runtime.files import write_bytes, write_csv, write_json

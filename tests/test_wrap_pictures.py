@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +18,10 @@ import pydicom
 import pytest
 from realdata import realdata
 
+from rsna_kit.competition.paths import find_competition
+from rsna_kit.competition.tables import read_train
+from rsna_kit.config import ImageConfig
+from rsna_kit.imaging.render import read_image
 from rsna_kit.runtime.errors import RsnaKitError, TableError
 from rsna_kit.runtime.events import Events
 from rsna_lab.phantom.dicom_file import JPEG2000, JPEG_LOSSLESS
@@ -156,6 +162,46 @@ def test_bad_pictures_and_folders_are_refused_by_name(source: Path) -> None:
     (source / "img" / "007.png").write_text("no picture")
     with pytest.raises(RsnaKitError, match=r"007.png: not a picture"):
         wrap_pictures(source / "img", source / "labels.csv", source / "again", events=silent())
+
+
+def test_dicom_files_are_linked_as_a_site_of_their_own(phantom: Path, tmp_path: Path) -> None:
+    """By name and by folder, in any depth: the same pictures as from where they come, and two machines told apart."""
+    table = read_train(phantom / "train.csv")
+    source = tmp_path / "source"
+    for number, (image_id, path) in enumerate(find_competition(phantom).files("train", table)):
+        place = source / (f"images/{image_id}.dicom" if number % 2 else f"{image_id}/1.2.3/4.5/1-1.dcm")
+        place.parent.mkdir(parents=True, exist_ok=True)
+        dataset = pydicom.dcmread(path)
+        dataset.Manufacturer, dataset.ManufacturerModelName = "HOLOGIC", ("Selenia" if number % 2 else "Dimensions")
+        dataset.save_as(place)
+    (source / "mask.png").write_bytes(b"")
+    table.to_csv(tmp_path / "labels.csv", index=False)
+    wrap_pictures(source, tmp_path / "labels.csv", tmp_path / "out", site=7, events=silent())
+    wrapped = read_train(tmp_path / "out" / "train.csv")
+    assert wrapped["site_id"].eq(7).all()
+    assert wrapped["machine_id"].tolist() == [700 + number % 2 for number in range(len(table))]
+    ids = ["patient_id", "image_id", "laterality", "cancer"]
+    pd.testing.assert_frame_equal(wrapped[ids], table[ids])
+    image = ImageConfig(height=64, width=32)
+    for image_id, path in find_competition(tmp_path / "out").files("train", wrapped.iloc[:2]):
+        original = next(phantom.glob(f"train_images/*/{image_id}.dcm"))
+        assert np.array_equal(read_image(path, image_id, image).image, read_image(original, image_id, image).image)
+    (source / "images" / f"{table['image_id'][0]}.dcm").write_bytes(b"twice")
+    with pytest.raises(RsnaKitError, match="has several pictures for"):
+        wrap_pictures(source, tmp_path / "labels.csv", tmp_path / "again", events=silent())
+
+
+def test_the_recipe_for_cbis_ddsm_reads_its_published_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The code of docs/kaggle.md, as it stands there, on the four tables: patients, breasts, images, cancer breasts."""
+    source = realdata("tables") / "cbis_ddsm"
+    for path in source.glob("*_description_*.csv.gz"):
+        (tmp_path / path.name.removesuffix(".gz")).write_bytes(gzip.decompress(path.read_bytes()))
+    text = (ROOT / "docs" / "kaggle.md").read_text(encoding="utf-8")
+    recipe = next(block for block in re.findall(r"```python\n(.*?)```", text, re.S) if "_case_description_" in block)
+    monkeypatch.chdir(tmp_path)
+    exec(recipe, {})
+    labels = read_labels(tmp_path / "labels.csv")
+    assert tuple(counts(labels).values())[:4] == (1566, 1708, 3032, 761)
 
 
 def test_the_script_prints_json(source: Path) -> None:

@@ -10,7 +10,8 @@ import numpy as np
 import pandas as pd
 
 from rsna_kit.config import ImageConfig
-from rsna_kit.data.shards import Prepared, ShardWriter, open_prepared
+from rsna_kit.data.shards import Prepared, open_prepared
+from rsna_kit.data.writer import ShardWriter
 
 SHARD_IMAGES = 16
 

@@ -1,7 +1,8 @@
 """Kaggle kernel: the training DICOMs become images and TFRecord shards for the kernel rsna-kit-train.
 
 Inputs: the competition, the dataset rsna-kit, and rsna-wheels where the image lacks a package.
-The output folder holds 20 GB: a PRESET whose pictures do not fit is refused, with the size that does.
+The output folder holds 20 GB: a PRESET whose pictures do not fit is refused, with the number of parts that do; PART is
+then 1/2 in one kernel and 2/2 in another, and the kernel rsna-kit-train takes the outputs of all. scripts/push does so.
 """
 
 import json
@@ -13,6 +14,7 @@ KERNEL = "prepare"
 SETTINGS = {  # kernels/README.md says what each means; scripts/push fills them
     "PRESET": "kaggle",
     "SET": "",
+    "PART": "",
 }
 
 
@@ -43,7 +45,8 @@ def work(session: Session) -> dict:
     """What this kernel is for. Imports stand here, because one that fails is to end in a verdict, too."""
     from rsna_kit.recipes.prepare import prepare
 
-    return prepare(None, session.working / "prepared", session.config(), session.events, room=OUTPUT_BYTES)
+    out, part = session.working / "prepared", session.settings["PART"]
+    return prepare(None, out, session.config(), session.events, room=OUTPUT_BYTES, part=part)
 
 
 sys.exit(run(KERNEL, SETTINGS, ["cv2", "dicomsdl", "imagecodecs", "pydicom", "tensorflow"], work))

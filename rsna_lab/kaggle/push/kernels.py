@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,18 @@ from rsna_lab.kaggle.push import uploads
 from rsna_lab.kaggle.push.account import Account, same
 from rsna_lab.kaggle.push.choices import Choices, check_settings
 from rsna_lab.kaggle.push.errors import KaggleError, UnreachableError
-from rsna_lab.kaggle.push.project import Run, kernel_folder, look, newest_complete, read_kernel_metadata, state_of
+from rsna_lab.kaggle.push.expected import parts
+from rsna_lab.kaggle.push.project import (
+    PREPARE,
+    Run,
+    kernel_folder,
+    look,
+    missing_sources,
+    newest_complete,
+    read_kernel_metadata,
+    reference_of,
+    state_of,
+)
 from rsna_lab.kaggle.push.waiting import look_again, once
 from rsna_lab.kaggle.secrecy import CredentialError
 
@@ -80,7 +90,9 @@ class Staged:
         return {"slug": data["id"], "newTitle": data["title"], "text": text, **body, **timeout}
 
 
-def stage(account: Account, choices: Choices, name: str, sources: Mapping[str, list[str]] | None = None) -> Staged:
+def stage(
+    account: Account, choices: Choices, name: str, sources: Mapping[str, list[str]] | None = None, part: str = ""
+) -> Staged:
     """Check a kernel of the project and make the copy that goes out.
 
     Args:
@@ -88,6 +100,7 @@ def stage(account: Account, choices: Choices, name: str, sources: Mapping[str, l
         choices: what the command line says of it.
         name: its folder in kernels/.
         sources: key of the metadata → sources in the place of its own.
+        part: one of `parts`. Whatever reads the output of prepare gets all parts attached.
 
     Raises:
         MetadataError: Kaggle would refuse or misread it.
@@ -105,12 +118,21 @@ def stage(account: Account, choices: Choices, name: str, sources: Mapping[str, l
     if account.public:
         metadata["is_private"] = False
     metadata |= filled(dict(sources or {}), account.owner)
+    settings = dict(choices.settings.get(name, {}))
+    if part:
+        settings["PART"], own = part, str(metadata["id"])
+        metadata["id"] = parts(account, choices, name)[part]
+        metadata["title"] += metadata["id"].removeprefix(own)
+    if (account.project / "kernels" / PREPARE).is_dir() and name != PREPARE:
+        one = {reference_of(account, PREPARE): list(parts(account, choices, PREPARE).values())}
+        kernels = metadata.get("kernel_sources", [])
+        metadata["kernel_sources"] = [each for source in kernels for each in one.get(source, [source])]
     more = filled(list(choices.attached.get(name, [])), account.owner)
     metadata["dataset_sources"] = list(dict.fromkeys([*metadata.get("dataset_sources", []), *more]))
-    text = fill_settings(script.read_text(encoding="utf-8"), choices.settings.get(name, {}))
+    text = fill_settings(script.read_text(encoding="utf-8"), settings)
     every = [source for key in SOURCE_KEYS for source in metadata.get(key, [])]
     check_settings(name, read_settings(text), every, choices.timeout_s)
-    out = account.staging / "kernels" / name
+    out = account.staging / "kernels" / f"{name}{'-' + part.partition('/')[0] if part else ''}"
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
     (out / script.name).write_text(text, encoding="utf-8")
@@ -287,15 +309,3 @@ def made_of(run: Run) -> list[str]:
 def _words_of(text: str) -> list[str]:
     """A source without our mark and without what a server may do to line ends."""
     return [line.rstrip() for line in text.strip().splitlines() if not line.startswith(_MARK)]
-
-
-def missing_sources(wanted: Sequence[str], there: Sequence[str]) -> list[str]:
-    """Those of `wanted` that are not among `there`, whatever prefix, case or version the server writes."""
-
-    def core(source: str) -> str:
-        prefixes = r"^(?:datasets|code|kernels|notebooks|c|competitions|models|m)/(?=.)"
-        parts = re.sub(prefixes, "", source.strip("/").lower()).split("/")
-        return "/".join(parts if len(parts) > 3 else parts[:2])
-
-    found = set(map(core, there))
-    return [source for source in wanted if core(source) not in found]

@@ -11,6 +11,7 @@ from rsna_lab.kaggle.push import checks, steps, submissions, uploads
 from rsna_lab.kaggle.push.account import Account
 from rsna_lab.kaggle.push.choices import KERNELS, Choices
 from rsna_lab.kaggle.push.errors import UnreachableError
+from rsna_lab.kaggle.push.expected import parts
 from rsna_lab.kaggle.push.project import (
     LIBRARY,
     WEIGHTS,
@@ -26,20 +27,21 @@ from rsna_lab.kaggle.push.project import (
 
 def status(account: Account) -> dict[str, Any]:
     """Every dataset and kernel of the project on Kaggle, the week's quota and today's submissions."""
-    datasets, kernels = {}, {}
+    datasets, shown = {}, {}
     for name in own_datasets(account):
         now = uploads.find(account, f"{account.owner}/{name}")
         datasets[name] = {"status": now.status, "version": now.version} if now else {"status": "not on Kaggle"}
-    for name, data in own_kernels(account).items():
-        state = state_of(account, Run(data["id"]))
-        failure = {"failure": state["failureMessage"]} if state.get("failureMessage") else {}
-        kernels[name] = {"status": state["status"] or "not on Kaggle", **failure}
+    for name in own_kernels(account):
+        for part, reference in parts(account, Choices(), name).items():
+            state = state_of(account, Run(reference))
+            failure = {"failure": state["failureMessage"]} if state.get("failureMessage") else {}
+            shown[f"{name} {part}".strip()] = {"status": state["status"] or "not on Kaggle", **failure}
     left, total, fresh = checks.gpu_hours(account)
     made, left_now = submissions.left_today(account)
     return {
         "owner": account.owner,
         "datasets": datasets,
-        "kernels": kernels,
+        "kernels": shown,
         "gpu": {"hours_left": round(left, 2), "hours": round(total, 2), "new_at": fresh},
         "submissions": {"today": made, "left": left_now},
     }
@@ -91,10 +93,14 @@ def plan_push(account: Account, name: str, choices: Choices) -> str:
     """What pushing one kernel would send."""
     with contextlib.suppress(UnreachableError):
         checks.check_attached(account, choices, name)
-    staged = steps.planned(account, choices, name)
-    sizes = {path.name: path.stat().st_size for path in sorted(staged.folder.iterdir())}
     note = f"ended by Kaggle after {choices.timeout_s} s" if choices.timeout_s else ""
-    return _shown(f"push {name}", note, sizes) + f"\n  {json.dumps(staged.metadata)}"
+    shown = []
+    for part in parts(account, choices, name):
+        staged = steps.planned(account, choices, name, part)
+        sizes = {path.name: path.stat().st_size for path in sorted(staged.folder.iterdir())}
+        step = f"push {name}" + f", part {part}" * bool(part)
+        shown += [_shown(step, note, sizes), f"  {json.dumps(staged.metadata)}"]
+    return "\n".join(shown)
 
 
 def _shown(step: str, note: str, sizes: Mapping[str, int] | None = None) -> str:

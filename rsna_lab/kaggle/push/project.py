@@ -6,7 +6,7 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from rsna_lab.kaggle.build import KINDS
 from rsna_lab.kaggle.metadata import DATASET_FILE, KERNEL_FILE, filled, read_metadata
 from rsna_lab.kaggle.push.account import Account, same
 
-LIBRARY, WEIGHTS = "rsna-kit", "rsna-weights"
+LIBRARY, WEIGHTS, PREPARE = "rsna-kit", "rsna-weights", "prepare"
 
 
 @dataclass(frozen=True)
@@ -170,3 +170,15 @@ def build(account: Account, name: str, *arguments: str | Path) -> Path:
     if subprocess.run(words, cwd=account.project, stdout=sys.stderr.fileno()).returncode != 0:
         raise RsnaKitError(f"{name} could not be built. What to do: run {shlex.join(words[1:])} and mend what it says")
     return folder
+
+
+def missing_sources(wanted: Sequence[str], there: Sequence[str]) -> list[str]:
+    """Those of `wanted` that are not among `there`, whatever prefix, case or version the server writes."""
+
+    def core(source: str) -> str:
+        prefixes = r"^(?:datasets|code|kernels|notebooks|c|competitions|models|m)/(?=.)"
+        parts = re.sub(prefixes, "", source.strip("/").lower()).split("/")
+        return "/".join(parts if len(parts) > 3 else parts[:2])
+
+    found = set(map(core, there))
+    return [source for source in wanted if core(source) not in found]

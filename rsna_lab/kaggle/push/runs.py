@@ -179,7 +179,10 @@ def read_verdict(account: Account, run: Run) -> dict[str, Any]:
 
 def _judge(account: Account, run: Run, path: Path) -> dict[str, Any]:
     """What a verdict says, if it is whole and says yes."""
-    ours = any(same(str(data.get("id")), run.reference) for data in own_kernels(account).values())
+    name = re.sub(r"-\d+$", "", run.reference)  # of a part of prepare
+    ours = any(
+        same(str(data.get("id")), each) for data in own_kernels(account).values() for each in (name, run.reference)
+    )
     if not path.is_file() and not ours:
         account.events.say(f"{run.reference}: has no {VERDICT}; its files are compared with Kaggle's sizes alone")
         return {}

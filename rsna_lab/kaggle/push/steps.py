@@ -19,6 +19,7 @@ from rsna_lab.kaggle.push import checks, kernels, runs, submissions, uploads
 from rsna_lab.kaggle.push.account import Account
 from rsna_lab.kaggle.push.choices import KERNELS, Choices
 from rsna_lab.kaggle.push.errors import KaggleError, UnreachableError
+from rsna_lab.kaggle.push.expected import parts
 from rsna_lab.kaggle.push.kernels import Staged, stage
 from rsna_lab.kaggle.push.project import (
     WEIGHTS,
@@ -32,6 +33,7 @@ from rsna_lab.kaggle.push.project import (
 )
 
 # Kernel → what of its output is fetched when it has run: a regular expression. The shards of prepare stay at Kaggle.
+CPU_SESSIONS = 5  # that an account may run at once
 FETCHED = {"prepare": r"\.(?:json|jsonl|csv|txt|md)$", "infer": ""}
 _FREE = {"FOLDS", "TIME_LIMIT", "REQUIRE_GPU"}  # settings that may differ between a training and what goes on with it
 
@@ -55,43 +57,60 @@ def run_all(account: Account, choices: Choices) -> dict[str, Any]:
         if name == "infer" and "weights" not in skip:
             _bring_weights(account, choices)
         if name not in skip:
-            run = run_kernel(account, choices, name)
-            done[name] = run.version
+            *_, run = several = run_kernel(account, choices, name)
+            done[name] = run.version if len(several) == 1 else [each.version for each in several]
     if "submit" not in skip:
         run = run if run and "infer" not in skip else find_run(account, "infer")
         done |= submissions.submit_and_wait(account, run, choices.file_name)
     return done
 
 
-def push_one(account: Account, choices: Choices, kernel: str, wait: bool = True) -> Run:
-    """Push one kernel with what is to be attached, verify it, and follow its run unless told not to."""
-    stage(account, choices, kernel)
+def push_one(account: Account, choices: Choices, kernel: str, wait: bool = True) -> list[Run]:
+    """Push one kernel with what is to be attached, verify it, and follow its run unless told not to; or its parts."""
+    for part in parts(account, choices, kernel):
+        stage(account, choices, kernel, part=part)
     checks.check_attached(account, choices, kernel)
     checks.ask_first(account, choices, [kernel], False)
     return run_kernel(account, choices, kernel, wait, fetch=False)
 
 
-def run_kernel(account: Account, choices: Choices, name: str, wait: bool = True, fetch: bool = True) -> Run:
+def run_kernel(account: Account, choices: Choices, name: str, wait: bool = True, fetch: bool = True) -> list[Run]:
     """Push a kernel, or take up what is there, follow its run to the end, and fetch of its output what is needed here.
+
+    The parts of prepare are pushed before the first is waited for, as many as Kaggle runs side by side.
 
     Raises:
         KaggleError: it failed, or the clock stopped a training.
     """
-    train = name == "train"
-    run = _push_training(account, choices) if train else kernels.push(account, stage(account, choices, name))
-    if not wait:
-        return run
-    runs.follow(account, run)
-    if train:
-        _check_finished(account, run, choices.partial)
-    elif fetch and name in FETCHED:
-        runs.fetch(account, run, only=FETCHED[name], needed=False)
-    return run
+    done: list[Run] = []
+    pushed: list[Run] = []
+
+    def finish(run: Run) -> None:
+        runs.follow(account, run)
+        if name == "train":
+            _check_finished(account, run, choices.partial)
+        elif fetch and name in FETCHED:
+            runs.fetch(account, run, only=FETCHED[name], needed=False)
+        done.append(run)
+
+    for part in parts(account, choices, name):
+        if wait and len(pushed) - len(done) == CPU_SESSIONS:
+            finish(pushed[len(done)])
+        whole = name == "train"
+        push = (
+            _push_training(account, choices)
+            if whole
+            else kernels.push(account, stage(account, choices, name, part=part))
+        )
+        pushed.append(push)
+    for run in pushed[len(done) :] if wait else ():
+        finish(run)
+    return pushed
 
 
-def planned(account: Account, choices: Choices, name: str) -> Staged:
+def planned(account: Account, choices: Choices, name: str, part: str = "") -> Staged:
     """What would be pushed now, as far as it can be known without fetching anything."""
-    staged = stage(account, choices, name)
+    staged = stage(account, choices, name, part=part)
     if name == "train":
         with contextlib.suppress(UnreachableError):
             earlier = _earlier(account, staged)

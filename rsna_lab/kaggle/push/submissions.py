@@ -12,8 +12,7 @@ from rsna_kit.competition.paths import SLUG
 from rsna_lab.kaggle.push import runs
 from rsna_lab.kaggle.push.account import Account, commit_of
 from rsna_lab.kaggle.push.errors import KaggleError, advice_for
-from rsna_lab.kaggle.push.kernels import missing_sources
-from rsna_lab.kaggle.push.project import Run, look, state_of
+from rsna_lab.kaggle.push.project import Run, look, missing_sources, state_of
 from rsna_lab.kaggle.push.waiting import LOOKS, Waiting, look_again, once
 
 _PAGE = f"https://www.kaggle.com/competitions/{SLUG}/submissions"
