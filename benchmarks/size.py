@@ -19,15 +19,15 @@ KERNELS = ("prepare", "train", "infer")
 # What the project allows itself; behind the # is the goal where that is not reached. A figure above its limit fails the
 # tests; to raise a limit is a decision for docs/log.md.
 LIMITS = {
-    "rsna_kit lines": 13_250,  # 10,000
-    "rsna_kit modules": 80,
-    "rsna_lab, scripts and benchmarks lines": 11_900,  # 9,000
-    "tests lines": 19_600,  # 14,000
+    "rsna_kit lines": 13_630,  # 10,000
+    "rsna_kit modules": 82,
+    "rsna_lab, scripts and benchmarks lines": 12_030,  # 9,000
+    "tests lines": 19_800,  # 14,000
     "configuration keys": 50,
     "longest function": 80,
     "functions over 40 lines, percent": 10,
     "README lines": 150,
-    "docs words": 12_000,
+    "docs words": 12_200,
     "infer lines": 8_200,  # 6,500
 }
 

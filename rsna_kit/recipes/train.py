@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,6 +66,7 @@ def train(
         RsnaKitError: a fold that cannot be trained or judged, or a time limit that leaves nothing for the first one.
     """
     from rsna_kit.data.shards import open_prepared
+    from rsna_kit.training.budget import ready_trainer, recall, remember
     from rsna_kit.training.fit import CHECKPOINT, Trainer
 
     prepared = open_prepared(prepared_dir, config.image)
@@ -76,6 +78,7 @@ def train(
         f"train: {len(table)} images of {table['patient_id'].nunique()} patients, "
         f"{int(table['cancer'].sum())} with cancer; folds {', '.join(map(str, chosen))} of {config.train.folds}"
     )
+    asked, (config, known) = config, recall(out, config, events)
     digest, seen = _find_start(config.model, weights)
     found = _open_bundles(out, table, config, prepared.data_fingerprint, digest, chosen)
     done = [fold for fold, bundle in found.items() if not bundle.metadata["cv"].get("stopped")]
@@ -85,12 +88,12 @@ def train(
     left = [fold for fold in chosen if fold not in done]
     stopped, skipped, epoch_s = [], [], 0.0
     if left:
-        trainer = Trainer(prepared, config, events, lambda scores: _validate(scores, table), clock, weights, step)
-        if trainer.start:
-            said = f"starts from {trainer.start['file']} ({trainer.start['kind']})"
-            unknown = trainer.start["kind"] == "checkpoint"
-            said += f"; {_UNKNOWN}" * unknown
-            events.say(said, kind="leak" if unknown else "start", start=trainer.start)
+        judge = partial(_validate, table=table)
+        make = partial(Trainer, prepared, events=events, evaluate=judge, clock=clock, weights=weights, step=step)
+        trainer = ready_trainer(make, config, table, left, out, clock, events, planned=known or bool(found))
+        config = trainer.config
+        remember(out, asked, config)
+        _say_start(trainer.start, events)
     for position, fold in enumerate(left):
         if clock.remaining_s() < 1.5 * epoch_s:  # of the folds before: not even one epoch would fit
             events.say(f"fold {fold}: no time left for it")
@@ -110,6 +113,14 @@ def train(
     concluded = _conclude(out, table, config, scored, events)
     unfinished = {"stopped_by_clock": stopped, "skipped": skipped}
     return {"ok": not stopped and not skipped, **concluded, **unfinished, "minutes": round(clock.elapsed_s() / 60, 2)}
+
+
+def _say_start(start: Mapping[str, Any], events: Events) -> None:
+    """Where the starting weights come from, and whether somebody knows whom they have seen."""
+    if start:
+        unknown = start["kind"] == "checkpoint"
+        said = f"starts from {start['file']} ({start['kind']})" + f"; {_UNKNOWN}" * unknown
+        events.say(said, kind="leak" if unknown else "start", start=start)
 
 
 def _train_fold(
