@@ -132,7 +132,9 @@ class TrainConfig(Section):
     folds: Annotated[int, Limits(2, math.inf, "at least 2")] = 4
     hold_out: Literal["patient", "machine", "site"] = "patient"  # what a fold's training never saw
     epochs: Whole = 12
+    hours: Amount = 0.0  # all folds asked for end inside them: epochs and data.negatives are fitted; 0: as they are
     batch_size: Whole = 16
+    accumulate: Whole = 1  # parts that a batch is computed in, one after the other, for a device of little memory
     optimizer: Literal["adamw", "adam", "sgd"] = "adamw"  # "sgd": Nesterov momentum 0.9
     learning_rate: Positive = 3e-4  # peak of a warm-up + cosine schedule
     weight_decay: Amount = 1e-2  # not for normalisation and biases
@@ -144,8 +146,8 @@ class TrainConfig(Section):
     extra_weight: Positive = 1.0  # weight in the loss of an example of `train --extra`
     cancer_weight: Positive = 1.0  # weight of a cancer in the loss; the seed's was 5
     targets: str = ""  # further targets, e.g. "biopsy,invasive,BIRADS,density,difficult_negative_case"
-    precision: Literal["float32", "mixed_float16", "mixed_bfloat16"] = "float32"  # T4: float16; newer GPUs: bfloat16
-    devices: Literal["one", "all"] = "one"  # "all": every GPU of this machine takes its share of each batch
+    precision: Literal["auto", "float32", "mixed_float16", "mixed_bfloat16"] = "auto"  # float16 on GPUs that gain by it
+    devices: Literal["auto", "one"] = "auto"  # "auto": every GPU of this machine takes its share of each batch
     keep: Literal["best", "last"] = "best"  # epoch by validation AUC; "last": out-of-fold scores chose nothing
     seed: Count = 67
 

@@ -347,6 +347,8 @@ def test_the_internet_and_a_network_whose_start_nothing_brings_are_refused_befor
         ({"REQUIRE_GPU": "maybe"}, "expected yes, no or auto"),
         ({"TIME_LIMIT": "11"}, "11h or 11m"),
         ({"TIME_LIMIT": "13h"}, "5m to 12h"),
+        ({"TIME_LIMIT": "9h", "HOURS": "9.5"}, "HOURS: a budget of 9.5 h does not end before TIME_LIMIT=9h"),
+        ({"HOURS": "9h"}, "train.hours=9h: got '9h', expected float"),
     ],
 )
 def test_a_value_that_the_run_would_refuse_is_refused_here(settings: dict[str, str], said: str) -> None:

@@ -243,9 +243,10 @@ def test_a_killed_fold_goes_on_and_leaves_no_checkpoint(
 ) -> None:
     from rsna_kit.training.steps import Replicas
 
+    # One step more than is kept: the one that is tried before.
     made, steps, out = Replicas.train_step, iter(range(1000)), tmp_path / "again"
     with monkeypatch.context() as patch:
-        patch.setattr(Replicas, "train_step", lambda *batch: made(*batch) if next(steps) < 2 else killed())
+        patch.setattr(Replicas, "train_step", lambda *batch: made(*batch) if next(steps) < 3 else killed())
         patch.setattr("rsna_kit.training.fit.CHECKPOINT_S", 0.0)
         with pytest.raises(KeyboardInterrupt):
             run(prepared, out, config)

@@ -89,7 +89,8 @@ def fingerprint(*settings: str, data: str = "d", rows: pd.DataFrame = ROWS, fold
 
 
 def test_the_fingerprint_follows_what_the_result_depends_on() -> None:
-    alike = ["train.devices=all", "infer.batch_size=3", "decode.workers=2", "data.save=none"]
+    alike = ["train.devices=one", "train.accumulate=2", "train.hours=9"]
+    alike += ["infer.batch_size=3", "decode.workers=2", "data.save=none"]
     moved = ROWS.assign(fold=[0, 2, 1])  # between the other folds
     assert {fingerprint(*alike), fingerprint(rows=moved)} == {fingerprint()}
     settings = ["train.ema=0.9", "train.seed=1", "data.negatives=0.5", "model.head=conv", "cvae.beta=2"]

@@ -176,6 +176,19 @@ def test_a_loss_that_is_not_finite_says_where(make: Make, table: pd.DataFrame, t
     assert set(ids) <= set(table.loc[table["fold"] == 0, "image_id"])
 
 
+def test_a_loss_that_is_read_late_is_named_by_its_own_batch(
+    trainer: Trainer, table: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All six steps were made by then."""
+    losses = iter([0.5, 0.5, math.nan, 0.5, 0.5, 0.5])
+    monkeypatch.setattr(trainer, "_step", lambda *batch: next(losses))
+    training = trainer.training_set(table, 0, trainer.config)
+    ids = ", ".join(training.examples[position][0] for position in training.plan(1)[0][16:24])
+    with pytest.raises(RsnaKitError, match=rf"epoch 1, step 3 of 6: the loss is nan.*The images of the batch: {ids}\."):
+        trainer.train_fold(table, 0, tmp_path, Clock())
+    assert next(losses, None) is None
+
+
 def test_without_metrics_the_validation_loss_decides(
     trainer: Trainer, table: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -219,9 +232,9 @@ def test_a_checkpoint_that_is_damaged_or_of_another_training_is_named_and_the_fo
     assert epochs(table.assign(cancer=table["cancer"].to_numpy()[::-1])) == 1
     assert f"{path}: of another configuration, other data" in talk(trainer)
     assert epochs(table) == 1
-    monkeypatch.setattr(trainer, "config", with_overrides(CONFIG, ["train.devices=all"]))
+    monkeypatch.setattr(trainer, "config", with_overrides(trainer.config, ["train.devices=one"]))
     assert epochs(table) == 2  # does not concern the result
-    monkeypatch.setattr(trainer, "config", with_overrides(CONFIG, ["train.label_smoothing=0.1"]))
+    monkeypatch.setattr(trainer, "config", with_overrides(trainer.config, ["train.label_smoothing=0.1"]))
     assert epochs(table) == 1
 
 

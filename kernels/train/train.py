@@ -22,6 +22,7 @@ SETTINGS = {  # kernels/README.md says what each means; scripts/push fills them
     "FOLDS": "",
     "WEIGHTS": "",
     "EXTRA": "",
+    "HOURS": "",
     "TIME_LIMIT": "11h30m",
     "REQUIRE_GPU": "auto",
 }
@@ -53,12 +54,14 @@ from rsna_kit.session.kernel import Session, run
 def work(session: Session) -> dict:
     """What this kernel is for. Imports stand here, because one that fails is to end in a verdict, too."""
     from rsna_kit.competition.paths import find_inputs
+    from rsna_kit.config import with_overrides
     from rsna_kit.data.shards import open_prepared
     from rsna_kit.models.starts import find_start
     from rsna_kit.recipes.train import train
 
     (prepared, extra), weights = session.prepared(), session.input / session.settings["WEIGHTS"]
     config = dataclasses.replace(session.config(), image=open_prepared(prepared, verify=False).image)
+    config = with_overrides(config, [f"train.hours={hours}" for hours in session.words("HOURS")])
     find_start(config.model, [weights])  # before hours of reading: what is missing is said at once
     session.require_gpu()
     for earlier in find_inputs("events.jsonl", session.input):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,6 +69,7 @@ def train(
         UsageError: no such fold, settings that do not go together, or a bundle of another training in `out`.
         RsnaKitError: a fold that cannot be trained or judged, or a time limit that leaves nothing for the first one.
     """
+    from rsna_kit.training.budget import ready_trainer, recall, remember
     from rsna_kit.training.fit import CHECKPOINT, Trainer
 
     prepared, table = _open(prepared_dir, extra, config, events)
@@ -77,6 +79,7 @@ def train(
         f"train: {len(table)} images of {table['patient_id'].nunique()} patients, "
         f"{int(table['cancer'].sum())} with cancer; folds {', '.join(map(str, chosen))} of {config.train.folds}"
     )
+    asked, (config, known) = config, recall(out, config, events)
     digest, seen = _find_start(config.model, weights)
     found = _open_bundles(out, table, config, prepared.data_fingerprint, digest, chosen)
     done = [fold for fold, bundle in found.items() if not bundle.metadata["cv"].get("stopped")]
@@ -84,15 +87,13 @@ def train(
         events.say(f"fold {fold}: kept from an earlier run")
         (out / f"fold{fold}" / CHECKPOINT).unlink(missing_ok=True)  # of a run that was killed right before this
     left = [fold for fold in chosen if fold not in done]
-    stopped, skipped, epoch_s = [], [], 0.0
-    speed: dict[str, Any] = {}
+    stopped, skipped, epoch_s, speed = [], [], 0.0, dict[str, Any]()
     if left:
-        trainer = Trainer(prepared, config, events, lambda scores: _validate(scores, table), clock, weights, step)
-        if trainer.start:
-            said = f"starts from {trainer.start['file']} ({trainer.start['kind']})"
-            unknown = trainer.start["kind"] == "checkpoint"
-            said += f"; {_UNKNOWN}" * unknown
-            events.say(said, kind="leak" if unknown else "start", start=trainer.start)
+        judge = partial(_validate, table=table)
+        make = partial(Trainer, prepared, events=events, evaluate=judge, clock=clock, weights=weights, step=step)
+        trainer = ready_trainer(make, config, table, left, out, clock, events, planned=known or bool(found))
+        remember(out, asked, config := trainer.config)
+        _say_start(trainer.start, events)
     for position, fold in enumerate(left):
         if clock.remaining_s() < 1.5 * epoch_s:  # of the folds before: not even one epoch would fit
             events.say(f"fold {fold}: no time left for it")
@@ -110,9 +111,9 @@ def train(
             f"no fold was trained: getting ready took {format_duration(clock.elapsed_s())} and the time limit is "
             f"{format_duration(clock.limit_s)}. Give more time."
         )
-    concluded = _conclude(out, table, config, scored, events)
-    facts = {"stopped_by_clock": stopped, "skipped": skipped, "speed": speed}
-    return {"ok": not stopped and not skipped, **concluded, **facts, "minutes": round(clock.elapsed_s() / 60, 2)}
+    facts = _conclude(out, table, config, scored, events)
+    facts |= {"stopped_by_clock": stopped, "skipped": skipped, "speed": speed}
+    return {"ok": not stopped and not skipped, **facts, "minutes": round(clock.elapsed_s() / 60, 2)}
 
 
 def _open(
@@ -139,6 +140,14 @@ def _speed(fold: Fold, config: Config) -> dict[str, Any]:
         rates = {"training": config.train.batch_size / fold.step_s, "scoring": len(fold.validation) / fold.validation_s}
         speed |= {name: round(rate, 2) for name, rate in rates.items()}
     return speed
+
+
+def _say_start(start: Mapping[str, Any], events: Events) -> None:
+    """Where the starting weights come from, and whether somebody knows whom they have seen."""
+    if start:
+        unknown = start["kind"] == "checkpoint"
+        said = f"starts from {start['file']} ({start['kind']})" + f"; {_UNKNOWN}" * unknown
+        events.say(said, kind="leak" if unknown else "start", start=start)
 
 
 def _train_fold(

@@ -56,6 +56,10 @@ class BundleError(RsnaKitError):
     """A weights folder that is incomplete, damaged or made by another configuration."""
 
 
+class DeviceMemoryError(RsnaKitError):
+    """A device has too little memory for what it was asked for."""
+
+
 class ImageError(RsnaKitError):
     """One image that cannot be used. It costs that image, never the run."""
 

@@ -98,12 +98,14 @@ def other_versions(fields: Mapping[str, Any]) -> str:
 def decisive(config: Config) -> Config:
     """The configuration with everything at its default that the result of a training does not depend on.
 
-    That is what concerns decoding and inference, which pictures are kept beside the shards, and how many devices share
-    a batch (which changes the result no more than another device would).
+    That is what concerns decoding and inference, which pictures are kept beside the shards, the budget (what it came to
+    counts, epochs and data.negatives), and how many devices and parts share a batch (which changes the result no more
+    than another device would).
     """
     plain = Config()
     data = dataclasses.replace(config.data, save=plain.data.save)
-    train = dataclasses.replace(config.train, devices=plain.train.devices)
+    free = {name: getattr(plain.train, name) for name in ("devices", "accumulate", "hours")}
+    train = dataclasses.replace(config.train, **free)
     return dataclasses.replace(config, data=data, train=train, decode=DecodeConfig(), infer=InferConfig())
 
 

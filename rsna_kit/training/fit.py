@@ -8,7 +8,8 @@ folds and the prior of an unreadable image rely on. The order of the scores does
 
 Tracing the network takes 14 to 30 seconds, so one `Trainer` serves all folds of a process and returns to the same
 starting state for each: a fold's result does not depend on the folds before it, nor on how often it was interrupted.
-The loop is our own because Keras' `fit` with `BackupAndRestore` repeats the epoch in which it was killed.
+The loop is our own because Keras' `fit` with `BackupAndRestore` repeats the epoch in which it was killed. It reads the
+losses every `READ_EVERY` steps: a GPU that is asked after each would wait for the next batch.
 """
 
 from __future__ import annotations
@@ -17,80 +18,44 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.special import expit
 
 from rsna_kit.config import Config
-from rsna_kit.data.batches import Examples, Pictures, TrainingSet, picture_stream, training_stream
+from rsna_kit.data.batches import Batch, Examples, Pictures, TrainingSet, picture_stream, training_stream
 from rsna_kit.data.shards import Prepared
 from rsna_kit.models.network import dtype_policy
 from rsna_kit.models.starts import load_start
 from rsna_kit.runtime.clock import Clock
-from rsna_kit.runtime.errors import BundleError, RsnaKitError, UsageError
+from rsna_kit.runtime.errors import BundleError, RsnaKitError
 from rsna_kit.runtime.events import Events, Progress
 from rsna_kit.runtime.files import write_json
 from rsna_kit.runtime.lazy import require
 from rsna_kit.training.checkpoint import load_checkpoint, other_versions, save_checkpoint, training_fingerprint
 from rsna_kit.training.export import save_weights
 from rsna_kit.training.features import FeatureMaps, fits
+from rsna_kit.training.fold import SAVED, Fold, score_frame
 from rsna_kit.training.learner import build_learner
-from rsna_kit.training.steps import Replicas, assign_values, build_optimizer, build_schedule, read_values
+from rsna_kit.training.steps import (
+    Replicas,
+    assign_values,
+    build_optimizer,
+    build_schedule,
+    read_values,
+    settle_precision,
+)
 
 WEIGHTS, HISTORY, CHECKPOINT = "model.weights.h5", "history.json", "checkpoint.npz"
+READ_EVERY = 16  # steps
 CHECKPOINT_S = 600.0  # a run that is killed loses at most this
 MONITOR = "roc_auc"  # decides which epoch is kept; where there is no such number, the validation loss
-_SAVED = ("losses", "history", "best", "best_epoch", "validation_s")  # of the fields of `Fold`, as they are
 Evaluate = Callable[[pd.DataFrame], Mapping[str, float]]
-TrainStep = Callable[[Any, np.ndarray, np.ndarray, np.ndarray], float]
-
-
-@dataclass
-class Fold:
-    """One fold, while it is trained and afterwards. A checkpoint holds `_SAVED`, `outputs` and `kept` of it.
-
-    `history` has a row for each epoch, its seconds since the last interruption; `best_epoch` was kept. `stopped` says
-    that the clock ended the training before the last epoch.
-    """
-
-    number: int
-    training: TrainingSet
-    validation: pd.DataFrame  # image_id, cancer
-    out: Path
-    clock: Clock
-    fingerprint: str
-    rate: Callable[[int], float]  # learning rate of a step
-    losses: list[float] = field(default_factory=list)  # of all batches so far
-    history: list[dict[str, Any]] = field(default_factory=list)
-    best: Sequence[float] = (-math.inf, -math.inf)
-    best_epoch: int = 0
-    outputs: np.ndarray = field(default_factory=lambda: np.empty((0, 1)))  # of the network, in the best epoch
-    kept: list[np.ndarray] = field(default_factory=list)  # the network's weights then
-    stopped: bool = False
-    validation_s: float = 0.0
-    step_s: float = 0.0
-    save_s: float = 0.0
-    saved: float = field(default_factory=time.monotonic)
-
-    @property
-    def epoch(self) -> int:
-        """The epoch in training, from 1."""
-        return len(self.history) + 1
-
-    @property
-    def step(self) -> int:
-        """How many of its batches are done."""
-        return len(self.losses) - len(self.history) * self.training.steps
-
-    @property
-    def scores(self) -> pd.DataFrame:
-        """`_score_frame` of the validation images, in table order, by the epoch that was kept."""
-        return _score_frame(self.validation, self.outputs)
+TrainStep = Callable[[Any, np.ndarray, np.ndarray, np.ndarray], Any]
 
 
 class Trainer:
@@ -103,10 +68,10 @@ class Trainer:
         evaluate: image scores (as `Fold.scores`) to validation metrics, all better when higher.
         clock: the time there is for what comes before the folds.
         weights: folders in which starting weights are looked for.
-        step: does the step of a batch in the place of Keras' own.
+        step: does the step of a batch in the place of Keras' own, on one device.
 
-    `model` is the network, `start` the provenance of its starting weights, empty for random ones; `prepared` and
-    `config` are what was given.
+    `model` is the network, `start` the provenance of its starting weights, empty for random ones, `prepared` what was
+    given, `config` the same with the precision that `auto` came to.
     """
 
     def __init__(
@@ -119,13 +84,11 @@ class Trainer:
         weights: Sequence[Path] = (),
         step: TrainStep | None = None,
     ) -> None:
+        config = settle_precision(config, events.say)
         self.prepared, self.config, self._events, self._evaluate = prepared, config, events, evaluate
         self._pictures: Examples = Pictures(prepared, config.data.augment)
-        self._replicas = Replicas(config, events)
-        if step and self._replicas.count > 1:
-            raise UsageError(
-                "train.devices=all: a training step of one's own runs on one device. Leave train.devices at one"
-            )
+        alone = replace(config, train=replace(config.train, devices="one", accumulate=1))
+        self._replicas = Replicas(alone if step else config, events)
         self._step = step
         with self._replicas.scope(), dtype_policy(config.train.precision):
             require("keras", "train").utils.set_random_seed(config.train.seed)
@@ -165,7 +128,7 @@ class Trainer:
             RsnaKitError: the loss is no longer finite, the training rows are of one class, or the device's memory is
                 too small.
         """
-        state = self._begin(table, fold, out, clock)
+        state = self.begin(table, fold, out, clock)
         self._resume(state)
         epochs, steps = self.config.train.epochs, state.training.steps
         with self._events.progress(steps * epochs - len(state.losses), f"fold {fold}", "batches") as progress:
@@ -173,10 +136,10 @@ class Trainer:
                 begun = time.monotonic()
                 state.stopped = not self._train_epoch(state, progress)
                 if state.stopped:  # the validation of half an epoch is none that a later run should know of
-                    self._save(state)
+                    self.save(state)
                 self._validate(state, begun)
                 if not state.stopped:
-                    self._save(state)
+                    self.save(state)
                     ahead_s = steps * state.step_s + state.validation_s + state.save_s
                     state.stopped = state.epoch <= epochs and clock.remaining_s() < 1.3 * ahead_s
         if state.stopped:
@@ -184,10 +147,14 @@ class Trainer:
         assign_values(self.model.weights, state.kept)
         return state
 
-    def _begin(self, table: pd.DataFrame, fold: int, out: Path, clock: Clock) -> Fold:
+    def training_set(self, table: pd.DataFrame, fold: int, config: Config) -> TrainingSet:
+        """What the fold learns from."""
+        return TrainingSet(self._pictures, table[table["fold"] != fold], config)
+
+    def begin(self, table: pd.DataFrame, fold: int, out: Path, clock: Clock) -> Fold:
         """Return to the starting state, with the head's bias at the odds of a batch."""
         held = table["fold"] == fold
-        training = TrainingSet(self._pictures, table[~held], self.config)
+        training = self.training_set(table, fold, self.config)
         for note in training.notes:
             self._events.say(f"fold {fold}: {note}")
         assign_values(self._variables, self._start)
@@ -199,13 +166,14 @@ class Trainer:
         fingerprint = training_fingerprint(self.config, self.prepared.data_fingerprint, table, fold, self.start)
         return Fold(fold, training, table.loc[held, ["image_id", "cancer"]], out, clock, fingerprint, rate)
 
-    def _save(self, state: Fold) -> None:
+    def save(self, state: Fold) -> None:
         """Write every array that the rest of the training depends on, and what is known of it."""
+        self._read(state)
         began, path = time.monotonic(), state.out / CHECKPOINT
         groups = {"variables": read_values(self._variables), "outputs": [state.outputs], "kept": state.kept}
-        fields = {name: getattr(state, name) for name in _SAVED}
+        fields = {name: getattr(state, name) for name in SAVED}
         size = save_checkpoint(path, state.fingerprint, groups, fields)
-        if not state.save_s:
+        if state.losses and not state.save_s:
             self._events.say(f"fold {state.number}: checkpoint of {size / 1e6:.1f} MB, {path}")
         state.saved = time.monotonic()
         state.save_s = state.saved - began
@@ -220,8 +188,9 @@ class Trainer:
         except BundleError as error:
             self._events.say(f"fold {number}: begins anew, the checkpoint is not used: {error}")
             return
-        for name in _SAVED:
+        for name in SAVED:
             setattr(state, name, fields[name])
+        state.read = len(state.losses)
         state.outputs, state.kept = groups["outputs"][0], groups["kept"]
         if state.kept:  # an epoch that the checkpoint does not know may have been kept since
             assign_values(self.model.weights, state.kept)
@@ -236,22 +205,36 @@ class Trainer:
         """Train to the end of the epoch; False when the clock ends it before."""
         train, steps, first = self.config.train, state.training.steps, state.step
         begun = time.monotonic()
-        for images, targets, weights in training_stream(state.training, state.epoch, first):
-            done = len(state.losses)
-            self._optimizer.learning_rate = rate = state.rate(done)
-            self._learner.progress(done / (steps * train.epochs))
-            loss = (self._step or self._replicas.train_step)(self._trained, images, targets, weights)
-            if not math.isfinite(loss):
-                raise self._error(state, loss, rate)
-            state.losses.append(loss)
-            progress.advance(1, f"epoch {state.epoch}/{train.epochs} loss {loss:.3f}")
-            state.step_s = (time.monotonic() - begun) / (state.step - first)
+        for batch in training_stream(state.training, state.epoch, first):
+            done = len(state.losses) + 1
+            self.learn(state, batch)
+            last = state.step == steps
+            if done % READ_EVERY == 0 or last or state.step - first == 1:
+                self._read(state)
+                state.step_s = (time.monotonic() - begun) / (state.step - first)
+            progress.advance(1, f"epoch {state.epoch}/{train.epochs} loss {state.losses[state.read - 1]:.3f}")
             reserve = state.validation_s or 10 + state.step_s * len(state.validation) / train.batch_size
-            if state.clock.remaining_s() < 1.3 * (reserve + state.save_s) and state.step < steps:
+            if state.clock.remaining_s() < 1.3 * (reserve + state.save_s) and not last:
+                self._read(state)
                 return False
-            if time.monotonic() - state.saved >= CHECKPOINT_S and state.step < steps:
-                self._save(state)
+            if time.monotonic() - state.saved >= CHECKPOINT_S and not last:
+                self.save(state)
         return True
+
+    def learn(self, state: Fold, batch: Batch) -> None:
+        """One step; its loss, which may still be on its way, is the last of `state.losses`."""
+        done = len(state.losses)
+        self._optimizer.learning_rate = state.rate(done)
+        self._learner.progress(done / (state.training.steps * self.config.train.epochs))
+        state.losses.append((self._step or self._replicas.train_step)(self._trained, *batch))
+
+    def _read(self, state: Fold) -> None:
+        """Wait for the losses that are on their way, and see that they are finite."""
+        for number in range(state.read, len(state.losses)):
+            state.losses[number] = loss = float(state.losses[number])
+            if not math.isfinite(loss):
+                raise self._error(state, number, loss)
+        state.read = len(state.losses)
 
     def _validate(self, state: Fold, begun: float) -> None:
         """Score the validation images; keep weights and scores when they are the best so far."""
@@ -259,12 +242,12 @@ class Trainer:
         with self._as_scored(state):
             if self._learner.calibrate:
                 ids = [image_id for example in state.training.examples for image_id in example]
-                self._learner.calibrate(lambda wanted: self._predict(wanted)[:, 0], ids)
-            outputs = self._predict(state.validation["image_id"].tolist())
+                self._learner.calibrate(lambda wanted: self.predict(wanted)[:, 0], ids)
+            outputs = self.predict(state.validation["image_id"].tolist())
             state.validation_s = time.monotonic() - validating
             labels = state.validation["cancer"].to_numpy()
             val_loss = float(np.mean(np.logaddexp(0, outputs[:, 0]) - outputs[:, 0] * labels))
-            metrics = self._evaluate(_score_frame(state.validation, outputs))
+            metrics = self._evaluate(score_frame(state.validation, outputs))
             monitored = float(metrics.get(MONITOR, math.nan))
             key = [monitored if math.isfinite(monitored) else -math.inf, -val_loss]
             if not state.history or key > list(state.best) or self.config.train.keep == "last":
@@ -289,32 +272,27 @@ class Trainer:
                 learned = self._trained.trainable_variables
                 stack.callback(assign_values, learned, read_values(learned))
                 self._optimizer.finalize_variable_values(learned)  # Keras' word for putting the averages in their place
+                assign_values(learned, read_values(learned))  # as copies: JAX's next step uses up what it is given
             if self._learner.shift:
                 bias = self.model.get_layer("logit").bias
                 stack.callback(bias.assign, value := np.array(bias))
                 bias.assign(value - state.training.odds_shift)
             yield
 
-    def _predict(self, image_ids: Sequence[str]) -> np.ndarray:
+    def predict(self, image_ids: Sequence[str]) -> np.ndarray:
         """Outputs of the network, float64 (N, 1) or (N, 2)."""
         stream = picture_stream(self._pictures, image_ids, self.config.infer.batch_size)
         return np.concatenate([self._replicas.predict(self._scored, batch) for batch in stream], dtype=np.float64)
 
-    def _error(self, state: Fold, loss: float, rate: float) -> RsnaKitError:
-        """An error that names the batch it happened in."""
-        training, step = state.training, state.step
+    def _error(self, state: Fold, number: int, loss: float) -> RsnaKitError:
+        """An error that names the batch it happened in, the one of this number."""
+        training, step = state.training, number - len(state.history) * state.training.steps
         part = slice(step * training.batch_size, (step + 1) * training.batch_size)
         batch = zip(*(values[part] for values in training.plan(state.epoch)), strict=True)
         ids = ", ".join(image_id for position, seed in batch for image_id, _ in training.views(position, seed))
         half = "" if self.config.train.precision == "float32" else ", or train.precision=float32"
         return RsnaKitError(
             f"fold {state.number}, epoch {state.epoch}, step {step + 1} of {training.steps}: the loss is {loss}, "
-            f"expected a finite number. The learning rate was {rate:.3g}: lower train.learning_rate or set "
-            f"train.clip_norm=1{half}. The images of the batch: {ids}."
+            f"expected a finite number. The learning rate was {state.rate(number):.3g}: lower train.learning_rate or "
+            f"set train.clip_norm=1{half}. The images of the batch: {ids}."
         )
-
-
-def _score_frame(rows: pd.DataFrame, outputs: np.ndarray) -> pd.DataFrame:
-    """`image_id`, `score` in [0, 1], and `attention` where the network gives one: float64 (N, 1) or (N, 2)."""
-    frame = pd.DataFrame({"image_id": rows["image_id"].to_numpy(), "score": expit(outputs[:, 0])})
-    return frame.assign(attention=outputs[:, 1]) if outputs.shape[1] > 1 else frame

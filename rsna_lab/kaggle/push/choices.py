@@ -129,7 +129,8 @@ def check_settings(
         UsageError: which setting, what came and what was expected.
     """
     try:
-        config = with_overrides(preset(settings.get("PRESET", "default")), settings.get("SET", "").split())
+        changes = [*settings.get("SET", "").split(), *(f"train.hours={h}" for h in settings.get("HOURS", "").split())]
+        config = with_overrides(preset(settings.get("PRESET", "default")), changes)
         check_names(config)
         folds = settings.get("FOLDS", "")
         if bad := [word for word in folds.split() if not word.isdigit() or int(word) >= config.train.folds]:
@@ -141,6 +142,8 @@ def check_settings(
             raise UsageError(f"REQUIRE_GPU: got {wanted!r}, expected yes, no or auto")
         if limit := settings.get("TIME_LIMIT"):
             seconds = session_seconds("TIME_LIMIT", limit, SCORING_H if kernel == "infer" else SESSION_H)
+            if config.train.hours * 3600 > seconds:
+                raise UsageError(f"HOURS: a budget of {config.train.hours:g} h does not end before TIME_LIMIT={limit}")
             if timeout_s is not None and seconds > timeout_s:
                 raise UsageError(
                     f"--timeout ends the session after {timeout_s / 3600:g}h, before it stops itself (TIME_LIMIT="

@@ -35,7 +35,7 @@ from rsna_lab.kaggle.push.project import (
 # Kernel → what of its output is fetched when it has run: a regular expression. The shards of prepare stay at Kaggle.
 CPU_SESSIONS = 5  # that an account may run at once
 FETCHED = {"prepare": r"\.(?:json|jsonl|csv|txt|md)$", "infer": ""}
-_FREE = {"FOLDS", "TIME_LIMIT", "REQUIRE_GPU"}  # settings that may differ between a training and what goes on with it
+_FREE = {"FOLDS", "HOURS", "TIME_LIMIT", "REQUIRE_GPU"}  # may differ between a training and what goes on with it
 
 
 def run_all(account: Account, choices: Choices) -> dict[str, Any]:
