@@ -107,8 +107,7 @@ def test_a_training_without_prepared_images_says_so_before_it_loads_anything(tmp
 def test_prepare_then_train_then_infer(phantom: Path, tmp_path: Path) -> None:
     """The kernels hand on to each other what Kaggle would mount, and the scoring run survives a file that is broken.
 
-    Pictures come in three parts, bundles as train's output, and for infer everything is mounted as for kernels of the
-    web editor.
+    Pictures come in three parts, bundles as train's output; for infer all is mounted as for kernels of the web editor.
     """
     smoke = ["--settings", "PRESET=smoke"]
     network = "model.weights=none model.tap=32 model.head=linear model.pool=avg"

@@ -238,6 +238,7 @@ def test_a_reader_who_leaves_gets_no_traceback() -> None:
 
 # ---- what would end a run of steps after hours ends it before anything is sent
 
+MODEL = "keras/efficientnetv2/keras/efficientnetv2_s_imagenet/2"
 WEIGHTS_OF_TRAIN = "SETTINGS = {'PRESET': 'default', 'SET': '', 'WEIGHTS': ''}\nverdict()"
 
 
@@ -345,6 +346,8 @@ def test_the_internet_and_a_network_whose_start_nothing_brings_are_refused_befor
         ({"FOLDS": "0 4"}, "numbers from 0 to 3"),
         ({"SET": "train.folds=2", "FOLDS": "2"}, "numbers from 0 to 1"),
         ({"REQUIRE_GPU": "maybe"}, "expected yes, no or auto"),
+        ({"PART": "4/3"}, "got '4/3', expected one such as 2/3"),
+        ({"PRESET": "kaggle", "WEIGHTS": ""}, f"of efficientnetv2_s the Kaggle Model {MODEL}"),
         ({"TIME_LIMIT": "11"}, "11h or 11m"),
         ({"TIME_LIMIT": "13h"}, "5m to 12h"),
         ({"TIME_LIMIT": "9h", "HOURS": "9.5"}, "HOURS: a budget of 9.5 h does not end before TIME_LIMIT=9h"),
@@ -360,6 +363,9 @@ def test_values_that_a_run_takes_are_taken() -> None:
     choices.check_settings("train", {"PRESET": "smoke", "SET": "train.folds=5", "FOLDS": "0 4", "TIME_LIMIT": "12h"})
     choices.check_settings("infer", {"SET": "infer.tta=flip", "TIME_LIMIT": "8h30m", "BUNDLES": "me/x", "OWN": "?"})
     choices.check_settings("train", {"TIME_LIMIT": "8h30m"}, timeout_s=9 * 3600)
+    choices.check_settings("train", {"PRESET": "kaggle", "WEIGHTS": ""}, [MODEL])
+    with pytest.raises(UsageError, match="ImageNet weights of convnext_small, and nothing that is attached"):
+        choices.check_settings("train", {"PRESET": "winner", "WEIGHTS": ""}, [MODEL])
     with pytest.raises(UsageError, match="5m to 9h"):
         choices.check_settings("infer", {"TIME_LIMIT": "10h"})
     with pytest.raises(UsageError, match=r"its output would be lost"):

@@ -97,7 +97,7 @@ def test_extra_mammograms_are_trained_on_and_never_validated(
     """They are in every fold's training with their weight, and in no validation, score or threshold."""
     own, more = open_prepared(prepared).table, open_prepared(others).table
     seen: list[pd.DataFrame] = []
-    begin = Trainer._begin
+    begin = Trainer.begin
 
     def watched(self: Trainer, table: pd.DataFrame, *rest: Any) -> Any:
         state = begin(self, table, *rest)
@@ -105,7 +105,7 @@ def test_extra_mammograms_are_trained_on_and_never_validated(
         seen.append(pd.DataFrame({"weight": state.training.weights}, index=ids))
         return state
 
-    monkeypatch.setattr(Trainer, "_begin", watched)
+    monkeypatch.setattr(Trainer, "begin", watched)
     said = run(prepared, tmp_path / "model", with_overrides(config, ["train.extra_weight=0.5"]), extra=[others])
     assert f"extra: {len(more)} images, {more['cancer'].sum()} with cancer, in no validation" in said
     dealt = assign_folds(own, 2, config.train.seed)

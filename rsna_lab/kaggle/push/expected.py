@@ -139,7 +139,7 @@ def expect(config: Config, project: Path | None = None, folds: int = 0, factor: 
         return factor * speed * 1e9 / macs * (1 if devices == "one" else 2)
 
     rates = {"training": rate(train.precision, train.devices) / BACKWARD, "decoding": DECODED_S}
-    rates["scoring"] = rate(getattr(config.infer, "precision", "float32"), getattr(config.infer, "devices", "one"))
+    rates["scoring"] = rate(config.infer.precision, config.infer.devices)
     measured: dict[str, float] = {}
     if project is not None:
         for counts in _prepared(config, project):
@@ -184,7 +184,7 @@ def forecast(project: Path, given: Mapping[str, Mapping[str, str]]) -> str:
     parts = len(parts_of(told["prepare"], project))
     slow, here, fast = (expect(config, project, folds, factor) for factor in (0.5, 1.0, 2.0))
     limit_h = parse_duration(told["train"].get("TIME_LIMIT") or "11h30m") / 3600
-    budget_h = float(told["train"].get("HOURS") or getattr(config.train, "hours", 0.0) or 0.0)
+    budget_h = float(told["train"].get("HOURS") or config.train.hours)
     how = {name: "measured" if name in here.known else "a guess" for name in ("decoding", "training", "scoring")}
     built = [path for path in sorted(project.glob("build/datasets/*")) if path.is_dir()]
     sizes = [sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) / 1e6 for path in built]
