@@ -96,13 +96,13 @@ def test_extra_mammograms_are_trained_on_and_never_validated(
 ) -> None:
     """They are in every fold's training with their weight, and in no validation, score or threshold."""
     own, more = open_prepared(prepared).table, open_prepared(others).table
-    seen: list[pd.DataFrame] = []
+    seen: dict[int, pd.DataFrame] = {}
     begin = Trainer.begin
 
     def watched(self: Trainer, table: pd.DataFrame, *rest: Any) -> Any:
         state = begin(self, table, *rest)
         ids = [image_id for example in state.training.examples for image_id in example]
-        seen.append(pd.DataFrame({"weight": state.training.weights}, index=ids))
+        seen[state.number] = pd.DataFrame({"weight": state.training.weights}, index=ids)
         return state
 
     monkeypatch.setattr(Trainer, "begin", watched)
