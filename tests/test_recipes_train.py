@@ -281,7 +281,7 @@ def untrained(trainer: Trainer, table: pd.DataFrame, fold: int, out: Path, clock
     ids = table.loc[table["fold"] == fold, "image_id"].to_numpy()
     scores = pd.DataFrame({"image_id": ids, "score": np.linspace(0, 1, len(ids))})
     out.mkdir(parents=True, exist_ok=True)
-    return SimpleNamespace(scores=scores, history=[ROW], best_epoch=1, stopped=False)
+    return SimpleNamespace(scores=scores, history=[ROW], best_epoch=1, stopped=False, step_s=0.0)
 
 
 def test_a_start_of_our_own_is_named_and_one_that_has_seen_the_patients_is_found_out(
