@@ -8,7 +8,6 @@ name where nothing is left. An image whose side nobody says is a breast of its o
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import shutil
@@ -22,7 +21,7 @@ import pandas as pd
 from rsna_kit.competition.submission import prediction_id
 from rsna_kit.runtime.errors import RsnaKitError, UsageError, one_line
 from rsna_kit.runtime.events import Events
-from rsna_kit.runtime.files import write_csv
+from rsna_kit.runtime.files import sha256_file, write_csv
 from rsna_lab.phantom.dicom_file import JPEG_LOSSLESS, DicomFacts, write_dicom
 from rsna_lab.phantom.tables import write_test
 from rsna_lab.phantom.wrap import SUFFIXES, read_picture
@@ -74,7 +73,7 @@ def gather(folder: Path, out: Path, events: Events) -> Path:
                 others += 1
                 continue
             name = path.relative_to(folder)
-            first = seen.setdefault(hashlib.sha256(path.read_bytes()).hexdigest(), name)
+            first = seen.setdefault(sha256_file(path), name)
             if first != name:
                 refused.append({"file": str(name), "reason": f"the same bytes as {first}"})
                 continue
