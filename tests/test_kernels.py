@@ -103,11 +103,29 @@ def test_a_training_without_prepared_images_says_so_before_it_loads_anything(tmp
     assert "Attach the kernel rsna-kit-prepare (kernel_sources)" in verdict_of(talk, tmp_path / "out")["reason"]
 
 
+# TensorFlow splits a CPU when a program says so before anything else: two devices stand for two GPUs.
+TWO_DEVICES = """import tensorflow
+_split = [tensorflow.config.LogicalDeviceConfiguration() for _ in range(2)]
+tensorflow.config.set_logical_device_configuration(tensorflow.config.list_physical_devices("CPU")[0], _split)
+"""
+
+
+def changed(kernel: str, to: Path, **sources: list[str]) -> Path:
+    """A copy of a kernel on two devices, with other sources attached."""
+    shutil.copytree(ROOT / "kernels" / kernel, to)
+    metadata = json.loads((to / "kernel-metadata.json").read_text())
+    (to / "kernel-metadata.json").write_text(json.dumps(metadata | sources))
+    says, line, code = (to / f"{kernel}.py").read_text().partition("\n\nimport ")
+    (to / f"{kernel}.py").write_text(f"{says}\n\n{TWO_DEVICES}{line}{code}")
+    return to
+
+
 @pytest.mark.slow
 def test_prepare_then_train_then_infer(phantom: Path, tmp_path: Path) -> None:
     """The kernels hand on to each other what Kaggle would mount, and the scoring run survives a file that is broken.
 
     Pictures come in three parts, bundles as train's output; for infer all is mounted as for kernels of the web editor.
+    Training in float16 and scoring share two devices.
     """
     smoke = ["--settings", "PRESET=smoke"]
     network = "model.weights=none model.tap=32 model.head=linear model.pool=avg"
@@ -120,20 +138,17 @@ def test_prepare_then_train_then_infer(phantom: Path, tmp_path: Path) -> None:
         images += verdict_of(talk, out)["counts"]["images"]
         mounted = ["--dataset", f"rsna-kit-prepare-{number}={out}", *mounted]
     assert images == len(pd.read_csv(phantom / "train.csv"))
-    training = shutil.copytree(ROOT / "kernels/train", tmp_path / "training")
-    metadata = json.loads((training / "kernel-metadata.json").read_text())
-    metadata["kernel_sources"] = [f"OWNER/rsna-kit-prepare-{number}" for number in (1, 2, 3)]
-    (training / "kernel-metadata.json").write_text(json.dumps(metadata))
-    quick = f"train.folds=2 train.epochs=1 train.batch_size=8 {network}"
+    parts = [f"OWNER/rsna-kit-prepare-{number}" for number in (1, 2, 3)]
+    training = changed("train", tmp_path / "training", kernel_sources=parts)
+    quick = f"train.folds=2 train.epochs=1 train.batch_size=8 train.precision=mixed_float16 {network}"
     trained, talk = rehearse(training, *mounted, "--out", tmp_path / "train", settings=quick)
     assert trained["verdict"] == "Complete", talk
+    assert "2 devices" in talk
     weights = sha256_file(tmp_path / "train/model/bundles/fold0/model.weights.h5")
     assert verdict_of(talk, tmp_path / "train")["sha256"]["model/bundles/fold0/model.weights.h5"] == weights
 
-    kernel = shutil.copytree(ROOT / "kernels/infer", tmp_path / "kernel")
-    metadata = json.loads((kernel / "kernel-metadata.json").read_text())
-    metadata |= {"dataset_sources": ["OWNER/rsna-kit"], "kernel_sources": ["OWNER/rsna-kit-train"]}
-    (kernel / "kernel-metadata.json").write_text(json.dumps(metadata))
+    sources = {"dataset_sources": ["OWNER/rsna-kit"], "kernel_sources": ["OWNER/rsna-kit-train"]}
+    kernel = changed("infer", tmp_path / "kernel", **sources)
     hidden = shutil.copytree(phantom / "hidden", tmp_path / "hidden")
     next((hidden / "test_images").glob("*/*.dcm")).write_bytes(b"")
     words = ["--competition", hidden, "--rerun", "--layout", "old", "--out", tmp_path / "infer"]
@@ -141,6 +156,8 @@ def test_prepare_then_train_then_infer(phantom: Path, tmp_path: Path) -> None:
     assert verdict["verdict"] == "Complete", talk
     assert 0 <= verdict["score"]["value"] <= 1
     assert "bundles    from the output of the kernel" in talk
+    assert "scoring on CPU:0" in talk
+    assert "CPU:1" in talk
     said = verdict_of(talk, tmp_path / "infer")
     assert set(said["bundles"]["sha256"].values()) == {weights}
     assert said["sha256"]["submission.csv"] == sha256_file(tmp_path / "infer/submission.csv")
