@@ -116,10 +116,14 @@ def _train(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def run_infer(options: argparse.Namespace) -> dict[str, Any]:
-    """What `infer` does."""
+    """What `infer` does; `options.bundle` then says what scored."""
+    from rsna_kit.models.members import ABOUT_MAMMOGRAPHY, find_mammography
     from rsna_kit.recipes.infer import infer
 
     settings, events = read_config(options), Events(options.out / "events.jsonl")
+    if not options.bundle:
+        options.bundle = [find_mammography()]
+        events.say(f"no --bundle, so {options.bundle[0]} scores: {ABOUT_MAMMOGRAPHY}")
     clock, given = read_clock(options), (options.competition, options.out, options.bundle)
     return infer(*given, settings.infer, events, clock, decode=settings.decode, exact=options.exact)
 
@@ -202,8 +206,8 @@ def add_infer(verbs: Any) -> argparse.ArgumentParser:
     infer = add_verb(verbs, "infer", run_infer, summary, example, needs=("pydicom", "cv2", "keras"))
     infer.add_argument("competition", type=Path, help="folder with test.csv, sample_submission.csv and test_images/")
     infer.add_argument("out", type=Path, help="folder for submission.csv and scores.csv")
-    bundle = "a bundle or a folder of them, may be repeated; or a folder written by blend"
-    infer.add_argument("--bundle", type=Path, action="append", required=True, help=bundle)
+    bundle = "a bundle or a folder of them, may be repeated; or a folder written by blend (default mammography-start)"
+    infer.add_argument("--bundle", type=Path, action="append", help=bundle)
     infer.add_argument("--time-limit", metavar="DURATION", help="write what there is before this: 90s, 15m, 8h30m")
     exact = "decode every pixel, though the bundles were trained on reduced JPEG 2000"
     infer.add_argument("--exact", action="store_true", help=exact)

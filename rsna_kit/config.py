@@ -106,7 +106,7 @@ class ModelConfig(Section):
 
     kind: Literal["image", "breast", "cvae"] = "image"  # a logit a picture; from all views of a breast; anomalies
     backbone: str = "efficientnet_lite0"  # one of rsna_kit.models.backbones.BACKBONES
-    weights: Literal["imagenet", "start", "none"] = "imagenet"  # "start": of a bundle (--weights FOLDER brings either)
+    weights: Literal["imagenet", "mammography", "start", "none"] = "imagenet"  # "start": those that --weights names
     tap: Literal[32, 16] = 32  # stride of the map that the head looks at
     head: str = "linear"  # layers before the pooling: one of rsna_kit.models.heads.HEADS
     pool: str = "avg"  # one of rsna_kit.models.heads.POOLS
@@ -215,6 +215,13 @@ PRESETS: Mapping[str, Config] = {
         data=DataConfig(augment="flip"),
         model=ModelConfig(kind="cvae", weights="none"),
         train=TrainConfig(epochs=20, learning_rate=1e-3, keep="last"),
+    ),
+    # Little data of one's own: the head of the mammography start goes on learning in small steps (docs/models.md).
+    "mammography": Config(
+        image=ImageConfig(height=512, width=256),
+        data=DataConfig(augment="flip"),
+        model=ModelConfig(weights="mammography", tap=16, head="conv", pool="max", trunk="frozen", dropout=0.3),
+        train=TrainConfig(epochs=8, batch_size=32, learning_rate=1e-4, keep="last"),
     ),
     # Minutes on two CPU cores: rehearsals, tests, the demo. The trunk keeps its ImageNet weights and a convolutional
     # head learns on its maps, which four minutes suffice for (docs/log.md). Not for a leaderboard.

@@ -38,7 +38,6 @@ VERBS = [
         (["prepare", "a", "b", "--set", "train.epochs=3"], "reads only the sections image, decode, data"),
         (["prepare", "a", "b", "--preset", "smok"], "Did you mean 'smoke'"),
         (["train", "a", "b", "--time-limit", "soon"], "expected a duration"),
-        (["infer", "a", "b"], "--bundle"),
         (["infer", "a", "b", "--bundle", "c", "--set", "image.height=3"], "reads only the sections decode, infer"),
         (["phantom", "a", "--patients", "many"], "invalid int value"),
         (["report", "a.csv"], "--out"),

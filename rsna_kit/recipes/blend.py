@@ -25,6 +25,7 @@ from rsna_kit.scoring.threshold import choose_threshold, with_calls
 
 if TYPE_CHECKING:
     from rsna_kit.models.bundle import Bundle
+    from rsna_kit.models.members import Member
 
 MEAN, WEIGHTED = "plain mean", "weighted"
 _METRICS = ("roc_auc", "pr_auc", "pf1_binary")
@@ -40,7 +41,7 @@ def blend(out: Path, models: Sequence[Path], settings: InferConfig, events: Even
     Args:
         out: folder for `ensemble.json`, copies of the bundles, and `oof.csv` with the blend's out-of-fold score of each
             breast. A blend that is there is replaced.
-        models: two or more folders written by `train` on the same patients and folds.
+        models: two or more folders written by `train` or `blend` on the same patients and folds.
         settings: its `tta` is written into the list.
 
     Returns:
@@ -65,8 +66,8 @@ def blend(out: Path, models: Sequence[Path], settings: InferConfig, events: Even
         raise UsageError(f"--model: the names {', '.join(names)} clash with each other or with a column. Rename one.")
     breasts = _read_models(names)
     folds = sorted(breasts["fold"].unique().tolist())
-    bundles = {name: _bundles(folder, folds) for name, folder in names.items()}
-    together = [bundle for by_fold in bundles.values() for bundle in by_fold.values()]
+    members = {name: _members(folder, folds) for name, folder in names.items()}
+    together = [member.bundle for several in members.values() for member in several]
     common_image(together)
     _check_different(together)
     labels, scores = breasts["cancer"].to_numpy(), breasts[list(names)].to_numpy(np.float64)
@@ -90,7 +91,7 @@ def blend(out: Path, models: Sequence[Path], settings: InferConfig, events: Even
     parts = ", ".join(f"{weight:.2f} x {name}" for name, weight in weights.items())
     events.say(f"kept: {kept} ({shown(gain.as_dict(), '+')} in ROC-AUC): {parts}; threshold {threshold.value:.4f}")
     calibration = calibrate(labels, breasts["score"], breasts["fold"], events.say)
-    by_bundle = _copy(out, bundles, weights)
+    by_bundle = _copy(out, members, weights)
     write_csv(out / "oof.csv", breasts)
     result = {
         "models": {name: str(folder) for name, folder in names.items()},
@@ -137,18 +138,21 @@ def _check_different(bundles: Sequence[Bundle]) -> None:
         seen[digest] = bundle.path
 
 
-def _bundles(folder: Path, folds: Sequence[int]) -> dict[int, Bundle]:
-    """The bundle of each fold that has scores."""
+def _members(folder: Path, folds: Sequence[int]) -> Sequence[Member]:
+    """Who makes a model's scores: those that its list names, or the bundle of each fold that has scores."""
     from rsna_kit.models.bundle import open_bundle
+    from rsna_kit.models.members import LIST, Member, open_list
 
-    found = {fold: open_bundle(folder / "bundles" / f"fold{fold}") for fold in folds}
-    for fold, bundle in found.items():
-        if bundle.metadata["fold"] != fold:
-            raise BundleError(f"{bundle.path} is of fold {bundle.metadata['fold']}, its place is that of fold {fold}")
+    if (folder / LIST).is_file():
+        return open_list(folder).members
+    found = [Member(open_bundle(folder / "bundles" / f"fold{fold}"), 1 / len(folds)) for fold in folds]
+    for fold, member in zip(folds, found, strict=True):
+        if (said := member.bundle.metadata["fold"]) != fold:
+            raise BundleError(f"{member.bundle.path} is of fold {said}, its place is that of fold {fold}")
     return found
 
 
-def _copy(out: Path, bundles: Mapping[str, Mapping[int, Bundle]], weights: Mapping[str, float]) -> dict[str, float]:
+def _copy(out: Path, members: Mapping[str, Sequence[Member]], weights: Mapping[str, float]) -> dict[str, float]:
     """Copy the bundles that have a weight; returns the weight of each copy.
 
     Until the list is written anew it says nothing, so a run that is killed here leaves no list that half fits.
@@ -158,13 +162,12 @@ def _copy(out: Path, bundles: Mapping[str, Mapping[int, Bundle]], weights: Mappi
     write_json(out / LIST, {})
     shutil.rmtree(out / "bundles", ignore_errors=True)
     by_bundle = {}
-    for name, folds in bundles.items():
-        for fold, bundle in folds.items():
-            if weights[name] > 0:
-                copy = f"bundles/{name}-fold{fold}"
-                for file in (*bundle.metadata["sha256"], "metadata.json"):
-                    write_bytes(out / copy / file, (bundle.path / file).read_bytes())
-                by_bundle[copy] = weights[name] / len(folds)
+    for name, several in members.items():
+        for bundle, share in ((member.bundle, member.weight) for member in several if weights[name] > 0):
+            copy = f"bundles/{name}-{bundle.path.name}"
+            for file in (*bundle.metadata["sha256"], "metadata.json"):
+                write_bytes(out / copy / file, (bundle.path / file).read_bytes())
+            by_bundle[copy] = weights[name] * share
     return by_bundle
 
 

@@ -133,12 +133,13 @@ def draw_map(picture: np.ndarray, heat: np.ndarray) -> np.ndarray:
 def grad_cam(network: Any) -> Explainer:
     """Gradient-weighted class activation maps of a classifier's cancer logit.
 
-    The feature map's channels, weighted with the mean gradient of the logit over the map, are added up; what is
-    negative speaks against cancer and becomes 0. Cells are interpolated linearly between their centres.
+    The channels of the map that is pooled, weighted with the mean gradient of the logit over the map, are added up;
+    what is negative speaks against cancer and becomes 0. As heads are linear behind their pooling, that is the class
+    activation of each cell (Zhou et al., CVPR 2016). Cells are interpolated linearly between their centres.
     """
     keras = require("keras", "train")
     logit = keras.Model(network.input, network.get_layer("logit").output)  # without attention
-    trunk, head = split_classifier(logit)
+    trunk, head = split_classifier(logit, "map")
     centres = cell_centres(trunk)
 
     def explain(pictures: np.ndarray) -> np.ndarray:

@@ -27,6 +27,7 @@ PACKAGE = "rsna_kit"
 _ALWAYS = (r"README\.md", r"dataset-metadata\.json")
 _OLDEST = 315532800  # 1980-01-01, the first moment that a zip file can hold
 _SHOWN = 5
+_BUNDLES = (r"(?:[\w.-]+/){1,3}(?:model\.weights\.h5|(?:config|threshold|metadata)\.json)", r"ensemble\.json")
 
 
 @dataclass(frozen=True)
@@ -295,11 +296,12 @@ KINDS: Mapping[str, Kind] = {
     "rsna-wheels": Kind(_fill_wheels, (r"[^/]+\.whl", r"requirements\.txt", "SHA256SUMS"), ("constraints.txt",)),
     "rsna-weights": Kind(
         _fill_weights,
-        (r"(?:[\w.-]+/){1,3}(?:model\.weights\.h5|(?:config|threshold|metadata)\.json)", r"ensemble\.json"),
+        _BUNDLES,
         source="runs/model/bundles",
         made_of="the bundles of a training, such as runs/model/bundles. They come from `rsna-kit train …`, or from "
         "Kaggle with `scripts/push fetch train`.",
     ),
+    "mammography-start": Kind(lambda job: None, (*_BUNDLES, r"oof\.csv")),
     "imagenet-starts": Kind(
         _fill_starts,
         (r"[^/]+\.h5", "SHA256SUMS"),

@@ -1,0 +1,418 @@
+"""Mammograms with outlined masses → networks that have seen them, as one ensemble: the mammography start.
+
+Patches first, whole pictures second (Shen et al., Deep learning to improve breast cancer detection on screening
+mammography, Scientific Reports 2019). A cell of a network's map sees a patch of the picture. Patches teach the upper
+stages of the trunk and the head, each cell by the outline that it lies in; then whole pictures teach the head. The
+lower stages keep their ImageNet weights, so that their maps are computed once, for a few variants of each picture.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+import pandas as pd
+from scipy.special import expit
+
+from rsna_kit.competition.folds import assign_folds, digest_patients
+from rsna_kit.competition.paths import Competition, find_competition
+from rsna_kit.competition.tables import read_test, read_train
+from rsna_kit.config import InferConfig, preset, with_overrides
+from rsna_kit.imaging.render import read_image
+from rsna_kit.recipes.blend import write_list
+from rsna_kit.runtime.clock import Clock
+from rsna_kit.runtime.errors import TableError
+from rsna_kit.runtime.events import Events
+from rsna_kit.runtime.files import read_csv, write_csv
+from rsna_kit.runtime.hardware import cpu_count
+from rsna_kit.runtime.lazy import require
+from rsna_kit.scoring.breasts import to_breasts
+from rsna_kit.scoring.calibration import calibrate
+from rsna_kit.scoring.intervals import bootstrap
+from rsna_kit.scoring.metrics import measure
+from rsna_kit.scoring.threshold import choose_threshold, with_calls
+
+CONFIG = with_overrides(
+    preset("mammography"),
+    ["model.weights=imagenet", "model.trunk=train", "train.learning_rate=1e-3", "train.precision=float32"],
+)
+CUT = "block3b_add"  # the last layer that is not trained
+VARIANTS = 6  # of each picture: as it is, upside down, and others
+PATCH = 24  # cells of the lower map (8 pixels each) along a patch
+BACKGROUND = 0.5  # patches without a mass, as a share of those with one
+PATCH_EPOCHS, PICTURE_EPOCHS = 10, 6
+INSIDE = 10.0  # how much more a cell inside an outline counts
+TOLERANCE = 8  # pixels, half a cell
+_STRIDE = 16  # pixels of the network's cells
+
+
+class Films(NamedTuple):
+    """`table`: N rows; `pictures` uint8 (N, h, w); `outlines` uint8 (N, h, w), 255 inside a mass."""
+
+    table: pd.DataFrame
+    pictures: np.ndarray
+    outlines: np.ndarray
+
+    def digest(self) -> str:
+        """Hex digits that change whenever a picture, an outline or a label does."""
+        labels = self.table["cancer"].to_numpy(np.uint8)
+        parts = (np.ascontiguousarray(part) for part in (self.pictures, self.outlines, labels))
+        return hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()[:12]
+
+
+def make_start(where: Path, outlines: Path, out: Path, seeds: Sequence[int], events: Events) -> dict[str, Any]:
+    """Train the start and judge it by patient-grouped folds.
+
+    Args:
+        where: competition folder; only its training part is looked at.
+        outlines: folder of `<image_id>.png`, of the size of the wrapped picture, not 0 inside a mass.
+        out: folder for `bundles/`, `ensemble.json` and `oof.csv`, the scores of breasts that networks did not see.
+        seeds: for each, the folds are dealt and trained anew.
+
+    Returns:
+        Out-of-fold metrics with intervals, those of each seed, and how far half precision moved a score; for JSON.
+
+    Raises:
+        TableError: no outline for a picture, or one of another size.
+    """
+    from rsna_kit.training.export import set_threshold
+
+    competition = find_competition(where)
+    films = read_films(competition, "train", read_train(competition.table("train.csv")), outlines, events)
+    lessons = _Lessons(films, events)
+    scores, members, moved, alone = [], {}, 0.0, {}
+    for seed in seeds:
+        fold_of = assign_folds(films.table, CONFIG.train.folds, seed)
+        images = np.empty(len(films.table))
+        for fold in range(CONFIG.train.folds):
+            name = f"bundles/seed{seed}-fold{fold}"
+            held = np.flatnonzero(fold_of == fold)
+            images[held], difference = lessons.give(np.flatnonzero(fold_of != fold), held, seed, fold, out / name)
+            moved, members[name] = max(moved, difference), 1.0
+            events.say(f"{name}: ROC-AUC of {len(held)} pictures {_auc(films.table.iloc[held], images[held]):.3f}")
+        breasts = to_breasts(pd.DataFrame({"image_id": films.table["image_id"], "score": images}), films.table)
+        alone[seed] = measure("roc_auc", breasts["cancer"], breasts["score"])
+        scores.append(breasts["score"].to_numpy())
+        events.say(f"seed {seed}: ROC-AUC of {len(breasts)} breasts {alone[seed]:.3f}, out of fold")
+    last = films.table.assign(fold=fold_of).groupby("prediction_id")["fold"].first()
+    breasts = breasts.assign(score=np.mean(scores, axis=0), fold=breasts["prediction_id"].map(last).to_numpy())
+    write_csv(out / "oof.csv", breasts)
+    threshold = choose_threshold(breasts["cancer"], breasts["score"])
+    found = bootstrap(with_calls(breasts)[0], ("roc_auc", "pr_auc", "pf1_binary"))
+    worth = {name: interval.as_dict() for name, interval in found.items()}
+    how = {
+        "data": "CBIS-DDSM masses, official training split (CC BY 3.0)",
+        "films": len(films.table),
+        "patients": digest_patients(films.table["patient_id"]),
+        "out_of_fold": worth,
+        "roc_auc_of_seeds": alone,
+        "half_precision_moves": moved,
+    }
+    calibration = calibrate(breasts["cancer"], breasts["score"], breasts["fold"], events.say)
+    for name in members:
+        set_threshold(out / name, threshold.value, "of the ensemble", calibration)
+    members = {name: 1 / len(members) for name in members}
+    write_list(out, members, "flip", threshold.value, how, calibration)
+    return {"ok": True, "out": str(out), "threshold": threshold.value, **how}
+
+
+def judge_start(where: Path, outlines: Path, start: Path, out: Path, events: Events) -> dict[str, Any]:
+    """Score a labelled test set with the start, and see how often its maps point at the masses.
+
+    The pointing game (Zhang et al., Top-down neural attention by excitation backprop, 2018): a hit is a map whose peak
+    lies in an outline, or at most `TOLERANCE` pixels of the network's picture beside it.
+
+    Args:
+        where: competition folder with test.csv, truth.csv and the images.
+        outlines, start: as `make_start` takes and writes them.
+        out: folder for what `infer` writes.
+
+    Returns:
+        `scores` as `rsna_kit.recipes.score` gives them, and `pointing`: of malignant films, how many there are, and the
+        shares hit by the map, by the brightest spot (means of squares of a cell's size), and by a point of the breast
+        drawn by chance; with and without tolerance. For JSON.
+    """
+    from rsna_kit.models.members import open_members
+    from rsna_kit.recipes.infer import infer
+    from rsna_kit.recipes.score import score
+    from rsna_lab.analysis.explain import build_explainer, peak
+
+    infer(where, out, [start], InferConfig(), events, Clock())
+    members = open_members([start], events.say)
+    scores = score([out / "scores.csv"], events, out, where / "truth.csv", members.threshold)
+    competition = find_competition(where)
+    table = read_test(competition.table("test.csv")).merge(
+        read_csv(where / "truth.csv", ["prediction_id"]), on="prediction_id"
+    )
+    films = read_films(competition, "test", table[table["cancer"] == 1], outlines, events)
+    explain, _ = build_explainer(members.members)
+    near = np.ones((2 * TOLERANCE + 1, 2 * TOLERANCE + 1), np.uint8)
+    hits = []
+    with events.progress(len(films.table), "maps") as progress:
+        for picture, outline in zip(films.pictures, films.outlines, strict=True):
+            inside, breast = outline > 127, picture > 0
+            around = cv2.dilate(inside.astype(np.uint8), near) > 0
+            maps = {"map": explain(picture[None, ..., None])[0], "brightest": cv2.blur(picture, (_STRIDE, _STRIDE))}
+            hit = {"chance": inside[breast].mean(), "chance_near": around[breast].mean()}
+            for name, heat in maps.items():
+                point = peak(heat, picture)
+                hit |= {name: point is not None and inside[point], f"{name}_near": point is not None and around[point]}
+            hits.append(hit)
+            progress.advance()
+    shares = pd.DataFrame(hits).astype(float).mean().to_dict()
+    return {"ok": True, "scores": scores, "pointing": {"films": len(hits), "tolerance": TOLERANCE, **shares}}
+
+
+def read_films(competition: Competition, split: str, table: pd.DataFrame, outlines: Path, events: Events) -> Films:
+    """Pictures as networks see them, and outlines moved with them.
+
+    Raises:
+        TableError: as `make_start`.
+    """
+    image = CONFIG.image
+
+    def read(job: tuple[str, Path]) -> tuple[np.ndarray, np.ndarray]:
+        image_id, path = job
+        rendered, found = read_image(path, image_id, image), outlines / f"{image_id}.png"
+        outline = cv2.imread(str(found), cv2.IMREAD_GRAYSCALE)
+        box = rendered.box
+        if outline is None or outline.shape[0] < box.bottom or outline.shape[1] < box.right:
+            size = "no picture" if outline is None else f"size {outline.shape}"
+            raise TableError(f"{found}: {size}, expected the outline of {image_id}, of the size of its picture")
+        rows, columns = box.fitted(image.height, image.width)
+        part = (outline[box.top : box.bottom, box.left : box.right] > 0).astype(np.float32)
+        small = cv2.resize(part, (columns, rows), interpolation=cv2.INTER_LINEAR)
+        placed, top = np.zeros((image.height, image.width), np.uint8), (image.height - rows) // 2
+        placed[top : top + rows, :columns] = np.rint(255 * (small[:, ::-1] if box.flip else small))
+        return rendered.image, placed
+
+    jobs = competition.files(split, table)
+    with ThreadPoolExecutor(cpu_count()) as pool, events.progress(len(jobs), "films") as progress:
+        read_all = []
+        for pair in pool.map(read, jobs):
+            read_all.append(pair)
+            progress.advance()
+    pictures, masks = zip(*read_all, strict=True)
+    return Films(table.reset_index(drop=True), np.stack(pictures), np.stack(masks))
+
+
+def variant(picture: np.ndarray, outline: np.ndarray, number: int, rng: np.random.Generator) -> tuple[Any, Any]:
+    """A picture and its outline: 0 as they are, 1 upside down, from 2 on moved, turned, scaled and toned by chance."""
+    if number < 2:
+        return picture[:: 1 - 2 * number], outline[:: 1 - 2 * number]
+    height, width = picture.shape
+    move = cv2.getRotationMatrix2D((0.3 * width, height / 2), rng.uniform(-15, 15), rng.uniform(0.8, 1.2))
+    move[:, 2] += rng.uniform(-0.04, 0.04) * width, rng.uniform(-0.05, 0.05) * height
+    step = 1 - 2 * int(rng.integers(2))
+    moved = [cv2.warpAffine(np.ascontiguousarray(one[::step]), move, (width, height)) for one in (picture, outline)]
+    gamma, shift, contrast = rng.uniform(0.8, 1.25), rng.uniform(-0.08, 0.08), rng.uniform(0.85, 1.15)
+    tones = np.clip(((np.arange(256) / 255) ** gamma - 0.5) * contrast + 0.5 + shift, 0, 1)
+    tones[0] = 0  # air
+    return np.rint(255 * tones).astype(np.uint8)[moved[0]], moved[1]
+
+
+def _auc(table: pd.DataFrame, scores: np.ndarray) -> float:
+    return measure("roc_auc", table["cancer"], scores)
+
+
+@dataclass
+class _Networks:
+    """Parts of one network, which share its weights; `lower` and `upper` are its trunk, `head` goes on to the map."""
+
+    start: dict[str, Any]  # where its first weights are from
+    whole: Any
+    lower: Any
+    upper: Any  # maps of any size
+    patches: Any  # lower maps of any size → logits of cells (B, h, w, 2): a malignant mass, a mass
+    pictures: Any  # upper maps → logit (B, 1), and logits of cells
+
+
+def _build() -> _Networks:
+    """The network that a bundle holds, with ImageNet weights, and its parts."""
+    from rsna_kit.models.network import build_classifier
+    from rsna_kit.models.starts import load_start
+
+    keras = require("keras", "train")
+    whole = build_classifier(CONFIG.model, CONFIG.image)
+    start = load_start(whole, CONFIG.model)
+    cut, features, ends = (whole.get_layer(name).output for name in (CUT, "features", "map"))
+
+    def sizeless(start: Any, end: Any) -> Any:
+        given = keras.Input((None, None, start.shape[-1]))
+        return keras.models.clone_model(keras.Model(start, end), given, clone_function=lambda layer: layer)
+
+    upper, head = sizeless(cut, features), sizeless(features, ends)
+    malignant, mass = whole.get_layer("logit"), keras.layers.Dense(1, name="mass")
+
+    def cells(maps: Any) -> Any:
+        return keras.layers.Concatenate()([malignant(maps), mass(maps)])
+
+    patch, picture = keras.Input((None, None, cut.shape[-1])), keras.Input(features.shape[1:])
+    pooled = whole.get_layer("dropout")(whole.get_layer("pool")(head(picture)))
+    return _Networks(
+        start,
+        whole,
+        keras.Model(whole.input, cut),
+        upper,
+        keras.Model(patch, cells(head(upper(patch)))),
+        keras.Model(picture, [malignant(pooled), cells(head(picture))]),
+    )
+
+
+class _Lessons:
+    """What networks are taught with: lower maps of all variants, float16 (V, N, h, w, c), and shares of cells inside
+    an outline, float32 (V, N, h / 2, w / 2)."""
+
+    def __init__(self, films: Films, events: Events) -> None:
+        from rsna_kit.training.steps import read_values
+
+        self._films, self._events = films, events
+        require("keras", "train").utils.set_random_seed(0)
+        self._networks = _build()
+        parts = (self._networks.whole, self._networks.patches, self._networks.pictures)
+        held = {id(variable): variable for part in parts for variable in part.variables}
+        self._variables = list(held.values())
+        self._begin = read_values(self._variables)
+        self._labels = films.table["cancer"].to_numpy(np.float32)
+        self._lower, self._inside = self._variants()
+
+    def _variants(self) -> tuple[np.ndarray, np.ndarray]:
+        count, rng, batch = len(self._films.table), np.random.default_rng(1), CONFIG.infer.batch_size
+        lower = np.empty((VARIANTS, count, *self._networks.lower.output.shape[1:]), np.float16)
+        inside = np.empty((VARIANTS, count, CONFIG.image.height // _STRIDE, CONFIG.image.width // _STRIDE), np.float32)
+        with self._events.progress(VARIANTS * count, "lower maps") as progress:
+            for number in range(VARIANTS):
+                for start in range(0, count, batch):
+                    rows = slice(start, min(start + batch, count))
+                    films = zip(self._films.pictures[rows], self._films.outlines[rows], strict=True)
+                    pairs = [variant(*film, number, rng) for film in films]
+                    lower[number, rows] = _predict(self._networks.lower, np.stack([one for one, _ in pairs])[..., None])
+                    shares = np.stack([outline for _, outline in pairs]).astype(np.float32) / 255
+                    inside[number, rows] = shares.reshape(len(pairs), inside.shape[2], _STRIDE, -1, _STRIDE).mean(
+                        (2, 4)
+                    )
+                    progress.advance(len(pairs))
+        return lower, inside
+
+    def give(self, rows: np.ndarray, held: np.ndarray, seed: int, fold: int, bundle: Path) -> tuple[np.ndarray, float]:
+        """Teach a network on `rows`, write its bundle, and let that score the pictures `held`.
+
+        Returns:
+            Their scores, float (len(held),), and how far weights in half precision moved the largest of some.
+        """
+        from rsna_kit.models.bundle import load_model, open_bundle
+        from rsna_kit.training.export import write_bundle
+        from rsna_kit.training.steps import assign_values
+
+        require("keras", "train").utils.set_random_seed(100 * seed + fold)
+        rng, networks = np.random.default_rng([seed, fold]), self._networks
+        assign_values(self._variables, self._begin)
+        self._teach_patches(rows, rng)
+        self._teach_pictures(rows, rng)
+        config = replace(CONFIG, train=replace(CONFIG.train, seed=seed))
+        patients = digest_patients(self._films.table["patient_id"].iloc[rows])
+        whole, start = networks.whole, networks.start
+        write_bundle(bundle, whole, config, fold, None, {}, self._films.digest(), start, patients, half=True)
+        network = load_model(open_bundle(bundle))
+        scores = expit(_both_ways(network, self._films.pictures[held]))
+        some = held[: CONFIG.infer.batch_size]
+        moved = np.abs(expit(_both_ways(networks.whole, self._films.pictures[some])) - scores[: len(some)])
+        return scores, float(moved.max())
+
+    def _teach_patches(self, rows: np.ndarray, rng: np.random.Generator) -> None:
+        """Every mass once an epoch, and half as many patches without one."""
+        jobs = np.concatenate([rows, np.full(round(BACKGROUND * len(rows)), -1)])
+
+        def load(chosen: np.ndarray) -> tuple[np.ndarray, Any]:
+            made = [self._patch(row if row >= 0 else rng.choice(rows), row >= 0, rng) for row in chosen]
+            return np.stack([one for one, _ in made]).astype(np.float32), np.stack([cells for _, cells in made])
+
+        self._teach("patches", self._networks.patches, [_cell_loss], jobs, PATCH_EPOCHS, load, rng)
+
+    def _patch(self, row: int, on_mass: bool, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """A patch of the lower map, its middle in a mass, or near it, or anywhere on the breast; and its cells."""
+        number = int(rng.integers(VARIANTS))
+        inside, lower = self._inside[number, row], self._lower[number, row]
+        breast = self._films.pictures[row, ::_STRIDE, ::_STRIDE] > 0
+        wanted = inside > 0.1 if on_mass and inside.max() > 0.1 else breast
+        places = np.argwhere(wanted)
+        middle = 2 * places[rng.integers(len(places))] + 1
+        if on_mass:
+            middle = middle + rng.integers(-PATCH // 4, PATCH // 4 + 1, 2)
+        top, left = (np.clip(middle - PATCH // 2, 0, np.array(lower.shape[:2]) - PATCH) // 2 * 2).tolist()
+        part = inside[top // 2 : (top + PATCH) // 2, left // 2 : (left + PATCH) // 2]
+        return lower[top : top + PATCH, left : left + PATCH], self._cells(part, self._labels[row])
+
+    def _teach_pictures(self, rows: np.ndarray, rng: np.random.Generator) -> None:
+        """Whole pictures teach the head, by their label and by their cells."""
+        count = min(VARIANTS, 4)
+        maps = np.stack([_predict(self._networks.upper, self._lower[number, rows]) for number in range(count)])
+        maps = maps.astype(np.float16)
+
+        def load(chosen: np.ndarray) -> tuple[np.ndarray, Any]:
+            numbers, label = rng.integers(0, count, len(chosen)), self._labels[rows[chosen]]
+            inside = self._inside[numbers, rows[chosen]]
+            cells = np.stack([self._cells(part, one) for part, one in zip(inside, label, strict=True)])
+            smooth = label * (1 - CONFIG.train.label_smoothing) + CONFIG.train.label_smoothing / 2
+            return maps[numbers, chosen].astype(np.float32), [smooth[:, None], cells]
+
+        losses = [lambda target, logit: _cross_entropy(target, logit), _cell_loss]
+        self._teach("pictures", self._networks.pictures, losses, np.arange(len(rows)), PICTURE_EPOCHS, load, rng)
+
+    def _teach(
+        self, what: str, model: Any, losses: Any, jobs: np.ndarray, epochs: int, load: Any, rng: np.random.Generator
+    ) -> None:
+        """Train a model on batches of `jobs`, which `load` makes pictures and targets of."""
+        from rsna_kit.training.steps import build_optimizer, build_schedule
+
+        size = CONFIG.train.batch_size
+        steps = len(jobs) // size
+        optimizer = build_optimizer(model, CONFIG.train)
+        model.compile(optimizer=optimizer, loss=losses if len(losses) > 1 else losses[0], jit_compile=False)
+        rate = build_schedule(CONFIG.train.learning_rate, epochs * steps)
+        with self._events.progress(epochs * steps, what, "batches") as progress:
+            for step in range(epochs * steps):
+                if step % steps == 0:
+                    order = rng.permutation(jobs)
+                model.optimizer.learning_rate = rate(step)
+                given, wanted = load(order[step % steps * size : (step % steps + 1) * size])
+                loss = float(np.sum(model.train_on_batch(given, wanted)))
+                progress.advance(1, f"loss {loss:.3f}")
+
+    @staticmethod
+    def _cells(inside: np.ndarray, label: float) -> np.ndarray:
+        """Targets of cells, float32 (h, w, 3): a malignant mass, a mass, and how much the cell counts."""
+        mass = np.minimum(2 * inside, 1)
+        return np.stack([mass * label, mass, 1 + INSIDE * inside], axis=-1)
+
+
+def _cell_loss(target: Any, logits: Any) -> Any:
+    """The weighted mean over cells of both cross-entropies."""
+    ops = require("keras", "train").ops
+    return ops.sum(ops.mean(_cross_entropy(target[..., :2], logits) * target[..., 2:], axis=(1, 2)), axis=-1)
+
+
+def _cross_entropy(target: Any, logits: Any) -> Any:
+    return require("keras", "train").ops.binary_crossentropy(target, logits, from_logits=True)
+
+
+def _predict(model: Any, given: np.ndarray) -> np.ndarray:
+    """Outputs of many inputs, batch by batch; the last batch is filled up, so that one shape is traced."""
+    size, found = CONFIG.infer.batch_size, []
+    for start in range(0, len(given), size):
+        part = given[start : start + size]
+        part = part if part.dtype == np.uint8 else part.astype(np.float32)
+        filled = np.concatenate([part, np.zeros((size - len(part), *part.shape[1:]), part.dtype)])
+        found.append(np.asarray(model.predict_on_batch(filled))[: len(part)])
+    return np.concatenate(found)
+
+
+def _both_ways(network: Any, pictures: np.ndarray) -> np.ndarray:
+    """The mean logit of pictures and of the same upside down, as `infer.tta=flip` has it."""
+    return np.mean([_predict(network, view[..., None])[:, 0] for view in (pictures, pictures[:, ::-1])], axis=0)

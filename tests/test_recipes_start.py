@@ -1,0 +1,173 @@
+"""The mammography start, in small: what it has seen, what is written, what uses it, and what it refuses."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+from pathlib import Path
+
+import cv2
+import h5py
+import numpy as np
+import pandas as pd
+import pytest
+
+from rsna_kit.competition.folds import assign_folds, known_patients
+from rsna_kit.competition.tables import read_train
+from rsna_kit.config import preset, with_overrides
+from rsna_kit.models import members
+from rsna_kit.models.bundle import load_model
+from rsna_kit.models.members import find_mammography, open_members
+from rsna_kit.models.network import build_network
+from rsna_kit.models.starts import load_start
+from rsna_kit.recipes.prepare import prepare
+from rsna_kit.runtime.errors import BundleError, TableError
+from rsna_kit.runtime.events import Events
+from rsna_lab.cli import main
+from rsna_lab.phantom.wrap import wrap_pictures
+from rsna_lab.recipes import start
+from rsna_lab.recipes.tune import fine_tune
+
+pytestmark = [pytest.mark.tf, pytest.mark.slow]
+SMALL = ["image.height=128", "image.width=64", "train.folds=2", "train.batch_size=4", "train.epochs=1"]
+
+
+def film(number: int) -> tuple[np.ndarray, np.ndarray]:
+    """A breast of 256 x 128 with a bright square in it, brighter where it is malignant; and the square's outline."""
+    rng = np.random.default_rng(number)
+    picture, outline = np.zeros((256, 128), np.uint8), np.zeros((256, 128), np.uint8)
+    cv2.ellipse(picture, (0, 128), (100, 120), 0, -90, 90, 90, -1)
+    row, column = rng.integers(60, 180), rng.integers(10, 50)
+    picture[row : row + 24, column : column + 24] = 250 if number % 2 else 140
+    outline[row : row + 24, column : column + 24] = 255
+    return picture, outline
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Films, outlines, a competition of them, and a start that was made of its training part."""
+    root = tmp_path_factory.mktemp("films")
+    rows = []
+    for number in range(16):
+        for folder, picture in zip(("img", "outlines"), film(number), strict=True):
+            (root / folder).mkdir(exist_ok=True)
+            cv2.imwrite(str(root / folder / f"f{number}.png"), picture)
+        split = "test" if number >= 12 else "train"
+        rows.append((f"f{number}", f"p{number}", "L", "CC", number % 2, split))
+    columns = ["image_id", "patient_id", "laterality", "view", "cancer", "split"]
+    pd.DataFrame(rows, columns=columns).to_csv(root / "labels.csv", index=False)
+    quiet = Events(stream=io.StringIO())
+    wrap_pictures(root / "img", root / "labels.csv", root / "competition", split_column="split", events=quiet)
+    with pytest.MonkeyPatch.context() as patch:
+        small(patch)
+        made = start.make_start(root / "competition", root / "outlines", root / "start", [3], quiet)
+    (root / "made.json").write_text(json.dumps(made))
+    return root
+
+
+def small(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(start, "CONFIG", with_overrides(start.CONFIG, SMALL))
+    for name, value in (("PATCH", 8), ("VARIANTS", 3), ("PATCH_EPOCHS", 1), ("PICTURE_EPOCHS", 1)):
+        patch.setattr(start, name, value)
+
+
+def test_networks_are_judged_on_patients_that_they_did_not_see(world: Path) -> None:
+    made, opened = json.loads((world / "made.json").read_text()), open_members([world / "start"], print)
+    table = read_train(world / "competition/train.csv")
+    fold_of = assign_folds(table, 2, 3)
+    assert (len(opened.members), opened.tta, opened.threshold) == (2, "flip", made["threshold"])
+    for member in opened.members:
+        held = fold_of == member.bundle.metadata["fold"]
+        seen = member.bundle.metadata["trained_on"]
+        assert not known_patients(seen, table["patient_id"][held])
+        assert len(known_patients(seen, table["patient_id"][~held])) == (~held).sum()
+        assert member.bundle.metadata["start"]["kind"] == "imagenet"
+    oof = pd.read_csv(world / "start/oof.csv")
+    assert sorted(oof["patient_id"]) == sorted(table["patient_id"])
+    assert 0 <= made["out_of_fold"]["roc_auc"]["value"] <= 1
+
+
+def test_weights_are_kept_in_half_precision_and_score_as_before(world: Path) -> None:
+    with h5py.File(world / "start/bundles/seed3-fold0/model.weights.h5") as file:
+        kinds: set[str] = set()
+        file.visititems(lambda name, item: kinds.add(item.dtype.name) if isinstance(item, h5py.Dataset) else None)
+    assert kinds == {"float16"}
+    assert json.loads((world / "made.json").read_text())["half_precision_moves"] < 2e-3
+
+
+@pytest.mark.parametrize("number", range(5))
+def test_an_outline_moves_with_its_picture(number: int) -> None:
+    picture, outline = start.variant(*film(1), number, np.random.default_rng(number))
+    bright, inside = picture > 0.8 * picture.max(), outline > 127
+    assert inside.sum() > 200
+    assert (bright & inside).sum() / (bright | inside).sum() > 0.85
+
+
+def test_a_test_set_is_scored_and_the_maps_are_asked_where_the_mass_is(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quiet: Events
+) -> None:
+    small(monkeypatch)
+    monkeypatch.setattr(
+        "rsna_lab.analysis.explain.build_explainer", lambda given: (lambda pictures: pictures[..., 0], "grey")
+    )
+    found = start.judge_start(world / "competition/hidden", world / "outlines", world / "start", tmp_path, quiet)
+    pointing = found["pointing"]
+    assert (pointing["films"], pointing["map"], pointing["map_near"]) == (2, 1.0, 1.0)  # the square is the brightest
+    assert 0.01 < pointing["chance"] < pointing["chance_near"] < 0.2
+    assert next(iter(found["scores"]["files"].values()))["counts"]["breasts"] == 4
+
+
+def test_a_picture_without_its_outline_is_refused(world: Path, tmp_path: Path, quiet: Events) -> None:
+    with pytest.raises(TableError, match=r"f0\.png: no picture, expected the outline of f0"):
+        start.make_start(world / "competition", tmp_path, tmp_path / "out", [1], quiet)
+
+
+@pytest.fixture
+def shipped(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The start in the place where a checkout has it."""
+    home = shutil.copytree(world / "start", tmp_path / "mammography-start")
+    monkeypatch.setattr(members, "_SHIPPED", home)
+    return home
+
+
+def test_a_folder_is_scored_without_naming_a_bundle(
+    world: Path, shipped: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["infer", str(world / "img"), str(tmp_path / "out")]) == 0
+    assert "They diagnose nobody" in capsys.readouterr().err
+    assert len(pd.read_csv(tmp_path / "out/scores.csv")) == 16
+
+
+def test_training_starts_from_trunk_and_head_at_any_size(shipped: Path) -> None:
+    config = with_overrides(preset("mammography"), ["image.height=96", "image.width=96"])
+    network = build_network(config, config.image)
+    said = load_start(network, config.model)
+    wanted = load_model(open_members([shipped], print).members[0].bundle)
+    assert (said["kind"], said["head"]) == ("bundle", True)
+    for layer in wanted.layers:
+        for ours, theirs in zip(network.get_layer(layer.name).get_weights(), layer.get_weights(), strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+
+
+def test_what_is_not_the_start_is_refused(shipped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = with_overrides(preset("mammography"), ["model.backbone=efficientnet_lite1"])
+    with pytest.raises(BundleError, match=r"is efficientnet_lite0, expected efficientnet_lite1\. Use --preset"):
+        load_start(None, config.model)
+    with open(next(shipped.glob("bundles/*/model.weights.h5")), "ab") as file:
+        file.write(b"more")
+    with pytest.raises(BundleError, match="damaged or exchanged"):
+        load_start(None, preset("mammography").model)
+    monkeypatch.setattr(members, "_SHIPPED", tmp_path / "elsewhere")
+    with pytest.raises(BundleError, match="the dataset mammography-start is not in"):
+        find_mammography([tmp_path / "out"])
+    assert find_mammography([tmp_path]) == shipped
+
+
+def test_a_little_data_is_blended_with_the_start(world: Path, shipped: Path, tmp_path: Path, quiet: Events) -> None:
+    config = with_overrides(preset("mammography"), SMALL)
+    prepare(world / "competition", tmp_path / "prepared", config, quiet)
+    result = fine_tune(tmp_path / "prepared", tmp_path / "tuned", [5], SMALL, quiet)
+    assert set(result["mean"]) == {"start", "tuned", "plain mean", "weighted"}
+    blended = open_members([tmp_path / "tuned/seed5/blend"], print)
+    assert sum(member.weight for member in blended.members) == pytest.approx(1)
