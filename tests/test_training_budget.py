@@ -116,6 +116,30 @@ def test_a_plan_is_kept_for_the_folds_of_later_sessions(
         run(planned, [], [0, 1])
 
 
+def test_the_folds_that_are_left_are_planned_by_the_pace_of_those_that_are_done(
+    config: Config, prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And each is what a training with its epochs, set by hand, gives."""
+    plans = iter([(3, [0, 1]), (2, [1])])
+
+    def planned(trainer: Any, pace: Pace, table: pd.DataFrame, folds: list[int], *more: Any) -> Config:
+        epochs, left = next(plans)
+        assert folds == left
+        assert pace.step_s > 0
+        return with_overrides(trainer.config, [f"train.epochs={epochs}"])
+
+    monkeypatch.setattr(budget, "fit_to", planned)
+    told, quiet = with_overrides(config, ["train.hours=1"]), Events(stream=io.StringIO())
+    for _ in range(2):  # the second time all is kept
+        train(prepared, tmp_path / "out", told, quiet, Clock())
+    assert "train.epochs=2" in read_json(tmp_path / "out/plan.json")["decided"]
+    for fold, epochs in ((0, 3), (1, 2)):
+        hand = tmp_path / f"hand{fold}"
+        train(prepared, hand, with_overrides(config, [f"train.epochs={epochs}"]), quiet, Clock(), folds=[fold])
+        scores = [(out / f"fold{fold}/validation.csv").read_bytes() for out in (tmp_path / "out", hand)]
+        assert scores[0] == scores[1]
+
+
 @pytest.mark.parametrize("needed", [2, 4])
 def test_a_batch_that_memory_does_not_hold_is_computed_in_parts_once(
     config: Config, prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, needed: int

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from rsna_kit.competition.folds import assign_folds, digest_patients, known_patients
-from rsna_kit.config import Config, ModelConfig, to_dict
+from rsna_kit.config import Config, ModelConfig, to_dict, with_overrides
 from rsna_kit.runtime.clock import Clock, format_duration
 from rsna_kit.runtime.errors import BundleError, MissingDependencyError, RsnaKitError, UsageError, listed
 from rsna_kit.runtime.events import Events
@@ -69,7 +69,7 @@ def train(
         UsageError: no such fold, settings that do not go together, or a bundle of another training in `out`.
         RsnaKitError: a fold that cannot be trained or judged, or a time limit that leaves nothing for the first one.
     """
-    from rsna_kit.training.budget import ready_trainer, recall, remember
+    from rsna_kit.training.budget import fit_again, ready_trainer, recall, remember
     from rsna_kit.training.fit import CHECKPOINT, Trainer
 
     prepared, table = _open(prepared_dir, extra, config, events)
@@ -81,7 +81,8 @@ def train(
     )
     asked, (config, known) = config, recall(out, config, events)
     digest, seen = _find_start(config.model, weights)
-    found = _open_bundles(out, table, config, prepared.data_fingerprint, digest, chosen)
+    found = _open_bundles(out, table, config, prepared.data_fingerprint, digest, chosen, known)
+    budget_s = 0.0 if known or found else config.train.hours * 3600
     done = [fold for fold, bundle in found.items() if not bundle.metadata["cv"].get("stopped")]
     for fold in set(chosen) & set(done):
         events.say(f"fold {fold}: kept from an earlier run")
@@ -105,6 +106,9 @@ def train(
         speed = _speed(result, config)
         if result.stopped:
             stopped.append(fold)
+        if budget_s and (ahead := left[position + 1 :]):
+            trainer.config = fit_again(trainer, result, table, ahead, budget_s - clock.elapsed_s(), events)
+            remember(out, asked, trainer.config)
     scored = sorted({*found, *left} - (set(skipped) - set(found)))
     if not scored:
         raise RsnaKitError(
@@ -245,11 +249,12 @@ def _find_start(model: ModelConfig, weights: Sequence[Path]) -> tuple[str, str]:
 
 
 def _open_bundles(
-    out: Path, table: pd.DataFrame, config: Config, data: str, start: str, chosen: Sequence[int]
+    out: Path, table: pd.DataFrame, config: Config, data: str, start: str, chosen: Sequence[int], planned: bool
 ) -> dict[int, Bundle]:
     """The bundles that an earlier run of this training finished, by fold.
 
-    Folds that are not `chosen` may each have started from a trunk of their own.
+    Folds that are not `chosen` may each have started from a trunk of their own; folds of a budget each have the epochs
+    that fitted into it.
 
     Raises:
         UsageError: one of another training, which would be scored beside the new ones.
@@ -257,6 +262,9 @@ def _open_bundles(
     """
     from rsna_kit.models.bundle import METADATA, open_bundle
     from rsna_kit.training.checkpoint import decisive
+
+    def alike(one: Config) -> Config:
+        return decisive(with_overrides(one, ["train.epochs=1", "data.negatives=1"]) if planned else one)
 
     found = {}
     for path in sorted((out / "bundles").glob(f"*/{METADATA}")):  # without it a bundle is not finished
@@ -267,7 +275,7 @@ def _open_bundles(
         validated, held = _validation_scores(out, fold)["image_id"], table.loc[table["fold"] == fold, "image_id"]
         own = config.model.weights == "start" and fold not in chosen
         differs = {
-            "another configuration": decisive(bundle.config) != decisive(config),
+            "another configuration": alike(bundle.config) != alike(config),
             "other images": bundle.metadata["data_fingerprint"] != data,
             "other starting weights": bool(start and began and not own) and began != start,
             "other patients to validate on": set(validated) != set(held),

@@ -1,7 +1,8 @@
 """Hours → epochs and a share of the healthy pictures: what all folds that were asked for can do inside them.
 
-`plan.json` beside the bundles holds what was decided on the machine of the first session, so that a run that goes on,
-and further folds in later sessions, are trained alike: epochs, share of the healthy, precision.
+A machine that others share changes its pace, so what is left of the hours is planned anew after every fold.
+`plan.json` beside the bundles holds what was decided last, so that a run that goes on, and further folds in later
+sessions, are trained so: epochs, share of the healthy, precision.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from rsna_kit.runtime.files import read_json, write_json
 from rsna_kit.runtime.hardware import cpu_count
 from rsna_kit.training.checkpoint import decisive
 from rsna_kit.training.cvae import CALIBRATION_PICTURES
-from rsna_kit.training.fit import Trainer
+from rsna_kit.training.fit import Fold, Trainer
 from rsna_kit.training.steps import settle_precision
 
 PLAN = "plan.json"
@@ -126,6 +127,19 @@ def ready_trainer(
     if budget_s:
         trainer.config = fit_to(trainer, pace, table, folds, budget_s - clock.elapsed_s(), events)
     return trainer
+
+
+def fit_again(
+    trainer: Trainer, done: Fold, table: pd.DataFrame, folds: Sequence[int], left_s: float, events: Events
+) -> Config:
+    """As `fit_to`, for folds that are left, by the pace of one that is done; where it is late, as they were planned."""
+    epoch_s = sum(row["seconds"] for row in done.history) / len(done.history)
+    step_s = max(epoch_s - done.validation_s, 0) / done.training.steps
+    pace = Pace(0.0, step_s, done.validation_s / len(done.validation), done.save_s)
+    try:
+        return fit_to(trainer, pace, table, folds, left_s, events)
+    except UsageError:
+        return trainer.config
 
 
 def first_steps(trainer: Trainer, table: pd.DataFrame, fold: int, out: Path, budget_s: float, events: Events) -> Pace:

@@ -9,9 +9,10 @@ lower stages keep their ImageNet weights, so that their maps are computed once, 
 from __future__ import annotations
 
 import hashlib
+import shutil
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,10 +25,12 @@ from rsna_kit.competition.folds import assign_folds, digest_patients
 from rsna_kit.competition.paths import Competition, find_competition
 from rsna_kit.competition.tables import read_test, read_train
 from rsna_kit.config import InferConfig, preset, with_overrides
-from rsna_kit.imaging.render import read_image
+from rsna_kit.dicom.frame import read_frame
+from rsna_kit.dicom.pyramid import Pyramid
+from rsna_kit.imaging.render import render_pyramid
 from rsna_kit.recipes.blend import write_list
 from rsna_kit.runtime.clock import Clock
-from rsna_kit.runtime.errors import TableError
+from rsna_kit.runtime.errors import RsnaKitError, TableError
 from rsna_kit.runtime.events import Events
 from rsna_kit.runtime.files import read_csv, write_csv
 from rsna_kit.runtime.hardware import cpu_count
@@ -45,9 +48,10 @@ CONFIG = with_overrides(
 CUT = "block3b_add"  # the last layer that is not trained
 VARIANTS = 6  # of each picture: as it is, upside down, and others
 PATCH = 24  # cells of the lower map (8 pixels each) along a patch
-BACKGROUND = 0.5  # patches without a mass, as a share of those with one
+ANYWHERE = 0.5  # patches from anywhere on a breast, as a share of those on a mass
 PATCH_EPOCHS, PICTURE_EPOCHS = 10, 6
 INSIDE = 10.0  # how much more a cell inside an outline counts
+HALF_MOVES = 1e-3  # of a score, at most, by keeping weights in half precision
 TOLERANCE = 8  # pixels, half a cell
 _STRIDE = 16  # pixels of the network's cells
 
@@ -72,7 +76,8 @@ def make_start(where: Path, outlines: Path, out: Path, seeds: Sequence[int], eve
     Args:
         where: competition folder; only its training part is looked at.
         outlines: folder of `<image_id>.png`, of the size of the wrapped picture, not 0 inside a mass.
-        out: folder for `bundles/`, `ensemble.json` and `oof.csv`, the scores of breasts that networks did not see.
+        out: folder for `bundles/`, `ensemble.json` and `oof.csv`: the mean score of each breast by networks that did
+            not see her (`fold` is that of the last seed). Networks that are there, of the same films, are kept.
         seeds: for each, the folds are dealt and trained anew.
 
     Returns:
@@ -80,22 +85,26 @@ def make_start(where: Path, outlines: Path, out: Path, seeds: Sequence[int], eve
 
     Raises:
         TableError: no outline for a picture, or one of another size.
+        RsnaKitError: half precision moved a score by more than `HALF_MOVES`.
     """
     from rsna_kit.training.export import set_threshold
 
+    names = [f"bundles/seed{seed}-fold{fold}" for seed in seeds for fold in range(CONFIG.train.folds)]
+    for other in (out / "bundles").glob("*"):
+        if f"bundles/{other.name}" not in names:
+            shutil.rmtree(other)
     competition = find_competition(where)
     films = read_films(competition, "train", read_train(competition.table("train.csv")), outlines, events)
     lessons = _Lessons(films, events)
-    scores, members, moved, alone = [], {}, 0.0, {}
+    scores, moved, alone = [], 0.0, {}
     for seed in seeds:
         fold_of = assign_folds(films.table, CONFIG.train.folds, seed)
         images = np.empty(len(films.table))
         for fold in range(CONFIG.train.folds):
-            name = f"bundles/seed{seed}-fold{fold}"
-            held = np.flatnonzero(fold_of == fold)
-            images[held], difference = lessons.give(np.flatnonzero(fold_of != fold), held, seed, fold, out / name)
-            moved, members[name] = max(moved, difference), 1.0
-            events.say(f"{name}: ROC-AUC of {len(held)} pictures {_auc(films.table.iloc[held], images[held]):.3f}")
+            held, bundle = np.flatnonzero(fold_of == fold), out / "bundles" / f"seed{seed}-fold{fold}"
+            images[held], difference = lessons.give(np.flatnonzero(fold_of != fold), held, seed, fold, bundle)
+            moved, auc = max(moved, difference), measure("roc_auc", films.table["cancer"].iloc[held], images[held])
+            events.say(f"{bundle}: ROC-AUC of {len(held)} pictures {auc:.3f}, half precision moved one by {moved:.1e}")
         breasts = to_breasts(pd.DataFrame({"image_id": films.table["image_id"], "score": images}), films.table)
         alone[seed] = measure("roc_auc", breasts["cancer"], breasts["score"])
         scores.append(breasts["score"].to_numpy())
@@ -113,12 +122,12 @@ def make_start(where: Path, outlines: Path, out: Path, seeds: Sequence[int], eve
         "out_of_fold": worth,
         "roc_auc_of_seeds": alone,
         "half_precision_moves": moved,
+        "epochs": {"patches": PATCH_EPOCHS, "pictures": PICTURE_EPOCHS, "variants": VARIANTS},
     }
     calibration = calibrate(breasts["cancer"], breasts["score"], breasts["fold"], events.say)
-    for name in members:
+    for name in names:
         set_threshold(out / name, threshold.value, "of the ensemble", calibration)
-    members = {name: 1 / len(members) for name in members}
-    write_list(out, members, "flip", threshold.value, how, calibration)
+    write_list(out, dict.fromkeys(names, 1 / len(names)), "flip", threshold.value, how, calibration)
     return {"ok": True, "out": str(out), "threshold": threshold.value, **how}
 
 
@@ -179,12 +188,12 @@ def read_films(competition: Competition, split: str, table: pd.DataFrame, outlin
 
     def read(job: tuple[str, Path]) -> tuple[np.ndarray, np.ndarray]:
         image_id, path = job
-        rendered, found = read_image(path, image_id, image), outlines / f"{image_id}.png"
-        outline = cv2.imread(str(found), cv2.IMREAD_GRAYSCALE)
+        frame, found = read_frame(path, image_id), outlines / f"{image_id}.png"
+        rendered, outline = render_pyramid(Pyramid(frame), image), cv2.imread(str(found), cv2.IMREAD_GRAYSCALE)
+        if outline is None or outline.shape != (frame.rows, frame.columns):
+            got = "no picture" if outline is None else f"{outline.shape[0]} x {outline.shape[1]} pixels"
+            raise TableError(f"{found}: {got}, expected the outline of {image_id}, {frame.rows} x {frame.columns}")
         box = rendered.box
-        if outline is None or outline.shape[0] < box.bottom or outline.shape[1] < box.right:
-            size = "no picture" if outline is None else f"size {outline.shape}"
-            raise TableError(f"{found}: {size}, expected the outline of {image_id}, of the size of its picture")
         rows, columns = box.fitted(image.height, image.width)
         part = (outline[box.top : box.bottom, box.left : box.right] > 0).astype(np.float32)
         small = cv2.resize(part, (columns, rows), interpolation=cv2.INTER_LINEAR)
@@ -215,10 +224,6 @@ def variant(picture: np.ndarray, outline: np.ndarray, number: int, rng: np.rando
     tones = np.clip(((np.arange(256) / 255) ** gamma - 0.5) * contrast + 0.5 + shift, 0, 1)
     tones[0] = 0  # air
     return np.rint(255 * tones).astype(np.uint8)[moved[0]], moved[1]
-
-
-def _auc(table: pd.DataFrame, scores: np.ndarray) -> float:
-    return measure("roc_auc", table["cancer"], scores)
 
 
 @dataclass
@@ -253,21 +258,23 @@ def _build() -> _Networks:
     def cells(maps: Any) -> Any:
         return keras.layers.Concatenate()([malignant(maps), mass(maps)])
 
-    patch, picture = keras.Input((None, None, cut.shape[-1])), keras.Input(features.shape[1:])
-    pooled = whole.get_layer("dropout")(whole.get_layer("pool")(head(picture)))
+    patch = keras.Input((None, None, cut.shape[-1]))
     return _Networks(
         start,
         whole,
         keras.Model(whole.input, cut),
         upper,
         keras.Model(patch, cells(head(upper(patch)))),
-        keras.Model(picture, [malignant(pooled), cells(head(picture))]),
+        keras.Model(features, [whole.output, cells(ends)]),
     )
 
 
 class _Lessons:
-    """What networks are taught with: lower maps of all variants, float16 (V, N, h, w, c), and shares of cells inside
-    an outline, float32 (V, N, h / 2, w / 2)."""
+    """What networks are taught with.
+
+    Lower maps of all variants, float16 (V, N, h, w, c); of their cells, (V, N, h / 2, w / 2), the share inside an
+    outline, float32, and whether there is any breast, bool.
+    """
 
     def __init__(self, films: Films, events: Events) -> None:
         from rsna_kit.training.steps import read_values
@@ -280,54 +287,62 @@ class _Lessons:
         self._variables = list(held.values())
         self._begin = read_values(self._variables)
         self._labels = films.table["cancer"].to_numpy(np.float32)
-        self._lower, self._inside = self._variants()
+        self._lower, self._inside, self._breast = self._variants()
 
-    def _variants(self) -> tuple[np.ndarray, np.ndarray]:
+    def _variants(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         count, rng, batch = len(self._films.table), np.random.default_rng(1), CONFIG.infer.batch_size
         lower = np.empty((VARIANTS, count, *self._networks.lower.output.shape[1:]), np.float16)
         inside = np.empty((VARIANTS, count, CONFIG.image.height // _STRIDE, CONFIG.image.width // _STRIDE), np.float32)
+        breast = np.empty(inside.shape, bool)
         with self._events.progress(VARIANTS * count, "lower maps") as progress:
             for number in range(VARIANTS):
                 for start in range(0, count, batch):
                     rows = slice(start, min(start + batch, count))
                     films = zip(self._films.pictures[rows], self._films.outlines[rows], strict=True)
                     pairs = [variant(*film, number, rng) for film in films]
-                    lower[number, rows] = _predict(self._networks.lower, np.stack([one for one, _ in pairs])[..., None])
-                    shares = np.stack([outline for _, outline in pairs]).astype(np.float32) / 255
-                    inside[number, rows] = shares.reshape(len(pairs), inside.shape[2], _STRIDE, -1, _STRIDE).mean(
-                        (2, 4)
-                    )
+                    pictures, outlines = (np.stack(part) for part in zip(*pairs, strict=True))
+                    lower[number, rows] = _predict(self._networks.lower, pictures[..., None])
+                    inside[number, rows] = self._squares(outlines).mean((2, 4), dtype=np.float32) / 255
+                    breast[number, rows] = self._squares(pictures).max((2, 4)) > 0
                     progress.advance(len(pairs))
-        return lower, inside
+        return lower, inside, breast
+
+    @staticmethod
+    def _squares(pictures: np.ndarray) -> np.ndarray:
+        """Pictures (B, h, w) as (B, rows of cells, _STRIDE, columns of cells, _STRIDE)."""
+        return pictures.reshape(len(pictures), pictures.shape[1] // _STRIDE, _STRIDE, -1, _STRIDE)
 
     def give(self, rows: np.ndarray, held: np.ndarray, seed: int, fold: int, bundle: Path) -> tuple[np.ndarray, float]:
         """Teach a network on `rows`, write its bundle, and let that score the pictures `held`.
 
         Returns:
-            Their scores, float (len(held),), and how far weights in half precision moved the largest of some.
+            Their scores, float (len(held),), and how far weights in half precision moved one of some at most; 0 where
+            the bundle was there.
         """
-        from rsna_kit.models.bundle import load_model, open_bundle
+        from rsna_kit.models.bundle import METADATA, load_model, open_bundle
         from rsna_kit.training.export import write_bundle
         from rsna_kit.training.steps import assign_values
 
-        require("keras", "train").utils.set_random_seed(100 * seed + fold)
-        rng, networks = np.random.default_rng([seed, fold]), self._networks
-        assign_values(self._variables, self._begin)
-        self._teach_patches(rows, rng)
-        self._teach_pictures(rows, rng)
-        config = replace(CONFIG, train=replace(CONFIG.train, seed=seed))
-        patients = digest_patients(self._films.table["patient_id"].iloc[rows])
-        whole, start = networks.whole, networks.start
-        write_bundle(bundle, whole, config, fold, None, {}, self._films.digest(), start, patients, half=True)
-        network = load_model(open_bundle(bundle))
-        scores = expit(_both_ways(network, self._films.pictures[held]))
-        some = held[: CONFIG.infer.batch_size]
-        moved = np.abs(expit(_both_ways(networks.whole, self._films.pictures[some])) - scores[: len(some)])
-        return scores, float(moved.max())
+        data, moved = self._films.digest(), 0.0
+        if not (bundle / METADATA).is_file() or open_bundle(bundle).metadata["data_fingerprint"] != data:
+            require("keras", "train").utils.set_random_seed(100 * seed + fold)
+            rng, networks = np.random.default_rng([seed, fold]), self._networks
+            assign_values(self._variables, self._begin)
+            self._teach_patches(rows, rng)
+            self._teach_pictures(rows, rng)
+            config = with_overrides(CONFIG, [f"train.seed={seed}", f"train.epochs={PATCH_EPOCHS + PICTURE_EPOCHS}"])
+            patients = digest_patients(self._films.table["patient_id"].iloc[rows])
+            write_bundle(bundle, networks.whole, config, fold, None, {}, data, networks.start, patients, half=True)
+            some = self._films.pictures[held[:64]]
+            halved = load_model(open_bundle(bundle))
+            moved = float(np.abs(_scores(networks.whole, some) - _scores(halved, some)).max())
+            if moved > HALF_MOVES:
+                raise RsnaKitError(f"{bundle}: half precision moved a score by {moved:.1e}, allowed are {HALF_MOVES}")
+        return _scores(load_model(open_bundle(bundle)), self._films.pictures[held]), moved
 
     def _teach_patches(self, rows: np.ndarray, rng: np.random.Generator) -> None:
-        """Every mass once an epoch, and half as many patches without one."""
-        jobs = np.concatenate([rows, np.full(round(BACKGROUND * len(rows)), -1)])
+        """Every mass once an epoch, and half as many patches from anywhere."""
+        jobs = np.concatenate([rows, np.full(round(ANYWHERE * len(rows)), -1)])
 
         def load(chosen: np.ndarray) -> tuple[np.ndarray, Any]:
             made = [self._patch(row if row >= 0 else rng.choice(rows), row >= 0, rng) for row in chosen]
@@ -339,9 +354,7 @@ class _Lessons:
         """A patch of the lower map, its middle in a mass, or near it, or anywhere on the breast; and its cells."""
         number = int(rng.integers(VARIANTS))
         inside, lower = self._inside[number, row], self._lower[number, row]
-        breast = self._films.pictures[row, ::_STRIDE, ::_STRIDE] > 0
-        wanted = inside > 0.1 if on_mass and inside.max() > 0.1 else breast
-        places = np.argwhere(wanted)
+        places = np.argwhere(inside > 0.1 if on_mass and inside.max() > 0.1 else self._breast[number, row])
         middle = 2 * places[rng.integers(len(places))] + 1
         if on_mass:
             middle = middle + rng.integers(-PATCH // 4, PATCH // 4 + 1, 2)
@@ -362,7 +375,7 @@ class _Lessons:
             smooth = label * (1 - CONFIG.train.label_smoothing) + CONFIG.train.label_smoothing / 2
             return maps[numbers, chosen].astype(np.float32), [smooth[:, None], cells]
 
-        losses = [lambda target, logit: _cross_entropy(target, logit), _cell_loss]
+        losses = [_cross_entropy, _cell_loss]
         self._teach("pictures", self._networks.pictures, losses, np.arange(len(rows)), PICTURE_EPOCHS, load, rng)
 
     def _teach(
@@ -382,8 +395,8 @@ class _Lessons:
                     order = rng.permutation(jobs)
                 model.optimizer.learning_rate = rate(step)
                 given, wanted = load(order[step % steps * size : (step % steps + 1) * size])
-                loss = float(np.sum(model.train_on_batch(given, wanted)))
-                progress.advance(1, f"loss {loss:.3f}")
+                model.reset_metrics()
+                progress.advance(1, f"loss {model.train_on_batch(given, wanted, return_dict=True)['loss']:.3f}")
 
     @staticmethod
     def _cells(inside: np.ndarray, label: float) -> np.ndarray:
@@ -413,6 +426,6 @@ def _predict(model: Any, given: np.ndarray) -> np.ndarray:
     return np.concatenate(found)
 
 
-def _both_ways(network: Any, pictures: np.ndarray) -> np.ndarray:
-    """The mean logit of pictures and of the same upside down, as `infer.tta=flip` has it."""
-    return np.mean([_predict(network, view[..., None])[:, 0] for view in (pictures, pictures[:, ::-1])], axis=0)
+def _scores(network: Any, pictures: np.ndarray) -> np.ndarray:
+    """Probabilities by the mean logit of pictures and of the same upside down, as `infer.tta=flip` has it."""
+    return expit(np.mean([_predict(network, view[..., None])[:, 0] for view in (pictures, pictures[:, ::-1])], axis=0))
