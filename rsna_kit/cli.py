@@ -116,14 +116,16 @@ def _train(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def run_infer(options: argparse.Namespace) -> dict[str, Any]:
-    """What `infer` does; `options.bundle` then says what scored."""
+    """What `infer` does; `options.bundle` then says what scored, `options.about` what that is where nobody named it."""
+    from rsna_kit.competition.paths import input_root
     from rsna_kit.models.members import ABOUT_MAMMOGRAPHY, find_mammography
     from rsna_kit.recipes.infer import infer
 
     settings, events = read_config(options), Events(options.out / "events.jsonl")
+    options.about = "" if options.bundle else ABOUT_MAMMOGRAPHY
     if not options.bundle:
-        options.bundle = [find_mammography()]
-        events.say(f"no --bundle, so {options.bundle[0]} scores: {ABOUT_MAMMOGRAPHY}")
+        options.bundle = [find_mammography([input_root()])]
+        events.say(f"no --bundle, so {options.bundle[0]} scores: {options.about}")
     clock, given = read_clock(options), (options.competition, options.out, options.bundle)
     return infer(*given, settings.infer, events, clock, decode=settings.decode, exact=options.exact)
 
@@ -219,7 +221,7 @@ def _add_blend(verbs: Any) -> None:
     summary = "Weigh trained models by their out-of-fold scores into one ensemble for infer."
     blend = add_verb(verbs, "blend", _blend, summary, "blend runs/blend --model runs/convnext --model runs/lite0")
     blend.add_argument("out", type=Path, help="folder for ensemble.json, copies of the bundles and oof.csv")
-    model = "folder written by train; two or more, on the same patients and folds"
+    model = "folder written by train or blend; two or more, on the same patients and folds"
     blend.add_argument("--model", type=Path, action="append", required=True, help=model)
     add_config(blend, ["infer"], "infer.tta=flip")
 

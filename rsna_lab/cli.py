@@ -35,8 +35,17 @@ def _infer(options: argparse.Namespace) -> dict[str, Any]:
             Events(options.out / "events.jsonl"),
             (options.competition, options.out / "maps", options.bundle),
         )
-        result["maps"] = explain(*given, settings.infer, events, decode=settings.decode)["page"]
+        more = {"decode": settings.decode, "about": options.about}
+        result["maps"] = explain(*given, settings.infer, events, **more)["page"]
     return result
+
+
+def _tune(options: argparse.Namespace) -> dict[str, Any]:
+    from rsna_lab.recipes.tune import tune
+
+    return tune(
+        options.prepared, options.out, options.seeds, read_config(options), Events(options.out / "events.jsonl")
+    )
 
 
 def _folds(options: argparse.Namespace) -> dict[str, Any]:
@@ -88,6 +97,22 @@ def _add_phantom(verbs: Any) -> None:
     phantom.add_argument("--seed", type=int, default=0, help="same seed, same bytes (default 0)")
     phantom.add_argument("--full-size", action="store_true", help="real matrix sizes instead of a quarter of them")
     phantom.add_argument("--prevalence", type=float, help="share of breasts with cancer (the real one is 0.0207)")
+
+
+def _add_tune(verbs: Any) -> None:
+    summary = "Teach the mammography start on a little data of your own, and weigh what that is worth."
+    more = (
+        "OUT/seed67/blend is what infer takes: the start and the networks that learned from it, weighted by folds\n"
+        "that they did not learn from. Several seeds deal the folds anew: how much a score owes to one deal."
+    )
+    tune = cli.add_verb(
+        verbs, "tune", _tune, summary, "tune runs/mine/prepared runs/mine/tuned", more, needs=("keras",)
+    )
+    tune.add_argument("prepared", type=Path, help="folder written by prepare --preset mammography")
+    tune.add_argument("out", type=Path, help="folder for seed<N>/start, tuned and blend")
+    tune.add_argument("--seeds", type=int, nargs="+", default=[67], metavar="N", help="default 67")
+    add_config(tune, ["model", "train", "infer"], "train.epochs=4")
+    tune.set_defaults(preset="mammography")
 
 
 def _add_folds(verbs: Any) -> None:
@@ -169,7 +194,7 @@ def _add_compare(verbs: Any) -> None:
 
 
 _LIBRARY = (_add_infer if add is cli.add_infer else add for add in cli.VERBS)
-VERBS = (_add_phantom, *_LIBRARY, _add_report, _add_compare, _add_explain, _add_folds, _add_leaderboard)
+VERBS = (_add_phantom, *_LIBRARY, _add_report, _add_compare, _add_explain, _add_tune, _add_folds, _add_leaderboard)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -125,6 +125,30 @@ def test_chosen_weights_are_kept_where_they_beat_the_mean(models: list[Path], tm
     np.testing.assert_allclose(breasts[oof(0, 0)["prediction_id"].unique()], honest)
 
 
+def test_a_blend_is_a_model_of_another(models: list[Path], tmp_path: Path, quiet: Events) -> None:
+    """Its networks keep their shares, and TTA is what its scores were made with."""
+    first = blend(tmp_path / "first", models[:2], InferConfig(tta="flip"), quiet)
+    second = blend(tmp_path / "second", [tmp_path / "first", models[2]], InferConfig(), quiet)
+    members = open_list(tmp_path / "second")
+    got = {member.bundle.path.name: member.weight for member in members.members}
+    for name, weight in first["weights"].items():
+        for fold in range(FOLDS):
+            assert got[f"first-{name}-fold{fold}"] == pytest.approx(second["weights"]["first"] * weight / FOLDS)
+    assert sum(got.values()) == pytest.approx(1)
+    assert members.tta == second["tta"] == "flip"
+
+
+def test_a_model_that_others_make_worse_is_kept_alone(bundle: Path, tmp_path: Path, quiet: Events) -> None:
+    """Scores by a coin that the folds disagree about: any weight of it is luck."""
+    good, worse = trained(tmp_path / "good", bundle, 3.0, 1), trained(tmp_path / "worse", bundle, 0.0, 2)
+    scores = pd.read_csv(worse / "oof.csv")
+    sign = np.where(scores["fold"] == 0, 1, -1) * (2 * scores["cancer"] - 1)
+    scores.assign(score=0.5 + 0.4 * sign).to_csv(worse / "oof.csv", index=False)
+    result = blend(tmp_path / "out", [good, worse], InferConfig(), quiet)
+    assert (result["kept"], result["weights"]) == ("good", {"good": 1.0, "worse": 0.0})
+    assert {member.weight for member in open_list(tmp_path / "out").members} == {1 / FOLDS}
+
+
 def test_weights_that_do_not_beat_the_mean_are_not_kept(bundle: Path, tmp_path: Path, quiet: Events) -> None:
     """Two models of equal skill: what tips the scale is noise."""
     models = [trained(tmp_path / name, bundle, 1.0, seed) for name, seed in (("a", 12), ("b", 15))]

@@ -22,12 +22,12 @@ from rsna_kit.models.members import find_mammography, open_members
 from rsna_kit.models.network import build_network
 from rsna_kit.models.starts import load_start
 from rsna_kit.recipes.prepare import prepare
-from rsna_kit.runtime.errors import BundleError, TableError
+from rsna_kit.runtime.errors import BundleError, TableError, UsageError
 from rsna_kit.runtime.events import Events
 from rsna_lab.cli import main
 from rsna_lab.phantom.wrap import wrap_pictures
 from rsna_lab.recipes import start
-from rsna_lab.recipes.tune import fine_tune
+from rsna_lab.recipes.tune import tune
 
 pytestmark = [pytest.mark.tf, pytest.mark.slow]
 SMALL = ["image.height=128", "image.width=64", "train.folds=2", "train.batch_size=4", "train.epochs=1"]
@@ -166,8 +166,22 @@ def test_what_is_not_the_start_is_refused(shipped: Path, tmp_path: Path, monkeyp
 
 def test_a_little_data_is_blended_with_the_start(world: Path, shipped: Path, tmp_path: Path, quiet: Events) -> None:
     config = with_overrides(preset("mammography"), SMALL)
-    prepare(world / "competition", tmp_path / "prepared", config, quiet)
-    result = fine_tune(tmp_path / "prepared", tmp_path / "tuned", [5], SMALL, quiet)
-    assert set(result["mean"]) == {"start", "tuned", "plain mean", "weighted"}
+    prepare(world / "competition", tmp_path / "seen", config, quiet)
+    with pytest.raises(UsageError, match=r"the start has seen 12 \(p0, p1, p10, …\): scores would be too good"):
+        tune(tmp_path / "seen", tmp_path / "tuned", [5], config, quiet)
+    others = pd.read_csv(world / "labels.csv").assign(
+        patient_id=lambda table: table["patient_id"].str.replace("p", "q")
+    )
+    others.to_csv(tmp_path / "labels.csv", index=False)
+    wrap_pictures(world / "img", tmp_path / "labels.csv", tmp_path / "others", events=quiet)
+    prepare(tmp_path / "others", tmp_path / "prepared", config, quiet)
+    low = with_overrides(config, ["image.height=64"])
+    prepare(tmp_path / "others", tmp_path / "low", low, quiet)
+    with pytest.raises(UsageError, match="expected those of the start"):
+        tune(tmp_path / "low", tmp_path / "tuned", [5], low, quiet)
+    result = tune(tmp_path / "prepared", tmp_path / "tuned", [5], config, quiet)
+    assert result["mean"]["best"] >= result["mean"]["start"]
+    assert result["roc_auc"]["5"]["kept"] in ("start", "tuned", "plain mean", "weighted")
     blended = open_members([tmp_path / "tuned/seed5/blend"], print)
+    assert blended.tta == "flip"
     assert sum(member.weight for member in blended.members) == pytest.approx(1)

@@ -122,17 +122,17 @@ def open_list(folder: Path) -> Members:
 
 
 def find_mammography(roots: Sequence[Path] = ()) -> Path:
-    """The folder of the mammography start: below one of `roots`, else in the checkout that this library is part of.
+    """The folder of the mammography start: one of `roots`, or below one by its name, else in this library's checkout.
 
     Raises:
-        BundleError: it is in neither.
+        BundleError: it is nowhere.
     """
-    found = [folder for root in roots for folder in find_inputs(LIST, root) if MAMMOGRAPHY in folder.parts]
+    below = ((folder, root) for root in roots for folder in find_inputs(LIST, root))
+    found = [folder for folder, root in below if folder == root or folder.name == MAMMOGRAPHY]
     if not found and not (_SHIPPED / LIST).is_file():
-        among = f"{', '.join(map(str, roots))} nor {_SHIPPED}" if roots else str(_SHIPPED)
         raise BundleError(
-            f"the dataset {MAMMOGRAPHY} is not in {among}. A checkout of rsna-kit holds it; give its folder, or attach "
-            "it to the kernel."
+            f"the dataset {MAMMOGRAPHY} is not in {', '.join(map(str, (*roots, _SHIPPED)))}. A checkout of rsna-kit "
+            "holds it: name its folder (--bundle to score, --weights to train), or attach it to the kernel."
         )
     return found[0] if found else _SHIPPED
 

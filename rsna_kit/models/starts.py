@@ -128,9 +128,9 @@ def find_start(model: ModelConfig, folders: Sequence[Path]) -> Start | None:
     """
     if model.weights == "none" or model.kind == "cvae":
         return None
+    seen = list(_weights_files(folders))
     if model.weights == "mammography":
         return _mammography(model, folders)
-    seen = list(_weights_files(folders))
     return _imagenet(model.backbone, seen, folders) if model.weights == "imagenet" else _bundle(model, seen, folders)
 
 

@@ -25,7 +25,7 @@ from rsna_kit.scoring.threshold import choose_threshold, with_calls
 
 if TYPE_CHECKING:
     from rsna_kit.models.bundle import Bundle
-    from rsna_kit.models.members import Member
+    from rsna_kit.models.members import Members
 
 MEAN, WEIGHTED = "plain mean", "weighted"
 _METRICS = ("roc_auc", "pr_auc", "pf1_binary")
@@ -36,12 +36,14 @@ _TAKEN = {MEAN, WEIGHTED, *_FACTS, "score", "called"}  # are no models' names
 def blend(out: Path, models: Sequence[Path], settings: InferConfig, events: Events) -> dict[str, Any]:
     """Blend models and say what it brings.
 
-    The weights that rank best out of fold are kept where they beat the plain mean on folds that did not choose them.
+    The weights that rank best out of fold are kept where they beat the plain mean and each model alone on folds that
+    did not choose them; else the best of those.
 
     Args:
         out: folder for `ensemble.json`, copies of the bundles, and `oof.csv` with the blend's out-of-fold score of each
             breast. A blend that is there is replaced.
-        models: two or more folders written by `train` or `blend` on the same patients and folds.
+        models: two or more folders written by `train` or `blend` on the same patients and folds. Where one's list asks
+            for TTA, all do.
         settings: its `tta` is written into the list.
 
     Returns:
@@ -58,7 +60,7 @@ def blend(out: Path, models: Sequence[Path], settings: InferConfig, events: Even
 
     if len(models) < 2 or len({folder.resolve() for folder in models}) < len(models):
         given = ", ".join(map(str, models)) or "none"
-        raise UsageError(f"--model: got {given}, expected two or more different folders written by train")
+        raise UsageError(f"--model: got {given}, expected two or more different folders written by train or blend")
     if (out / "bundles").exists() and not (out / LIST).is_file():
         raise UsageError(f"{out} holds bundles that blend did not write, expected a new folder or an earlier blend")
     names = {name.replace("/", "-"): folder for name, folder in zip(short_names(models), models, strict=True)}
@@ -67,7 +69,8 @@ def blend(out: Path, models: Sequence[Path], settings: InferConfig, events: Even
     breasts = _read_models(names)
     folds = sorted(breasts["fold"].unique().tolist())
     members = {name: _members(folder, folds) for name, folder in names.items()}
-    together = [member.bundle for several in members.values() for member in several]
+    together = [member.bundle for several in members.values() for member in several.members]
+    tta = "flip" if "flip" in (settings.tta, *(several.tta for several in members.values())) else "none"
     common_image(together)
     _check_different(together)
     labels, scores = breasts["cancer"].to_numpy(), breasts[list(names)].to_numpy(np.float64)
@@ -83,8 +86,9 @@ def blend(out: Path, models: Sequence[Path], settings: InferConfig, events: Even
     for name, found in worth.items():
         events.say(f"  {name}: " + ", ".join(f"{metric} {shown(interval)}" for metric, interval in found.items()))
     gain = bootstrap(judged[WEIGHTED], ["roc_auc"], against=judged[MEAN])["roc_auc"]
-    kept = WEIGHTED if gain.value > 0 else MEAN
-    chosen = choose_weights(labels, scores) if kept == WEIGHTED else np.full(len(names), 1 / len(names))
+    kept = max((MEAN, WEIGHTED, *names), key=lambda name: worth[name]["roc_auc"]["value"] or 0)  # the first of equals
+    equal = np.array([1 / len(names) if kept == MEAN else float(name == kept) for name in names])
+    chosen = choose_weights(labels, scores) if kept == WEIGHTED else equal
     weights = dict(zip(names, chosen.tolist(), strict=True))
     breasts["score"] = columns[kept]
     threshold = choose_threshold(labels, breasts["score"])
@@ -101,9 +105,9 @@ def blend(out: Path, models: Sequence[Path], settings: InferConfig, events: Even
         "out_of_fold": worth,
         "gain": gain.as_dict(),
     }
-    write_list(out, by_bundle, settings.tta, threshold.value, result, calibration)
+    write_list(out, by_bundle, tta, threshold.value, result, calibration)
     paths = {"ensemble": str(out / LIST), "oof": str(out / "oof.csv")}
-    return {"ok": True, **paths, "tta": settings.tta, "calibration": calibration, **result}
+    return {"ok": True, **paths, "tta": tta, "calibration": calibration, **result}
 
 
 def _read_models(names: Mapping[str, Path]) -> pd.DataFrame:
@@ -112,7 +116,7 @@ def _read_models(names: Mapping[str, Path]) -> pd.DataFrame:
     for name, folder in names.items():
         breasts = read_breasts(folder)[1]
         if "fold" not in breasts.columns:
-            raise TableError(f"{folder / 'oof.csv'}: no column fold. Give folders written by train")
+            raise TableError(f"{folder / 'oof.csv'}: no column fold. Give folders written by train or blend")
         breasts = breasts.rename(columns={"score": name})
         first = breasts if table is None else table
         merged = first[_FACTS].merge(breasts[_FACTS], how="outer", indicator="in", sort=False)
@@ -138,21 +142,21 @@ def _check_different(bundles: Sequence[Bundle]) -> None:
         seen[digest] = bundle.path
 
 
-def _members(folder: Path, folds: Sequence[int]) -> Sequence[Member]:
+def _members(folder: Path, folds: Sequence[int]) -> Members:
     """Who makes a model's scores: those that its list names, or the bundle of each fold that has scores."""
     from rsna_kit.models.bundle import open_bundle
-    from rsna_kit.models.members import LIST, Member, open_list
+    from rsna_kit.models.members import LIST, Member, Members, open_list
 
     if (folder / LIST).is_file():
-        return open_list(folder).members
+        return open_list(folder)
     found = [Member(open_bundle(folder / "bundles" / f"fold{fold}"), 1 / len(folds)) for fold in folds]
     for fold, member in zip(folds, found, strict=True):
         if (said := member.bundle.metadata["fold"]) != fold:
             raise BundleError(f"{member.bundle.path} is of fold {said}, its place is that of fold {fold}")
-    return found
+    return Members(tuple(found), 0.5)
 
 
-def _copy(out: Path, members: Mapping[str, Sequence[Member]], weights: Mapping[str, float]) -> dict[str, float]:
+def _copy(out: Path, members: Mapping[str, Members], weights: Mapping[str, float]) -> dict[str, float]:
     """Copy the bundles that have a weight; returns the weight of each copy.
 
     Until the list is written anew it says nothing, so a run that is killed here leaves no list that half fits.
@@ -163,11 +167,14 @@ def _copy(out: Path, members: Mapping[str, Sequence[Member]], weights: Mapping[s
     shutil.rmtree(out / "bundles", ignore_errors=True)
     by_bundle = {}
     for name, several in members.items():
-        for bundle, share in ((member.bundle, member.weight) for member in several if weights[name] > 0):
+        for member in several.members if weights[name] > 0 else ():
+            bundle = member.bundle
             copy = f"bundles/{name}-{bundle.path.name}"
+            if copy in by_bundle:
+                raise BundleError(f"{name}: two of its bundles are in folders called {bundle.path.name}. Rename one.")
             for file in (*bundle.metadata["sha256"], "metadata.json"):
                 write_bytes(out / copy / file, (bundle.path / file).read_bytes())
-            by_bundle[copy] = weights[name] * share
+            by_bundle[copy] = weights[name] * member.weight
     return by_bundle
 
 

@@ -82,7 +82,6 @@ def train(
     asked, (config, known) = config, recall(out, config, events)
     digest, seen = _find_start(config.model, weights)
     found = _open_bundles(out, table, config, prepared.data_fingerprint, digest, chosen, known)
-    budget_s = 0.0 if known or found else config.train.hours * 3600
     done = [fold for fold, bundle in found.items() if not bundle.metadata["cv"].get("stopped")]
     for fold in set(chosen) & set(done):
         events.say(f"fold {fold}: kept from an earlier run")
@@ -100,14 +99,11 @@ def train(
             events.say(f"fold {fold}: no time left for it")
             skipped.append(fold)
             continue
-        share = Clock(clock.remaining_s() / (len(left) - position))
-        result = _train_fold(trainer, table, fold, out, share, seen, events)
-        epoch_s = result.history[-1]["seconds"]
-        speed = _speed(result, config)
-        if result.stopped:
-            stopped.append(fold)
-        if budget_s and (ahead := left[position + 1 :]):
-            trainer.config = fit_again(trainer, result, table, ahead, budget_s - clock.elapsed_s(), events)
+        result = _train_fold(trainer, table, fold, out, Clock(clock.remaining_s() / len(left[position:])), seen, events)
+        epoch_s, speed = result.history[-1]["seconds"], _speed(result, config)
+        stopped += [fold] * result.stopped
+        if config.train.hours and not (known or found) and (ahead := left[position + 1 :]):
+            trainer.config = fit_again(trainer, result, table, ahead, clock, events)
             remember(out, asked, trainer.config)
     scored = sorted({*found, *left} - (set(skipped) - set(found)))
     if not scored:
@@ -150,7 +146,8 @@ def _say_start(start: Mapping[str, Any], events: Events) -> None:
     """Where the starting weights come from, and whether somebody knows whom they have seen."""
     if start:
         unknown = start["kind"] == "checkpoint"
-        said = f"starts from {start['file']} ({start['kind']})" + f"; {_UNKNOWN}" * unknown
+        part = "" if start["kind"] == "imagenet" or start.get("head") else ", the trunk alone"
+        said = f"starts from {start['file']} ({start['kind']}{part})" + f"; {_UNKNOWN}" * unknown
         events.say(said, kind="leak" if unknown else "start", start=start)
 
 

@@ -130,13 +130,14 @@ def ready_trainer(
 
 
 def fit_again(
-    trainer: Trainer, done: Fold, table: pd.DataFrame, folds: Sequence[int], left_s: float, events: Events
+    trainer: Trainer, done: Fold, table: pd.DataFrame, folds: Sequence[int], clock: Clock, events: Events
 ) -> Config:
     """As `fit_to`, for folds that are left, by the pace of one that is done; where it is late, as they were planned."""
     epoch_s = sum(row["seconds"] for row in done.history) / len(done.history)
     step_s = max(epoch_s - done.validation_s, 0) / done.training.steps
     pace = Pace(0.0, step_s, done.validation_s / len(done.validation), done.save_s)
     try:
+        left_s = trainer.config.train.hours * 3600 - clock.elapsed_s()
         return fit_to(trainer, pace, table, folds, left_s, events)
     except UsageError:
         return trainer.config

@@ -12,7 +12,7 @@ import numpy as np
 from rsna_kit import __version__
 from rsna_kit.config import Config, image_fingerprint, to_dict
 from rsna_kit.models.bundle import CONFIG, FORMAT_VERSION, METADATA, THRESHOLD, WEIGHTS, is_score, open_bundle
-from rsna_kit.runtime.errors import UsageError
+from rsna_kit.runtime.errors import BundleError, UsageError
 from rsna_kit.runtime.files import replacing, sha256_file, write_bytes, write_json
 from rsna_kit.runtime.hardware import commit, versions
 from rsna_kit.runtime.lazy import require
@@ -96,6 +96,8 @@ def _halved(full: io.BytesIO) -> io.BytesIO:
                 target.require_group(name)
             else:
                 target[name] = item[()].astype(np.float16 if item.dtype == np.float32 else item.dtype)
+                if not np.isfinite(target[name]).all():
+                    raise BundleError(f"{name}: a weight beyond the range of float16. Keep them in float32.")
             target[name].attrs.update(item.attrs)
 
         source.visititems(put)

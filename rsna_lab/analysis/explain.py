@@ -134,8 +134,9 @@ def grad_cam(network: Any) -> Explainer:
     """Gradient-weighted class activation maps of a classifier's cancer logit.
 
     The channels of the map that is pooled, weighted with the mean gradient of the logit over the map, are added up;
-    what is negative speaks against cancer and becomes 0. As heads are linear behind their pooling, that is the class
-    activation of each cell (Zhou et al., CVPR 2016). Cells are interpolated linearly between their centres.
+    what is negative speaks against cancer and becomes 0. Where nothing but a mean or a maximum lies between the map and
+    the logit, that is each cell's class activation (Zhou et al., CVPR 2016). Cells are interpolated between their
+    centres.
     """
     keras = require("keras", "train")
     logit = keras.Model(network.input, network.get_layer("logit").output)  # without attention

@@ -246,6 +246,13 @@ def _fill_weights(job: Job) -> None:
         _copy_plain(path, job.folder / path.name)
 
 
+def _check_start(job: Job) -> None:
+    """It is in the checkout, whole."""
+    from rsna_kit.models.members import open_list
+
+    open_list(job.folder)
+
+
 def _fill_starts(job: Job) -> set[str]:
     """Every published weights file of keras.applications under the source after checking its checksum."""
     from rsna_kit.models.starts import published
@@ -301,7 +308,7 @@ KINDS: Mapping[str, Kind] = {
         made_of="the bundles of a training, such as runs/model/bundles. They come from `rsna-kit train …`, or from "
         "Kaggle with `scripts/push fetch train`.",
     ),
-    "mammography-start": Kind(lambda job: None, (*_BUNDLES, r"oof\.csv")),
+    "mammography-start": Kind(_check_start, (*_BUNDLES, r"oof\.csv")),
     "imagenet-starts": Kind(
         _fill_starts,
         (r"[^/]+\.h5", "SHA256SUMS"),

@@ -44,6 +44,7 @@ def explain(
     top: int = TOP,
     split: str | None = None,
     decode: DecodeConfig | None = None,
+    about: str = "",
 ) -> dict[str, Any]:
     """Score mammograms and show what in the highest scoring ones made for cancer.
 
@@ -62,6 +63,7 @@ def explain(
         top: how many.
         split: "train" or "test"; None takes the table that is there, the test table where both are.
         decode: that section of the configuration.
+        about: a sentence about the networks, for the page.
 
     Returns:
         Counts, paths and the pictures with scores and peaks, ready for JSON; `ok` is False when more than
@@ -100,7 +102,7 @@ def explain(
             progress.advance()
     paths = [str(bundle.path) for bundle in bundles]
     said = {"competition": str(competition.root), "split": split, "method": method, "bundles": ", ".join(paths)}
-    _write(out, drawn, failures, said)
+    _write(out, drawn, failures, said, f" The scores are of {about}." if about else "")
     return {
         "ok": bool(drawn) and len(failures) <= settings.max_failure_share * len(table),
         "page": str(out / PAGE),
@@ -194,6 +196,7 @@ def _write(
     drawn: Sequence[tuple[dict[str, Any], np.ndarray]],
     failures: Sequence[dict[str, str]],
     said: dict[str, str],
+    about: str,
 ) -> None:
     """The tables and the page."""
     from rsna_lab.report.page import Section, pictures
@@ -202,7 +205,7 @@ def _write(
     write_csv(out / "explain.csv", pd.DataFrame([facts for facts, _ in drawn]))
     write_csv(out / "failures.csv", pd.DataFrame(failures, columns=["image_id", "stage", "reason"]))
     sections = [
-        Section("How to read this", f"<p>{_MEANING}</p>"),
+        Section("How to read this", f"<p>{_MEANING}{about}</p>"),
         pictures("Pictures", [(figure, _caption(facts)) for facts, figure in drawn]),
         provenance({"rsna_kit": __version__, **said}),
     ]

