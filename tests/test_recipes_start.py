@@ -8,7 +8,6 @@ import shutil
 from pathlib import Path
 
 import cv2
-import h5py
 import numpy as np
 import pandas as pd
 import pytest
@@ -86,14 +85,6 @@ def test_networks_are_judged_on_patients_that_they_did_not_see(world: Path) -> N
     oof = pd.read_csv(world / "start/oof.csv")
     assert sorted(oof["patient_id"]) == sorted(table["patient_id"])
     assert 0 <= made["out_of_fold"]["roc_auc"]["value"] <= 1
-
-
-def test_weights_are_kept_in_half_precision_and_score_as_before(world: Path) -> None:
-    with h5py.File(world / "start/bundles/seed3-fold0/model.weights.h5") as file:
-        kinds: set[str] = set()
-        file.visititems(lambda name, item: kinds.add(item.dtype.name) if isinstance(item, h5py.Dataset) else None)
-    assert kinds == {"float16"}
-    assert json.loads((world / "made.json").read_text())["half_precision_moves"] < 2e-3
 
 
 @pytest.mark.parametrize("number", range(5))

@@ -7,12 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from rsna_kit import __version__
 from rsna_kit.config import Config, image_fingerprint, to_dict
 from rsna_kit.models.bundle import CONFIG, FORMAT_VERSION, METADATA, THRESHOLD, WEIGHTS, is_score, open_bundle
-from rsna_kit.runtime.errors import BundleError, UsageError
+from rsna_kit.runtime.errors import UsageError
 from rsna_kit.runtime.files import replacing, sha256_file, write_bytes, write_json
 from rsna_kit.runtime.hardware import commit, versions
 from rsna_kit.runtime.lazy import require
@@ -28,7 +26,6 @@ def write_bundle(
     data_fingerprint: str,
     start: Mapping[str, Any] | None = None,
     trained_on: str = "",
-    half: bool = False,
 ) -> None:
     """Write a bundle into `out`; metadata.json comes last, so a bundle that has one is whole.
 
@@ -42,11 +39,10 @@ def write_bundle(
         data_fingerprint: of the prepared folder.
         start: where the starting weights came from, JSON-ready; empty or None for random ones.
         trained_on: the patients whom it or its start has seen (`competition.folds.digest_patients`); "" for unknown.
-        half: keep weights in float16, a file of half the size; whoever does so compares the scores.
     """
     out.mkdir(parents=True, exist_ok=True)
     (out / METADATA).unlink(missing_ok=True)
-    save_weights(model, out / WEIGHTS, half)
+    save_weights(model, out / WEIGHTS)
     write_json(out / CONFIG, to_dict(config))
     write_json(out / THRESHOLD, {"threshold": threshold, "how": None, "calibration": None})
     metadata = {
@@ -72,10 +68,8 @@ class _Memory(io.BytesIO):
         return "model.weights.h5"
 
 
-def save_weights(model: Any, path: Path, half: bool = False) -> None:
+def save_weights(model: Any, path: Path) -> None:
     """Write a Keras model's weights to `path` (`*.weights.h5`), whole or not at all; no optimiser's state.
-
-    `half` keeps them in float16, which Keras reads as it reads float32.
 
     HDF5 ends the process where a disk is full, so it writes to memory.
     """
@@ -83,25 +77,7 @@ def save_weights(model: Any, path: Path, half: bool = False) -> None:
         model = require("keras", "train").Model(model.inputs, model.outputs)
     memory = _Memory()
     model.save_weights(memory)
-    write_bytes(path, (_halved(memory) if half else memory).getbuffer())
-
-
-def _halved(full: io.BytesIO) -> io.BytesIO:
-    """An HDF5 file with float16 in the place of float32."""
-    h5py, small = require("h5py", "train"), io.BytesIO()
-    with h5py.File(full, "r") as source, h5py.File(small, "w") as target:
-
-        def put(name: str, item: Any) -> None:
-            if isinstance(item, h5py.Group):
-                target.require_group(name)
-            else:
-                target[name] = item[()].astype(np.float16 if item.dtype == np.float32 else item.dtype)
-                if not np.isfinite(target[name]).all():
-                    raise BundleError(f"{name}: a weight beyond the range of float16. Keep them in float32.")
-            target[name].attrs.update(item.attrs)
-
-        source.visititems(put)
-    return small
+    write_bytes(path, memory.getbuffer())
 
 
 def set_threshold(

@@ -30,7 +30,7 @@ from rsna_kit.dicom.pyramid import Pyramid
 from rsna_kit.imaging.render import render_pyramid
 from rsna_kit.recipes.blend import write_list
 from rsna_kit.runtime.clock import Clock
-from rsna_kit.runtime.errors import RsnaKitError, TableError
+from rsna_kit.runtime.errors import TableError
 from rsna_kit.runtime.events import Events
 from rsna_kit.runtime.files import read_csv, write_csv
 from rsna_kit.runtime.hardware import cpu_count
@@ -51,7 +51,6 @@ PATCH = 24  # cells of the lower map (8 pixels each) along a patch
 ANYWHERE = 0.5  # patches from anywhere on a breast, as a share of those on a mass
 PATCH_EPOCHS, PICTURE_EPOCHS = 10, 6
 INSIDE = 10.0  # how much more a cell inside an outline counts
-HALF_MOVES = 1e-3  # of a score, at most, by keeping weights in half precision
 TOLERANCE = 8  # pixels, half a cell
 _STRIDE = 16  # pixels of the network's cells
 
@@ -81,11 +80,10 @@ def make_start(where: Path, outlines: Path, out: Path, seeds: Sequence[int], eve
         seeds: for each, the folds are dealt and trained anew.
 
     Returns:
-        Out-of-fold metrics with intervals, those of each seed, and how far half precision moved a score; for JSON.
+        Out-of-fold metrics with intervals, and ROC-AUC of each seed; for JSON.
 
     Raises:
         TableError: no outline for a picture, or one of another size.
-        RsnaKitError: half precision moved a score by more than `HALF_MOVES`.
     """
     from rsna_kit.training.export import set_threshold
 
@@ -96,15 +94,15 @@ def make_start(where: Path, outlines: Path, out: Path, seeds: Sequence[int], eve
     competition = find_competition(where)
     films = read_films(competition, "train", read_train(competition.table("train.csv")), outlines, events)
     lessons = _Lessons(films, events)
-    scores, moved, alone = [], 0.0, {}
+    scores, alone = [], {}
     for seed in seeds:
         fold_of = assign_folds(films.table, CONFIG.train.folds, seed)
         images = np.empty(len(films.table))
         for fold in range(CONFIG.train.folds):
             held, bundle = np.flatnonzero(fold_of == fold), out / "bundles" / f"seed{seed}-fold{fold}"
-            images[held], difference = lessons.give(np.flatnonzero(fold_of != fold), held, seed, fold, bundle)
-            moved, auc = max(moved, difference), measure("roc_auc", films.table["cancer"].iloc[held], images[held])
-            events.say(f"{bundle}: ROC-AUC of {len(held)} pictures {auc:.3f}, half precision moved one by {moved:.1e}")
+            images[held] = lessons.give(np.flatnonzero(fold_of != fold), held, seed, fold, bundle)
+            auc = measure("roc_auc", films.table["cancer"].iloc[held], images[held])
+            events.say(f"{bundle}: ROC-AUC of {len(held)} pictures {auc:.3f}")
         breasts = to_breasts(pd.DataFrame({"image_id": films.table["image_id"], "score": images}), films.table)
         alone[seed] = measure("roc_auc", breasts["cancer"], breasts["score"])
         scores.append(breasts["score"].to_numpy())
@@ -121,7 +119,6 @@ def make_start(where: Path, outlines: Path, out: Path, seeds: Sequence[int], eve
         "patients": digest_patients(films.table["patient_id"]),
         "out_of_fold": worth,
         "roc_auc_of_seeds": alone,
-        "half_precision_moves": moved,
         "epochs": {"patches": PATCH_EPOCHS, "pictures": PICTURE_EPOCHS, "variants": VARIANTS},
     }
     calibration = calibrate(breasts["cancer"], breasts["score"], breasts["fold"], events.say)
@@ -312,33 +309,25 @@ class _Lessons:
         """Pictures (B, h, w) as (B, rows of cells, _STRIDE, columns of cells, _STRIDE)."""
         return pictures.reshape(len(pictures), pictures.shape[1] // _STRIDE, _STRIDE, -1, _STRIDE)
 
-    def give(self, rows: np.ndarray, held: np.ndarray, seed: int, fold: int, bundle: Path) -> tuple[np.ndarray, float]:
-        """Teach a network on `rows`, write its bundle, and let that score the pictures `held`.
-
-        Returns:
-            Their scores, float (len(held),), and how far weights in half precision moved one of some at most; 0 where
-            the bundle was there.
-        """
+    def give(self, rows: np.ndarray, held: np.ndarray, seed: int, fold: int, bundle: Path) -> np.ndarray:
+        """Teach a network on `rows` and write its bundle, where it is not there; its scores of the pictures `held`."""
         from rsna_kit.models.bundle import METADATA, load_model, open_bundle
         from rsna_kit.training.export import write_bundle
         from rsna_kit.training.steps import assign_values
 
-        data, moved = self._films.digest(), 0.0
+        data, networks = self._films.digest(), self._networks
         if not (bundle / METADATA).is_file() or open_bundle(bundle).metadata["data_fingerprint"] != data:
             require("keras", "train").utils.set_random_seed(100 * seed + fold)
-            rng, networks = np.random.default_rng([seed, fold]), self._networks
+            rng = np.random.default_rng([seed, fold])
             assign_values(self._variables, self._begin)
             self._teach_patches(rows, rng)
             self._teach_pictures(rows, rng)
             config = with_overrides(CONFIG, [f"train.seed={seed}", f"train.epochs={PATCH_EPOCHS + PICTURE_EPOCHS}"])
             patients = digest_patients(self._films.table["patient_id"].iloc[rows])
-            write_bundle(bundle, networks.whole, config, fold, None, {}, data, networks.start, patients, half=True)
-            some = self._films.pictures[held[:64]]
-            halved = load_model(open_bundle(bundle))
-            moved = float(np.abs(_scores(networks.whole, some) - _scores(halved, some)).max())
-            if moved > HALF_MOVES:
-                raise RsnaKitError(f"{bundle}: half precision moved a score by {moved:.1e}, allowed are {HALF_MOVES}")
-        return _scores(load_model(open_bundle(bundle)), self._films.pictures[held]), moved
+            write_bundle(bundle, networks.whole, config, fold, None, {}, data, networks.start, patients)
+        network, pictures = load_model(open_bundle(bundle)), self._films.pictures[held]
+        both = [_predict(network, view[..., None])[:, 0] for view in (pictures, pictures[:, ::-1])]
+        return np.asarray(expit(np.mean(both, axis=0)))  # as infer.tta=flip has it
 
     def _teach_patches(self, rows: np.ndarray, rng: np.random.Generator) -> None:
         """Every mass once an epoch, and half as many patches from anywhere."""
@@ -395,12 +384,12 @@ class _Lessons:
                 order = rng.permutation(jobs)
                 yield from (load(order[start : start + size]) for start in range(0, steps * size, size))
 
-        loaded = batches()
+        loaded, end = batches(), (np.empty(0), None)
         with ThreadPoolExecutor(1) as ahead, self._events.progress(epochs * steps, what, "batches") as progress:
-            coming = ahead.submit(next, loaded)
+            coming = ahead.submit(next, loaded, end)
             for step in range(epochs * steps):
                 given, wanted = coming.result()
-                coming = ahead.submit(next, loaded, None)
+                coming = ahead.submit(next, loaded, end)
                 model.optimizer.learning_rate = rate(step)
                 model.reset_metrics()
                 progress.advance(1, f"loss {model.train_on_batch(given, wanted, return_dict=True)['loss']:.3f}")
@@ -431,8 +420,3 @@ def _predict(model: Any, given: np.ndarray) -> np.ndarray:
         filled = np.concatenate([part, np.zeros((size - len(part), *part.shape[1:]), part.dtype)])
         found.append(np.asarray(model.predict_on_batch(filled))[: len(part)])
     return np.concatenate(found)
-
-
-def _scores(network: Any, pictures: np.ndarray) -> np.ndarray:
-    """Probabilities by the mean logit of pictures and of the same upside down, as `infer.tta=flip` has it."""
-    return expit(np.mean([_predict(network, view[..., None])[:, 0] for view in (pictures, pictures[:, ::-1])], axis=0))
