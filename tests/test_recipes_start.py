@@ -23,6 +23,7 @@ from rsna_kit.models.starts import load_start
 from rsna_kit.recipes.prepare import prepare
 from rsna_kit.runtime.errors import BundleError, TableError, UsageError
 from rsna_kit.runtime.events import Events
+from rsna_lab.analysis import patches
 from rsna_lab.cli import main
 from rsna_lab.phantom.wrap import wrap_pictures
 from rsna_lab.recipes import start
@@ -66,9 +67,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def small(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(start, "CONFIG", with_overrides(start.CONFIG, SMALL))
+    patch.setattr(patches, "CONFIG", with_overrides(patches.CONFIG, SMALL))
     for name, value in (("PATCH", 8), ("VARIANTS", 3), ("PATCH_EPOCHS", 1), ("PICTURE_EPOCHS", 1)):
-        patch.setattr(start, name, value)
+        patch.setattr(patches, name, value)
 
 
 def test_networks_are_judged_on_patients_that_they_did_not_see(world: Path) -> None:
@@ -89,7 +90,7 @@ def test_networks_are_judged_on_patients_that_they_did_not_see(world: Path) -> N
 
 @pytest.mark.parametrize("number", range(5))
 def test_an_outline_moves_with_its_picture(number: int) -> None:
-    picture, outline = start.variant(*film(1), number, np.random.default_rng(number))
+    picture, outline = patches.variant(*film(1), number, np.random.default_rng(number))
     bright, inside = picture > 0.8 * picture.max(), outline > 127
     assert inside.sum() > 200
     assert (bright & inside).sum() / (bright | inside).sum() > 0.85
@@ -143,7 +144,7 @@ def test_training_starts_from_trunk_and_head_at_any_size(shipped: Path) -> None:
 
 def test_what_is_not_the_start_is_refused(shipped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = with_overrides(preset("mammography"), ["model.backbone=efficientnet_lite1"])
-    with pytest.raises(BundleError, match=r"is efficientnet_lite0, expected efficientnet_lite1\. Use --preset"):
+    with pytest.raises(BundleError, match=r"mammography: 0 bundles of efficientnet_lite1 in .*efficientnet_lite0"):
         load_start(None, config.model)
     with open(next(shipped.glob("bundles/*/model.weights.h5")), "ab") as file:
         file.write(b"more")

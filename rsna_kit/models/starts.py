@@ -129,8 +129,9 @@ def find_start(model: ModelConfig, folders: Sequence[Path]) -> Start | None:
     if model.weights == "none" or model.kind == "cvae":
         return None
     seen = list(_weights_files(folders))
-    if model.weights == "mammography":
-        return _mammography(model, folders)
+    if model.weights == "mammography":  # then the first of its networks is meant
+        folders = [open_list(find_mammography(folders)).members[0].bundle.path]
+        seen = list(_weights_files(folders))
     return _imagenet(model.backbone, seen, folders) if model.weights == "imagenet" else _bundle(model, seen, folders)
 
 
@@ -208,24 +209,10 @@ def _bundle(model: ModelConfig, seen: Sequence[Path], folders: Sequence[Path]) -
             f"no bundle, but {len(checkpoints)} checkpoints" if checkpoints else "no bundle"
         )
         raise BundleError(
-            f"model.weights=start: {len(fitting)} bundles of {model.backbone} in {_where(folders)}, expected one; "
-            f"found {held}. Name the bundle itself with --weights FOLDER, or use --set model.weights=imagenet."
+            f"model.weights={model.weights}: {len(fitting)} bundles of {model.backbone} in {_where(folders)}, expected "
+            f"one; found {held}. Name the bundle itself with --weights FOLDER, or use --set model.weights=imagenet."
         )
-    return _of_bundle(fitting[0], model)
-
-
-def _mammography(model: ModelConfig, folders: Sequence[Path]) -> Start:
-    """The first network of the mammography start."""
-    bundle = open_list(find_mammography(folders)).members[0].bundle
-    if _trunk_of(bundle) != model.backbone:
-        raise BundleError(
-            f"model.weights=mammography: {bundle.path} is {_trunk_of(bundle)}, expected {model.backbone}. Use --preset "
-            "mammography, or other weights."
-        )
-    return _of_bundle(bundle, model)
-
-
-def _of_bundle(bundle: Bundle, model: ModelConfig) -> Start:
+    (bundle,) = fitting
     if model.tap > bundle.config.model.tap:
         raise BundleError(
             f"{bundle.path}: its trunk ends at stride {bundle.config.model.tap}, expected {model.tap}. Use --set "

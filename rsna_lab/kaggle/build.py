@@ -61,9 +61,8 @@ class Job:
 
     @property
     def source(self) -> Path:
-        """The folder that --from names."""
-        assert self.wanted.source is not None
-        return self.wanted.source
+        """The folder that --from names, or that of the dataset in the checkout."""
+        return self.wanted.source or self.root / "datasets" / self.wanted.name
 
 
 def build(root: Path, wanted: Wanted, out: Path, say: Callable[[str], None]) -> dict[str, Any]:
@@ -246,13 +245,6 @@ def _fill_weights(job: Job) -> None:
         _copy_plain(path, job.folder / path.name)
 
 
-def _check_start(job: Job) -> None:
-    """It is in the checkout, whole."""
-    from rsna_kit.models.members import open_list
-
-    open_list(job.folder)
-
-
 def _fill_starts(job: Job) -> set[str]:
     """Every published weights file of keras.applications under the source after checking its checksum."""
     from rsna_kit.models.starts import published
@@ -271,10 +263,6 @@ def _fill_starts(job: Job) -> set[str]:
 def _fill_wheels(job: Job) -> set[str]:
     """The wheels of the named packages, with the list of hashes that a kernel's pip compares them with."""
     return set(wheels.fill(job.root, job.folder, job.wanted.more, job.wanted.accept_hashes, job.say))
-
-
-def _fill_phantom(job: Job) -> None:
-    _copy_plain(job.source, job.folder)
 
 
 @dataclass(frozen=True)
@@ -308,7 +296,7 @@ KINDS: Mapping[str, Kind] = {
         made_of="the bundles of a training, such as runs/model/bundles. They come from `rsna-kit train …`, or from "
         "Kaggle with `scripts/push fetch train`.",
     ),
-    "mammography-start": Kind(_check_start, (*_BUNDLES, r"oof\.csv")),
+    "mammography-start": Kind(_fill_weights, (*_BUNDLES, r"oof\.csv")),
     "imagenet-starts": Kind(
         _fill_starts,
         (r"[^/]+\.h5", "SHA256SUMS"),
@@ -317,7 +305,7 @@ KINDS: Mapping[str, Kind] = {
         'python -c "import keras; keras.applications.ConvNeXtTiny(include_top=False)"',
     ),
     "phantom": Kind(
-        _fill_phantom,
+        lambda job: _copy_plain(job.source, job.folder),
         (
             r"(?:hidden/)?(?:train|test|truth|sample_submission)\.csv",
             r"phantom\.json",
