@@ -21,6 +21,7 @@ VERBS = [
     "train",
     "infer",
     "explain",
+    "tune",
     "blend",
     "score",
     "report",

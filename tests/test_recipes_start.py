@@ -23,6 +23,7 @@ from rsna_kit.models.starts import load_start
 from rsna_kit.recipes.prepare import prepare
 from rsna_kit.runtime.errors import BundleError, TableError, UsageError
 from rsna_kit.runtime.events import Events
+from rsna_kit.scoring.metrics import measure
 from rsna_lab.analysis import patches
 from rsna_lab.cli import main
 from rsna_lab.phantom.wrap import wrap_pictures
@@ -70,6 +71,18 @@ def small(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(patches, "CONFIG", with_overrides(patches.CONFIG, SMALL))
     for name, value in (("PATCH", 8), ("VARIANTS", 3), ("PATCH_EPOCHS", 1), ("PICTURE_EPOCHS", 1)):
         patch.setattr(patches, name, value)
+
+
+def test_what_ships_is_whole_and_as_good_as_it_says() -> None:
+    """Its own out-of-fold scores give the figures that it carries."""
+    home = Path(__file__).parent.parent / "datasets/mammography-start"
+    opened = open_members([home], print)
+    assert {member.bundle.config.image for member in opened.members} == {preset("mammography").image}
+    assert sum(path.stat().st_size for path in home.rglob("*")) < 25e6
+    oof, how = pd.read_csv(home / "oof.csv"), json.loads((home / "ensemble.json").read_text())["how"]
+    assert measure("roc_auc", oof["cancer"], oof["score"]) == pytest.approx(how["out_of_fold"]["roc_auc"]["value"])
+    assert not known_patients(how["patients"], ["1", "2"])  # of mini-MIAS
+    assert known_patients(how["patients"], oof["patient_id"]) == sorted(set(oof["patient_id"]))
 
 
 def test_networks_are_judged_on_patients_that_they_did_not_see(world: Path) -> None:
