@@ -165,7 +165,10 @@ class Session:
         Raises:
             UsageError: no bundle, or several sources of a kind that hold some.
         """
-        holding = {source: found for source in self.sources if (found := find_bundles(source.path))}
+        # A checkout in the place of the library's dataset has the mammography start.
+        own = Path(rsna_kit.__file__).resolve()
+        others = [source for source in self.sources if not own.is_relative_to(source.path.resolve())]
+        holding = {source: found for source in others if (found := find_bundles(source.path))}
         if named := self.words("BUNDLES"):
             chosen = [self._named(name) for name in named]
         else:
