@@ -24,6 +24,7 @@ from rsna_kit.competition.folds import digest_patients
 from rsna_kit.config import preset, with_overrides
 from rsna_kit.runtime.events import Events
 from rsna_kit.runtime.lazy import require
+from rsna_kit.training.losses import cross_entropy
 
 CONFIG = with_overrides(
     preset("mammography"),
@@ -121,7 +122,7 @@ class Lessons:
     def __init__(self, films: Films, events: Events) -> None:
         from rsna_kit.training.steps import read_values
 
-        self._films, self._events = films, events
+        self._films, self._events, self._digest = films, events, films.digest()
         require("keras", "train").utils.set_random_seed(0)
         self._networks = _build()
         parts = (self._networks.whole, self._networks.patches, self._networks.pictures)
@@ -160,8 +161,8 @@ class Lessons:
         from rsna_kit.training.export import write_bundle
         from rsna_kit.training.steps import assign_values
 
-        data, networks = self._films.digest(), self._networks
-        if not (bundle / METADATA).is_file() or open_bundle(bundle).metadata["data_fingerprint"] != data:
+        networks = self._networks
+        if not (bundle / METADATA).is_file() or open_bundle(bundle).metadata["data_fingerprint"] != self._digest:
             require("keras", "train").utils.set_random_seed(100 * seed + fold)
             rng = np.random.default_rng([seed, fold])
             assign_values(self._variables, self._begin)
@@ -169,7 +170,7 @@ class Lessons:
             self._teach_pictures(rows, rng)
             config = with_overrides(CONFIG, [f"train.seed={seed}", f"train.epochs={PATCH_EPOCHS + PICTURE_EPOCHS}"])
             patients = digest_patients(self._films.table["patient_id"].iloc[rows])
-            write_bundle(bundle, networks.whole, config, fold, None, {}, data, networks.start, patients)
+            write_bundle(bundle, networks.whole, config, fold, None, {}, self._digest, networks.start, patients)
         network, pictures = load_model(open_bundle(bundle)), self._films.pictures[held]
         both = [_predict(network, view[..., None])[:, 0] for view in (pictures, pictures[:, ::-1])]
         return np.asarray(expit(np.mean(both, axis=0)))  # as infer.tta=flip has it
@@ -209,7 +210,7 @@ class Lessons:
             smooth = label * (1 - CONFIG.train.label_smoothing) + CONFIG.train.label_smoothing / 2
             return maps[numbers, chosen].astype(np.float32), [smooth[:, None], cells]
 
-        losses = [_cross_entropy, _cell_loss]
+        losses = [cross_entropy, _cell_loss]
         self._teach("pictures", self._networks.pictures, losses, np.arange(len(rows)), PICTURE_EPOCHS, load, rng)
 
     def _teach(
@@ -249,11 +250,7 @@ class Lessons:
 def _cell_loss(target: Any, logits: Any) -> Any:
     """The weighted mean over cells of both cross-entropies."""
     ops = require("keras", "train").ops
-    return ops.sum(ops.mean(_cross_entropy(target[..., :2], logits) * target[..., 2:], axis=(1, 2)), axis=-1)
-
-
-def _cross_entropy(target: Any, logits: Any) -> Any:
-    return require("keras", "train").ops.binary_crossentropy(target, logits, from_logits=True)
+    return ops.sum(ops.mean(cross_entropy(target[..., :2], logits) * target[..., 2:], axis=(1, 2)), axis=-1)
 
 
 def _predict(model: Any, given: np.ndarray) -> np.ndarray:

@@ -67,11 +67,8 @@ def tune(where: Path, out: Path, seeds: Sequence[int], config: Config, events: E
         worth = {name: metrics["roc_auc"]["value"] for name, metrics in made["out_of_fold"].items()}
         found[str(seed)] = worth | {"kept": made["kept"], "best": worth[made["kept"]]}
     names = [name for name in next(iter(found.values())) if name != "kept"]
-    return {"ok": True, "roc_auc": found, "mean": {name: _mean(found, name) for name in names}}
-
-
-def _mean(found: dict[str, dict[str, Any]], name: str) -> float:
-    return float(np.mean([one[name] for one in found.values()]))
+    means = {name: float(np.mean([one[name] for one in found.values()])) for name in names}
+    return {"ok": True, "roc_auc": found, "mean": means}
 
 
 def _link(home: Path, folder: Path) -> None:
