@@ -220,7 +220,7 @@ PRESETS: Mapping[str, Config] = {
     "mammography": Config(
         image=ImageConfig(height=512, width=256),
         data=DataConfig(augment="flip"),
-        model=ModelConfig(weights="mammography", tap=16, head="conv", pool="max", trunk="frozen", dropout=0.3),
+        model=ModelConfig(weights="mammography", tap=16, head="conv", pool="avgmax", trunk="frozen", dropout=0.3),
         train=TrainConfig(epochs=8, batch_size=32, learning_rate=1e-4, keep="last"),
     ),
     # Minutes on two CPU cores: rehearsals, tests, the demo. The trunk keeps its ImageNet weights and a convolutional

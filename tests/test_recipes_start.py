@@ -69,7 +69,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def small(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(patches, "CONFIG", with_overrides(patches.CONFIG, SMALL))
-    for name, value in (("PATCH", 8), ("VARIANTS", 3), ("PATCH_EPOCHS", 1), ("PICTURE_EPOCHS", 1)):
+    for name, value in (("PATCH", 8), ("VARIANTS", 3), ("PATCH_EPOCHS", 1), ("KINDS", dict.fromkeys(patches.KINDS, 1))):
         patch.setattr(patches, name, value)
 
 
@@ -89,7 +89,7 @@ def test_networks_are_judged_on_patients_that_they_did_not_see(world: Path) -> N
     made, opened = json.loads((world / "made.json").read_text()), open_members([world / "start"], print)
     table = read_train(world / "competition/train.csv")
     fold_of = assign_folds(table, 2, 3)
-    assert (len(opened.members), opened.tta, opened.threshold) == (2, "flip", made["threshold"])
+    assert (len(opened.members), opened.tta, opened.threshold) == (4, "flip", made["threshold"])
     for member in opened.members:
         held = fold_of == member.bundle.metadata["fold"]
         seen = member.bundle.metadata["trained_on"]

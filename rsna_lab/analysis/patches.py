@@ -1,9 +1,12 @@
-"""Films with outlined masses → a network that learned from patches of them first, from whole pictures second.
+"""Films with outlined masses → networks of two kinds, which err differently and rank better together than alone.
 
-As Shen et al., Deep learning to improve breast cancer detection on screening mammography, Scientific Reports 2019. A
-cell of a network's map sees a patch of the picture. Patches teach the upper stages of the trunk and the head, each cell
-by the outline that it lies in; then whole pictures teach the head. The lower stages keep their ImageNet weights, so
-that their maps are computed once, for a few variants of each picture.
+* **patches**, as Shen et al., Deep learning to improve breast cancer detection on screening mammography, Scientific
+  Reports 2019. A cell of a network's map sees a patch of the picture. Patches teach the upper stages of the trunk and
+  the head, each cell by the outline that it lies in; then whole pictures teach the head.
+* **pictures**: the trunk keeps its ImageNet weights, and whole pictures alone teach the head.
+
+The lower stages keep their ImageNet weights in both, so that their maps are computed once, for a few variants of each
+picture.
 """
 
 from __future__ import annotations
@@ -28,14 +31,19 @@ from rsna_kit.training.losses import cross_entropy
 
 CONFIG = with_overrides(
     preset("mammography"),
-    ["model.weights=imagenet", "model.trunk=train", "train.learning_rate=1e-3", "train.precision=float32"],
+    [
+        *("model.weights=imagenet", "model.trunk=train"),
+        *("train.folds=3", "train.learning_rate=1e-3", "train.precision=float32"),
+    ],
 )
+KINDS = {"patches": 6, "pictures": 24}  # of networks, and the epochs of whole pictures of each
 CUT = "block3b_add"  # the last layer that is not trained
 VARIANTS = 6  # of each picture: as it is, upside down, and others
 PATCH = 24  # cells of the lower map (8 pixels each) along a patch
 ANYWHERE = 0.5  # patches from anywhere on a breast, as a share of those on a mass
-PATCH_EPOCHS, PICTURE_EPOCHS = 10, 6
+PATCH_EPOCHS = 10
 INSIDE = 10.0  # how much more a cell inside an outline counts
+CELLS = 0.3  # how much the cells of whole pictures count beside their labels
 STRIDE = 16  # pixels of the network's cells
 
 
@@ -98,8 +106,8 @@ def _build() -> _Networks:
     upper, head = sizeless(cut, features), sizeless(features, ends)
     malignant, mass = whole.get_layer("logit"), keras.layers.Dense(1, name="mass")
 
-    def cells(maps: Any) -> Any:
-        return keras.layers.Concatenate()([malignant(maps), mass(maps)])
+    def cells(maps: Any) -> Any:  # a cell is its own average and its own maximum
+        return keras.layers.Concatenate()([malignant(keras.layers.Concatenate()([maps, maps])), mass(maps)])
 
     patch = keras.Input((None, None, cut.shape[-1]))
     return _Networks(
@@ -131,6 +139,7 @@ class Lessons:
         self._begin = read_values(self._variables)
         self._labels = films.table["cancer"].to_numpy(np.float32)
         self._lower, self._inside, self._breast = self._variants()
+        self._upper = self._upper_maps(np.arange(len(films.table)))  # of the trunk with ImageNet weights
 
     def _variants(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         count, rng, batch = len(self._films.table), np.random.default_rng(1), CONFIG.infer.batch_size
@@ -155,7 +164,7 @@ class Lessons:
         """Pictures (B, h, w) as (B, rows of cells, STRIDE, columns of cells, STRIDE)."""
         return pictures.reshape(len(pictures), pictures.shape[1] // STRIDE, STRIDE, -1, STRIDE)
 
-    def give(self, rows: np.ndarray, held: np.ndarray, seed: int, fold: int, bundle: Path) -> np.ndarray:
+    def give(self, kind: str, rows: np.ndarray, held: np.ndarray, seed: int, fold: int, bundle: Path) -> np.ndarray:
         """Teach a network on `rows` and write its bundle, where it is not there; its scores of the pictures `held`."""
         from rsna_kit.models.bundle import METADATA, load_model, open_bundle
         from rsna_kit.training.export import write_bundle
@@ -166,9 +175,13 @@ class Lessons:
             require("keras", "train").utils.set_random_seed(100 * seed + fold)
             rng = np.random.default_rng([seed, fold])
             assign_values(self._variables, self._begin)
-            self._teach_patches(rows, rng)
-            self._teach_pictures(rows, rng)
-            config = with_overrides(CONFIG, [f"train.seed={seed}", f"train.epochs={PATCH_EPOCHS + PICTURE_EPOCHS}"])
+            if kind == "patches":
+                self._teach_patches(rows, rng)
+            upper = self._upper if kind == "pictures" else self._upper_maps(rows)
+            self._teach_pictures(rows, upper, KINDS[kind], rng)
+            trunk = "train" if kind == "patches" else "frozen"
+            told = [f"train.seed={seed}", f"train.epochs={KINDS[kind]}", f"model.trunk={trunk}"]
+            config = with_overrides(CONFIG, told)
             patients = digest_patients(self._films.table["patient_id"].iloc[rows])
             write_bundle(bundle, networks.whole, config, fold, None, {}, self._digest, networks.start, patients)
         network, pictures = load_model(open_bundle(bundle)), self._films.pictures[held]
@@ -197,21 +210,26 @@ class Lessons:
         part = inside[top // 2 : (top + PATCH) // 2, left // 2 : (left + PATCH) // 2]
         return lower[top : top + PATCH, left : left + PATCH], self._cells(part, self._labels[row])
 
-    def _teach_pictures(self, rows: np.ndarray, rng: np.random.Generator) -> None:
+    def _upper_maps(self, rows: np.ndarray) -> np.ndarray:
+        """The trunk's maps of `rows`, float16 (V, N, h, w, c); what is asked of no other row."""
+        maps = np.empty((VARIANTS, len(self._labels), *self._networks.pictures.input.shape[1:]), np.float16)
+        with self._events.progress(VARIANTS, "upper maps", "variants") as progress:
+            for number in range(VARIANTS):
+                maps[number, rows] = _predict(self._networks.upper, self._lower[number, rows])
+                progress.advance()
+        return maps
+
+    def _teach_pictures(self, rows: np.ndarray, upper: np.ndarray, epochs: int, rng: np.random.Generator) -> None:
         """Whole pictures teach the head, by their label and by their cells."""
-        count = min(VARIANTS, 4)
-        maps = np.stack([_predict(self._networks.upper, self._lower[number, rows]) for number in range(count)])
-        maps = maps.astype(np.float16)
 
         def load(chosen: np.ndarray) -> tuple[np.ndarray, Any]:
-            numbers, label = rng.integers(0, count, len(chosen)), self._labels[rows[chosen]]
-            inside = self._inside[numbers, rows[chosen]]
-            cells = np.stack([self._cells(part, one) for part, one in zip(inside, label, strict=True)])
+            numbers, label = rng.integers(0, VARIANTS, len(chosen)), self._labels[chosen]
+            cells = [self._cells(part, one) for part, one in zip(self._inside[numbers, chosen], label, strict=True)]
             smooth = label * (1 - CONFIG.train.label_smoothing) + CONFIG.train.label_smoothing / 2
-            return maps[numbers, chosen].astype(np.float32), [smooth[:, None], cells]
+            return upper[numbers, chosen].astype(np.float32), [smooth[:, None], np.stack(cells)]
 
         losses = [cross_entropy, _cell_loss]
-        self._teach("pictures", self._networks.pictures, losses, np.arange(len(rows)), PICTURE_EPOCHS, load, rng)
+        self._teach("pictures", self._networks.pictures, losses, rows, epochs, load, rng)
 
     def _teach(
         self, what: str, model: Any, losses: Any, jobs: np.ndarray, epochs: int, load: Any, rng: np.random.Generator
@@ -222,7 +240,8 @@ class Lessons:
         size = CONFIG.train.batch_size
         steps = len(jobs) // size
         optimizer = build_optimizer(model, CONFIG.train)
-        model.compile(optimizer=optimizer, loss=losses if len(losses) > 1 else losses[0], jit_compile=False)
+        weights = [1, CELLS][: len(losses)]
+        model.compile(optimizer=optimizer, loss=losses, loss_weights=weights, jit_compile=False)
         rate = build_schedule(CONFIG.train.learning_rate, epochs * steps)
 
         def batches() -> Iterator[tuple[np.ndarray, Any]]:

@@ -44,17 +44,19 @@ def make_start(where: Path, outlines: Path, out: Path, seeds: Sequence[int], eve
         outlines: folder of `<image_id>.png`, of the size of the wrapped picture, not 0 inside a mass.
         out: folder for `bundles/`, `ensemble.json` and `oof.csv`: the mean score of each breast by networks that did
             not see her (`fold` is that of the last seed). Networks that are there, of the same films, are kept.
-        seeds: for each, the folds are dealt and trained anew.
+        seeds: for each, the folds are dealt anew, and a network of each kind is trained for each fold.
 
     Returns:
-        Out-of-fold metrics with intervals, and ROC-AUC of each seed; for JSON.
+        Out-of-fold metrics with intervals, and ROC-AUC of each seed and kind; for JSON.
 
     Raises:
         TableError: no outline for a picture, or one of another size.
     """
     from rsna_kit.training.export import set_threshold
 
-    names = [f"bundles/seed{seed}-fold{fold}" for seed in seeds for fold in range(patches.CONFIG.train.folds)]
+    folds = range(patches.CONFIG.train.folds)
+    runs = [(seed, kind) for kind in patches.KINDS for seed in seeds]
+    names = [f"bundles/seed{seed}-{kind}{fold}" for seed, kind in runs for fold in folds]
     for other in (out / "bundles").glob("*"):
         if f"bundles/{other.name}" not in names:
             shutil.rmtree(other)
@@ -62,18 +64,19 @@ def make_start(where: Path, outlines: Path, out: Path, seeds: Sequence[int], eve
     films = read_films(competition, "train", read_train(competition.table("train.csv")), outlines, events)
     lessons = Lessons(films, events)
     scores, alone = [], {}
-    for seed in seeds:
-        fold_of = assign_folds(films.table, patches.CONFIG.train.folds, seed)
+    for seed, kind in runs:
+        fold_of = assign_folds(films.table, len(folds), seed)
         images = np.empty(len(films.table))
-        for fold in range(patches.CONFIG.train.folds):
-            held, bundle = np.flatnonzero(fold_of == fold), out / "bundles" / f"seed{seed}-fold{fold}"
-            images[held] = lessons.give(np.flatnonzero(fold_of != fold), held, seed, fold, bundle)
+        for fold in folds:
+            held, bundle = np.flatnonzero(fold_of == fold), out / "bundles" / f"seed{seed}-{kind}{fold}"
+            images[held] = lessons.give(kind, np.flatnonzero(fold_of != fold), held, seed, fold, bundle)
             auc = measure("roc_auc", films.table["cancer"].iloc[held], images[held])
             events.say(f"{bundle}: ROC-AUC of {len(held)} pictures {auc:.3f}")
         breasts = to_breasts(pd.DataFrame({"image_id": films.table["image_id"], "score": images}), films.table)
-        alone[seed] = measure("roc_auc", breasts["cancer"], breasts["score"])
+        auc = measure("roc_auc", breasts["cancer"], breasts["score"])
+        alone[f"{kind}, seed {seed}"] = auc
         scores.append(breasts["score"].to_numpy())
-        events.say(f"seed {seed}: ROC-AUC of {len(breasts)} breasts {alone[seed]:.3f}, out of fold")
+        events.say(f"{kind}, seed {seed}: ROC-AUC of {len(breasts)} breasts {auc:.3f}, out of fold")
     last = films.table.assign(fold=fold_of).groupby("prediction_id")["fold"].first()
     breasts = breasts.assign(score=np.mean(scores, axis=0), fold=breasts["prediction_id"].map(last).to_numpy())
     write_csv(out / "oof.csv", breasts)
@@ -85,8 +88,8 @@ def make_start(where: Path, outlines: Path, out: Path, seeds: Sequence[int], eve
         "films": len(films.table),
         "patients": digest_patients(films.table["patient_id"]),
         "out_of_fold": worth,
-        "roc_auc_of_seeds": alone,
-        "epochs": {"patches": patches.PATCH_EPOCHS, "pictures": patches.PICTURE_EPOCHS, "variants": patches.VARIANTS},
+        "roc_auc_alone": alone,
+        "epochs": {"of_patches": patches.PATCH_EPOCHS, "of_pictures": patches.KINDS, "variants": patches.VARIANTS},
     }
     calibration = calibrate(breasts["cancer"], breasts["score"], breasts["fold"], events.say)
     for name in names:
