@@ -154,6 +154,14 @@ def test_weights_are_the_bundles_the_same_twice(bundle: Path, checkout: Path, tm
     assert "dataset-metadata.json" not in built["files"]  # Kaggle keeps that
 
 
+def test_weights_that_are_a_dataset_themselves_keep_their_licence(checkout: Path, tmp_path: Path) -> None:
+    start = ROOT / "datasets/mammography-start"
+    build(checkout, Wanted("rsna-weights", source=start, owner="someone"), tmp_path / "out", silent)
+    told = json.loads((tmp_path / "out/dataset-metadata.json").read_text())
+    assert (told["id"], told["licenses"]) == ("someone/rsna-weights", [{"name": "CC-BY-3.0"}])
+    assert (tmp_path / "out/README.md").read_text() == (start / "README.md").read_text()
+
+
 def test_the_phantom_is_a_competition_that_a_kernel_finds(
     checkout: Path, phantom: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

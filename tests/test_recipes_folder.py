@@ -49,17 +49,43 @@ def test_everything_in_a_folder_is_scored_refused_or_left(tmp_path: Path, capsys
     shutil.copy(folder / "b" / "mdb001.pgm", folder / "b" / "mdb001 copy.pgm")
     picture(folder / "holiday.jpg", channels=3)
     (folder / "notes.txt").write_text("none")
+    (folder / "gone.dcm").symlink_to(tmp_path / "nowhere.dcm")
     facts = DicomFacts("p9", "7", "R", JPEG2000, 12)
     write_dicom(folder / "IM0001", RNG.integers(0, 4096, (80, 48)).astype(np.uint16), facts)
     (folder / "cut.dcm").write_bytes((folder / "IM0001").read_bytes()[:300])
+    picture(folder / "cut.png")  # beside it, as viewers write one
     table = read_test(gather(folder, out, Events()) / "test.csv")
     found = dict(zip(table["image_id"], table["prediction_id"], strict=True))
     alone = "b_mdb001_copy"  # comes before mdb001.pgm, whose bytes it has
-    assert found == {"IM0001": "p9_R", "a_p1_L_CC": "p1_L", "a_p1_L_MLO": "p1_L", alone: alone, "cut": "cut"}
+    own = {name: name for name in (alone, "cut", "cut-2")}
+    assert found == {"IM0001": "p9_R", "a_p1_L_CC": "p1_L", "a_p1_L_MLO": "p1_L", **own}
     refused = pd.read_csv(out / "refused.csv").set_index("file")["reason"]
     assert refused["holiday.jpg"].endswith("Convert it to gray.")
     assert sum("the same bytes as" in reason for reason in refused) == 1
+    assert "No such file" in refused["gone.dcm"]
     assert "1 other files left" in capsys.readouterr().err
+
+
+def test_a_competition_of_somebody_else_is_left_alone(tmp_path: Path) -> None:
+    picture(tmp_path / "films" / "p1_L_CC.png")
+    theirs = tmp_path / "out/competition/train.csv"
+    theirs.parent.mkdir(parents=True)
+    theirs.write_text("theirs")
+    with pytest.raises(UsageError, match="is there and not of an earlier infer of a folder"):
+        gather(tmp_path / "films", tmp_path / "out", Events())
+    assert theirs.read_text() == "theirs"
+    for _ in range(2):  # its own is made anew
+        gather(tmp_path / "films", tmp_path / "new", Events())
+
+
+@pytest.mark.parametrize("number", [8, 9])
+def test_more_images_of_a_breast_than_a_breast_has_are_said(
+    number: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for one in range(number):
+        picture(tmp_path / "films" / str(one) / "p1_L.png")
+    gather(tmp_path / "films", tmp_path / "out", Events())
+    assert ("p1_L has 9 images" in capsys.readouterr().err) == (number == 9)
 
 
 @pytest.mark.parametrize("content", [None, "notes.txt", "holiday.jpg"])

@@ -170,26 +170,26 @@ class Lessons:
         from rsna_kit.training.export import write_bundle
         from rsna_kit.training.steps import assign_values
 
-        networks = self._networks
-        if not (bundle / METADATA).is_file() or open_bundle(bundle).metadata["data_fingerprint"] != self._digest:
-            require("keras", "train").utils.set_random_seed(100 * seed + fold)
+        networks, trunk = self._networks, "train" if kind == "patches" else "frozen"
+        told = [f"train.seed={seed}", f"train.epochs={KINDS[kind]}", f"model.trunk={trunk}"]
+        config, patients = with_overrides(CONFIG, told), digest_patients(self._films.table["patient_id"].iloc[rows])
+        there = open_bundle(bundle) if (bundle / METADATA).is_file() else None
+        same = (self._digest, patients, config)
+        facts = there and (there.metadata["data_fingerprint"], there.metadata["trained_on"], there.config)
+        if facts != same:
             rng = np.random.default_rng([seed, fold])
             assign_values(self._variables, self._begin)
             if kind == "patches":
                 self._teach_patches(rows, rng)
             upper = self._upper if kind == "pictures" else self._upper_maps(rows)
             self._teach_pictures(rows, upper, KINDS[kind], rng)
-            trunk = "train" if kind == "patches" else "frozen"
-            told = [f"train.seed={seed}", f"train.epochs={KINDS[kind]}", f"model.trunk={trunk}"]
-            config = with_overrides(CONFIG, told)
-            patients = digest_patients(self._films.table["patient_id"].iloc[rows])
             write_bundle(bundle, networks.whole, config, fold, None, {}, self._digest, networks.start, patients)
         network, pictures = load_model(open_bundle(bundle)), self._films.pictures[held]
         both = [_predict(network, view[..., None])[:, 0] for view in (pictures, pictures[:, ::-1])]
         return np.asarray(expit(np.mean(both, axis=0)))  # as infer.tta=flip has it
 
     def _teach_patches(self, rows: np.ndarray, rng: np.random.Generator) -> None:
-        """Every mass once an epoch, and half as many patches from anywhere."""
+        """A patch on the mass of every film once an epoch, and half as many from anywhere."""
         jobs = np.concatenate([rows, np.full(round(ANYWHERE * len(rows)), -1)])
 
         def load(chosen: np.ndarray) -> tuple[np.ndarray, Any]:
@@ -211,7 +211,7 @@ class Lessons:
         return lower[top : top + PATCH, left : left + PATCH], self._cells(part, self._labels[row])
 
     def _upper_maps(self, rows: np.ndarray) -> np.ndarray:
-        """The trunk's maps of `rows`, float16 (V, N, h, w, c); what is asked of no other row."""
+        """The trunk's maps of `rows`, float16 (V, N, h, w, c); other rows hold anything."""
         maps = np.empty((VARIANTS, len(self._labels), *self._networks.pictures.input.shape[1:]), np.float16)
         with self._events.progress(VARIANTS, "upper maps", "variants") as progress:
             for number in range(VARIANTS):
@@ -273,11 +273,6 @@ def _cell_loss(target: Any, logits: Any) -> Any:
 
 
 def _predict(model: Any, given: np.ndarray) -> np.ndarray:
-    """Outputs of many inputs, batch by batch; the last batch is filled up, so that one shape is traced."""
-    size, found = CONFIG.infer.batch_size, []
-    for start in range(0, len(given), size):
-        part = given[start : start + size]
-        part = part if part.dtype == np.uint8 else part.astype(np.float32)
-        filled = np.concatenate([part, np.zeros((size - len(part), *part.shape[1:]), part.dtype)])
-        found.append(np.asarray(model.predict_on_batch(filled))[: len(part)])
-    return np.concatenate(found)
+    """Outputs of many pictures, uint8, or maps, float16."""
+    given = given if given.dtype == np.uint8 else given.astype(np.float32)
+    return np.asarray(model.predict(given, CONFIG.infer.batch_size, verbose=0))

@@ -229,6 +229,10 @@ def _fill_weights(job: Job) -> None:
         for member in open_list(job.source).members:
             _copy_plain(member.bundle.path, job.folder / member.bundle.path.relative_to(job.source))
         shutil.copy(job.source / LIST, job.folder)
+        if (job.source / DATASET_FILE).is_file():  # a dataset itself, such as the start: its licence goes with it
+            shutil.copy(job.source / "README.md", job.folder)
+            licences = {"licenses": read_metadata(job.source / DATASET_FILE)["licenses"]}
+            write_json(job.folder / DATASET_FILE, read_metadata(job.folder / DATASET_FILE) | licences)
         return
     bundles = find_inputs("metadata.json", job.source)
     names = [path.name for path in bundles]

@@ -13,6 +13,7 @@ import re
 import shutil
 from collections import Counter
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,6 +32,7 @@ _SIDES = {"l": "L", "left": "L", "lt": "L", "r": "R", "right": "R", "rt": "R"}
 _VIEWS = ("cc", "mlo", "ml", "lm", "at", "lmo", "xccl")
 _JOINED = re.compile(rf"([lr])({'|'.join(_VIEWS)})")
 _DICOM = (".dcm", ".dicom", ".ima")
+_MANY = 8  # images of a breast; the competition's have two, a few up to five
 
 
 class Named(NamedTuple):
@@ -47,41 +49,45 @@ def gather(folder: Path, out: Path, events: Events) -> Path:
     Args:
         folder: DICOM files (by suffix, or by the letters DICM at byte 128; PS3.10 7.1) and pictures (PNG, JPEG, PGM; 8
             or 16 bits, grey), nested as people have them. Other files are counted and left.
-        out: `out/competition` is made anew, `out/refused.csv` lists pictures that are none, or are there twice.
+        out: `out/competition` is made, anew where an earlier call made it; `out/refused.csv` lists files that cannot be
+            read, pictures that are no mammogram, and files that are there twice.
         events: told what was found.
 
     Returns:
         The competition's folder: test.csv, sample_submission.csv and test_images/.
 
     Raises:
-        UsageError: no such folder, or no mammogram in it.
+        UsageError: no such folder, no mammogram in it, or an `out/competition` that somebody else made.
     """
     if not folder.is_dir():
         raise UsageError(f"{folder}: no such folder. Give one with DICOM files or pictures, or a competition.")
-    made = out / FOLDER
+    made, listed = out / FOLDER, out / REFUSED
+    if made.exists() and not listed.is_file():
+        raise UsageError(f"{made} is there and not of an earlier infer of a folder. Name another folder than {out}.")
+    refused: list[dict[str, str]] = []
+    _list(refused, listed)
     shutil.rmtree(made, ignore_errors=True)
     rows: list[dict[str, Any]] = []
-    refused: list[dict[str, str]] = []
+    taken: set[str] = set()
     seen: dict[str, Path] = {}
     others = 0
-    paths = [path for path in sorted(_files(folder, out.resolve())) if path.stat().st_size]
+    paths = sorted(_files(folder, out.resolve()))
     with events.progress(len(paths), "files") as progress:
         for path in paths:
             progress.advance()
-            dicom = _is_dicom(path)
-            if not dicom and path.suffix.lower() not in SUFFIXES:
-                others += 1
-                continue
             name = path.relative_to(folder)
-            first = seen.setdefault(sha256_file(path), name)
-            if first != name:
-                refused.append({"file": str(name), "reason": f"the same bytes as {first}"})
-                continue
-            row = _row(name, _known(path, name, dicom))
             try:
+                dicom = _is_dicom(path)
+                if not path.stat().st_size or (not dicom and path.suffix.lower() not in SUFFIXES):
+                    others += 1
+                    continue
+                first = seen.setdefault(sha256_file(path), name)
+                if first != name:
+                    raise RsnaKitError(f"the same bytes as {first}")
+                row = _row(name, _known(path, name, dicom), taken)
                 _put(path, made / "test_images" / row["patient_id"] / f"{row['image_id']}.dcm", row, dicom)
                 rows.append(row)
-            except RsnaKitError as error:
+            except (RsnaKitError, OSError) as error:
                 refused.append({"file": str(name), "reason": one_line(error)})
     if not rows:
         raise UsageError(
@@ -90,21 +96,33 @@ def gather(folder: Path, out: Path, events: Events) -> Path:
         )
     table = pd.DataFrame(rows).assign(site_id=1, machine_id=1, age=None, implant=0)
     write_test(table, made)
-    write_csv(out / REFUSED, pd.DataFrame(refused, columns=["file", "reason"]))
+    _list(refused, listed)
     views = ", ".join(
-        f"{count} {view}" for view, count in sorted(Counter(table["view"].replace("", "no view")).items())
+        f"{number} {view}" for view, number in sorted(Counter(table["view"].replace("", "no view")).items())
     )
     events.say(
         f"{folder}: {len(rows)} images of {table['prediction_id'].nunique()} breasts ({views}); "
-        f"{int(table['alone'].sum())} without a side are a breast each; {len(refused)} refused ({out / REFUSED}), "
+        f"{int(table['alone'].sum())} without a side are a breast each; {len(refused)} refused ({listed}), "
         f"{others} other files left"
     )
+    images = table["prediction_id"].value_counts()
+    if images.iloc[0] > _MANY:
+        events.say(f"{images.index[0]} has {images.iloc[0]} images: do files of several women carry one Patient ID?")
     return made
 
 
-def _row(name: Path, known: Named) -> dict[str, Any]:
-    """A row of test.csv; an image without a side is a breast of its own, and stands in the table as a left one."""
-    image_id = _safe("_".join(name.with_suffix("").parts))
+def _list(refused: list[dict[str, str]], path: Path) -> None:
+    write_csv(path, pd.DataFrame(refused, columns=["file", "reason"]))
+
+
+def _row(name: Path, known: Named, taken: set[str]) -> dict[str, Any]:
+    """A row of test.csv; an image without a side is a breast of its own, and stands in the table as a left one.
+
+    `taken` are the ids of other images, and its own is added: of `a.dcm` and `a.png`, say, the second is `a-2`.
+    """
+    plain = _safe("_".join(name.with_suffix("").parts))
+    image_id = next(one for number in count(1) if (one := f"{plain}-{number}" if number > 1 else plain) not in taken)
+    taken.add(image_id)
     patient = _safe(known.patient) if known.side else image_id
     breast = prediction_id(patient, known.side) if known.side else image_id
     ids = {"patient_id": patient, "image_id": image_id, "prediction_id": breast}

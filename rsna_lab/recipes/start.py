@@ -43,7 +43,8 @@ def make_start(where: Path, outlines: Path, out: Path, seeds: Sequence[int], eve
         where: competition folder; only its training part is looked at.
         outlines: folder of `<image_id>.png`, of the size of the wrapped picture, not 0 inside a mass.
         out: folder for `bundles/`, `ensemble.json` and `oof.csv`: the mean score of each breast by networks that did
-            not see her (`fold` is that of the last seed). Networks that are there, of the same films, are kept.
+            not see her (`fold` is that of the last seed). Networks of the same films and patients that are there are
+            kept; those of other seeds go at the end.
         seeds: for each, the folds are dealt anew, and a network of each kind is trained for each fold.
 
     Returns:
@@ -57,9 +58,6 @@ def make_start(where: Path, outlines: Path, out: Path, seeds: Sequence[int], eve
     folds = range(patches.CONFIG.train.folds)
     runs = [(seed, kind) for kind in patches.KINDS for seed in seeds]
     names = [f"bundles/seed{seed}-{kind}{fold}" for seed, kind in runs for fold in folds]
-    for other in (out / "bundles").glob("*"):
-        if f"bundles/{other.name}" not in names:
-            shutil.rmtree(other)
     competition = find_competition(where)
     films = read_films(competition, "train", read_train(competition.table("train.csv")), outlines, events)
     lessons = Lessons(films, events)
@@ -95,6 +93,9 @@ def make_start(where: Path, outlines: Path, out: Path, seeds: Sequence[int], eve
     for name in names:
         set_threshold(out / name, threshold.value, "of the ensemble", calibration)
     write_list(out, dict.fromkeys(names, 1 / len(names)), "flip", threshold.value, how, calibration)
+    for other in (out / "bundles").glob("*"):
+        if f"bundles/{other.name}" not in names:
+            shutil.rmtree(other)
     return {"ok": True, "out": str(out), "threshold": threshold.value, **how}
 
 

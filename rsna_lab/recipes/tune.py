@@ -35,8 +35,8 @@ def tune(where: Path, out: Path, seeds: Sequence[int], config: Config, events: E
         config: of the training.
 
     Returns:
-        For each seed ROC-AUC out of fold of `start`, `tuned`, their `plain mean` and `weighted` mean, and which of them
-        was `kept`; `mean` of each, and of what was kept, over the seeds. For JSON.
+        For each seed ROC-AUC out of fold of `start`, `tuned`, their `plain mean` and `weighted` mean (each fold by
+        the weights that the others choose), and which of them was `kept`; the `mean` of each over the seeds. For JSON.
 
     Raises:
         UsageError: another image section than the start's, or patients that the start has seen.
@@ -65,7 +65,7 @@ def tune(where: Path, out: Path, seeds: Sequence[int], config: Config, events: E
         train(where, models[1], dealt, events, Clock(), weights=[home])
         made = blend(folder / "blend", models, config.infer, events)
         worth = {name: metrics["roc_auc"]["value"] for name, metrics in made["out_of_fold"].items()}
-        found[str(seed)] = worth | {"kept": made["kept"], "best": worth[made["kept"]]}
+        found[str(seed)] = worth | {"kept": made["kept"]}
     names = [name for name in next(iter(found.values())) if name != "kept"]
     means = {name: float(np.mean([one[name] for one in found.values()])) for name in names}
     return {"ok": True, "roc_auc": found, "mean": means}
