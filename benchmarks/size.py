@@ -21,7 +21,7 @@ KERNELS = ("prepare", "train", "infer")
 LIMITS = {
     "rsna_kit lines": 14_340,  # 10,000
     "rsna_kit modules": 84,  # 80
-    "rsna_lab, scripts and benchmarks lines": 13_260,  # 9,000
+    "rsna_lab, scripts and benchmarks lines": 13_290,  # 9,000
     "tests lines": 20_780,  # 14,000
     "configuration keys": 53,  # 50
     "longest function": 80,
