@@ -1,4 +1,4 @@
-"""Films with outlined masses → networks of two kinds, which err differently and rank better together than alone.
+"""Films with outlined masses → networks of two kinds, whose mean ranks better than either.
 
 * **patches**, as Shen et al., Deep learning to improve breast cancer detection on screening mammography, Scientific
   Reports 2019. A cell of a network's map sees a patch of the picture. Patches teach the upper stages of the trunk and
@@ -32,8 +32,11 @@ from rsna_kit.training.losses import cross_entropy
 CONFIG = with_overrides(
     preset("mammography"),
     [
-        *("model.weights=imagenet", "model.trunk=train"),
-        *("train.folds=3", "train.learning_rate=1e-3", "train.precision=float32"),
+        "model.weights=imagenet",
+        "model.trunk=train",
+        "train.folds=3",
+        "train.learning_rate=1e-3",
+        "train.precision=float32",
     ],
 )
 KINDS = {"patches": 6, "pictures": 24}  # of networks, and the epochs of whole pictures of each
@@ -123,8 +126,8 @@ def _build() -> _Networks:
 class Lessons:
     """What networks are taught with.
 
-    Lower maps of all variants, float16 (V, N, h, w, c); of their cells, (V, N, h / 2, w / 2), the share inside an
-    outline, float32, and whether there is any breast, bool.
+    Lower maps of all variants, float16 (V, N, h, w, c), and ImageNet's upper maps of them; of the cells of these,
+    (V, N, h / 2, w / 2), the share inside an outline, float32, and whether there is any breast, bool.
     """
 
     def __init__(self, films: Films, events: Events) -> None:
