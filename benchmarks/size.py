@@ -22,12 +22,12 @@ LIMITS = {
     "rsna_kit lines": 14_340,  # 10,000
     "rsna_kit modules": 84,  # 80
     "rsna_lab, scripts and benchmarks lines": 13_290,  # 9,000
-    "tests lines": 20_780,  # 14,000
+    "tests lines": 20_830,  # 14,000
     "configuration keys": 53,  # 50
     "longest function": 80,
     "functions over 40 lines, percent": 10,
     "README lines": 150,
-    "docs words": 13_400,  # 12,000
+    "docs words": 13_480,  # 12,000
     "infer lines": 8_580,  # 6,500
 }
 
