@@ -94,6 +94,7 @@ def test_a_plan_is_kept_for_the_folds_of_later_sessions(
         return PACE
 
     monkeypatch.setattr(budget, "first_steps", measured)
+    monkeypatch.setattr(budget, "MEASURED_S", 0.1)
     monkeypatch.setattr(Clock, "elapsed_s", lambda clock: 3600 - 50.0)
     said, planned, hand = io.StringIO(), tmp_path / "planned", tmp_path / "hand"
 
@@ -129,6 +130,7 @@ def test_the_folds_that_are_left_are_planned_by_the_pace_of_those_that_are_done(
         return with_overrides(trainer.config, [f"train.epochs={epochs}"])
 
     monkeypatch.setattr(budget, "fit_to", planned)
+    monkeypatch.setattr(budget, "MEASURED_S", 0.1)
     told, quiet = with_overrides(config, ["train.hours=1"]), Events(stream=io.StringIO())
     for _ in range(2):  # the second time all is kept
         train(prepared, tmp_path / "out", told, quiet, Clock())

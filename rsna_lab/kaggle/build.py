@@ -231,8 +231,8 @@ def _fill_weights(job: Job) -> None:
         shutil.copy(job.source / LIST, job.folder)
         if (job.source / DATASET_FILE).is_file():  # a dataset itself, such as the start: its licence goes with it
             shutil.copy(job.source / "README.md", job.folder)
-            licences = {"licenses": read_metadata(job.source / DATASET_FILE)["licenses"]}
-            write_json(job.folder / DATASET_FILE, read_metadata(job.folder / DATASET_FILE) | licences)
+            here, there = (read_metadata(folder / DATASET_FILE) for folder in (job.folder, job.source))
+            write_json(job.folder / DATASET_FILE, here | {"licenses": there["licenses"]})
         return
     bundles = find_inputs("metadata.json", job.source)
     names = [path.name for path in bundles]
@@ -240,9 +240,7 @@ def _fill_weights(job: Job) -> None:
         what = KINDS[job.wanted.name].made_of
         raise RsnaKitError(f"no bundle (a folder with metadata.json) under {job.source}. Expected {what}")
     if len(set(names)) < len(names):
-        raise RsnaKitError(
-            f"two bundles of one name under {job.source}: {', '.join(names)}. Rename one, or build twice."
-        )
+        raise RsnaKitError(f"bundles of one name under {job.source}: {', '.join(names)}. Rename one, or build twice.")
     for path in bundles:
         opened = open_bundle(path)
         job.say(f"  {path.name}: fold {opened.metadata['fold']}, made by commit {opened.metadata['commit']}")
