@@ -176,10 +176,11 @@ class Lessons:
         networks, trunk = self._networks, "train" if kind == "patches" else "frozen"
         told = [f"train.seed={seed}", f"train.epochs={KINDS[kind]}", f"model.trunk={trunk}"]
         config, patients = with_overrides(CONFIG, told), digest_patients(self._films.table["patient_id"].iloc[rows])
-        there = open_bundle(bundle) if (bundle / METADATA).is_file() else None
-        same = (self._digest, patients, config)
-        facts = there and (there.metadata["data_fingerprint"], there.metadata["trained_on"], there.config)
-        if facts != same:
+        made_of = None
+        if (bundle / METADATA).is_file():
+            there = open_bundle(bundle)
+            made_of = (there.metadata["data_fingerprint"], there.metadata["trained_on"], there.config)
+        if made_of != (self._digest, patients, config):
             rng = np.random.default_rng([seed, fold])
             assign_values(self._variables, self._begin)
             if kind == "patches":
