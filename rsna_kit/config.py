@@ -120,8 +120,8 @@ class ModelConfig(Section):
 class CvaeConfig(Section):
     """The convolutional variational autoencoder of model.kind = "cvae"."""
 
-    latent: Whole = 64  # numbers that a picture is squeezed into
-    filters: Whole = 32  # channels at half the size; each further halving doubles them, up to 8 times as many
+    latent: Whole = 8  # channels of the latent, at half the size of the trunk's map
+    filters: Whole = 64  # channels between the two
     beta: Amount = 1.0  # weight of the KL term (Higgins et al., beta-VAE, 2017)
 
 
@@ -210,11 +210,12 @@ PRESETS: Mapping[str, Config] = {
             precision="mixed_float16",
         ),
     ),
-    # The anomaly detector, from the pictures of `default`: it may join an ensemble with a network trained on those.
+    # The anomaly detector, on the trunk and from the pictures of `mammography`: the two may join an ensemble.
     "cvae": Config(
+        image=ImageConfig(height=512, width=256),
         data=DataConfig(augment="flip"),
-        model=ModelConfig(kind="cvae", weights="none"),
-        train=TrainConfig(epochs=20, learning_rate=1e-3, keep="last"),
+        model=ModelConfig(kind="cvae", weights="mammography", tap=16, trunk="frozen"),
+        train=TrainConfig(epochs=25, learning_rate=1e-3, keep="last"),
     ),
     # Little data of one's own: the head of the mammography start goes on learning in small steps (docs/models.md).
     "mammography": Config(

@@ -13,7 +13,7 @@ import pytest
 from rsna_kit.config import CvaeConfig, ImageConfig, ModelConfig
 from rsna_kit.models.backbones import BACKBONES, HALVES, IMAGENET, LITE, Backbone, Scaling, build_backbone
 from rsna_kit.models.convnext import SIZES
-from rsna_kit.models.cvae import build_cvae, error_model
+from rsna_kit.models.cvae import anomaly_head
 from rsna_kit.models.network import build_classifier
 from rsna_kit.runtime.errors import UsageError
 from rsna_kit.training.cvae import loss_terms
@@ -120,25 +120,26 @@ JAX = """
 import json, sys, keras, numpy as np
 from rsna_kit.config import CvaeConfig, ImageConfig, ModelConfig
 from rsna_kit.models.convnext import SIZES
-from rsna_kit.models.cvae import build_cvae, error_model
+from rsna_kit.models.cvae import anomaly_head
 from rsna_kit.models.network import build_classifier
 from rsna_kit.training.cvae import loss_terms
 SIZES["convnext_tiny"] = (1, 1, 1, 1), 96
 network = build_classifier(ModelConfig(backbone="convnext_tiny", tap=16), ImageConfig(height=32, width=32))
-cvae = build_cvae(CvaeConfig(filters=2, latent=3), ImageConfig(height=32, width=32))
+features = keras.Input((4, 3, 5), name="features")
+cvae = keras.Model(features, anomaly_head(CvaeConfig(filters=2, latent=3), features))
+maps = np.random.default_rng(1).normal(size=(2, 4, 3, 5)).astype(np.float32)
 pictures = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 1), np.uint8)
 network.load_weights(sys.argv[1])
 cvae.load_weights(sys.argv[2])
-models = [cvae, loss_terms(cvae)[0], error_model(cvae)]
-whole = keras.Model(cvae.input, [model.output for model in models])
-found = [network.predict_on_batch(pictures), *whole.predict_on_batch(pictures)]
+whole = keras.Model(features, [cvae.output, loss_terms(cvae)[0].output])
+found = [network.predict_on_batch(pictures), *whole.predict_on_batch(maps)]
 print(json.dumps([np.ravel(outputs).tolist() for outputs in found]))
 """
 
 
 @pytest.mark.slow
 def test_jax_scores_as_tensorflow_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same weights files in a process of its own: a classifier, an autoencoder, its loss and its error map."""
+    """The same weights files in a process of its own: a classifier, an autoencoder and its loss."""
     pytest.importorskip("jax")
     keras.utils.set_random_seed(2)
     monkeypatch.setitem(SIZES, "convnext_tiny", ((1, 1, 1, 1), 96))  # one block of each stage will do
@@ -148,12 +149,14 @@ def test_jax_scores_as_tensorflow_does(tmp_path: Path, monkeypatch: pytest.Monke
             layer.gamma.assign(np.full(layer.gamma.shape, 0.3))
     kernel = network.get_layer("logit").kernel
     kernel.assign(kernel / np.ptp(np.asarray(network(grey(2, 32, 32), training=False))))  # scores 1 apart
-    cvae = build_cvae(CvaeConfig(filters=2, latent=3), ImageConfig(height=32, width=32))
+    features = keras.Input((4, 3, 5), name="features")
+    cvae = keras.Model(features, anomaly_head(CvaeConfig(filters=2, latent=3), features))
+    maps = np.random.default_rng(1).normal(size=(2, 4, 3, 5)).astype(np.float32)
     files = [str(tmp_path / f"{name}.weights.h5") for name in "ab"]
     for model, file in zip((network, cvae), files, strict=True):
         model.save_weights(file)
-    models = [network, cvae, loss_terms(cvae)[0], error_model(cvae)]
-    expected = [np.asarray(model(grey(2, 32, 32), training=False)).ravel().tolist() for model in models]
+    scored = [network(grey(2, 32, 32), training=False), cvae(maps), loss_terms(cvae)[0](maps)]
+    expected = [np.asarray(outputs).ravel().tolist() for outputs in scored]
     quickly = {"KERAS_BACKEND": "jax", "XLA_FLAGS": "--xla_backend_optimization_level=0"}
     command = [sys.executable, "-c", JAX, *files]
     run = subprocess.run(command, env=os.environ | quickly, capture_output=True, text=True)

@@ -125,7 +125,7 @@ def test_extra_mammograms_are_trained_on_and_never_validated(
     ("settings", "columns"),
     [
         (["model.head=conv", "model.trunk=frozen", "model.kind=breast"], {"attention"}),
-        (["model.kind=cvae", "cvae.filters=4", "cvae.latent=4"], set()),
+        (["model.kind=cvae", "model.trunk=frozen", "cvae.filters=4", "cvae.latent=4"], set()),
     ],
 )
 def test_every_score_comes_from_the_fold_that_held_it_out(

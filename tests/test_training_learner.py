@@ -132,13 +132,17 @@ def test_missing_targets_teach_nothing(made: tuple[Config, Learner]) -> None:
 def test_the_cvae() -> None:
     config = configured("model.kind=cvae", "cvae.filters=2", "cvae.latent=3", "cvae.beta=4")
     learner = build_learner(config, config.image)
-    assert (learner.shift, learner.halves) == (False, None)
+    assert not learner.shift
     assert learner.calibrate is not None
     outputs = np.asarray(learner.trained(PICTURES))
     assert outputs.shape == (5, 2)
     np.testing.assert_allclose(learner.loss(np.zeros((5, 1)), outputs), outputs.sum(axis=1), rtol=1e-6)
     assert np.asarray(learner.network(PICTURES)).shape == (5, 1)
     learner.progress(0.5)
+    assert learner.halves is not None
+    trunk, scored, on_maps = learner.halves()
+    for half, model in ((scored, learner.network), (on_maps, learner.trained)):
+        np.testing.assert_allclose(half(trunk(PICTURES)), model(PICTURES), rtol=1e-5)
     whole = np.asarray(learner.trained(PICTURES))[:, 1]
     learner.progress(0.075)  # a quarter of the way up
     np.testing.assert_allclose(np.asarray(learner.trained(PICTURES))[:, 1], whole / 4, rtol=1e-5)
@@ -156,9 +160,10 @@ def test_the_cvae() -> None:
         (["train.loss=focall"], "Did you mean 'focal'"),
         (["data.augment=lite"], "Did you mean 'light'"),
         (["model.kind=cvae", "train.targets=biopsy"], "a CVAE learns no targets"),
+        (["model.kind=cvae", "model.trunk=train"], "model.trunk=train: expected frozen for a CVAE"),
     ],
 )
-def test_names_that_there_are_not_and_targets_of_a_cvae_are_refused(settings: list[str], message: str) -> None:
+def test_names_that_there_are_not_and_what_a_cvae_cannot_learn_are_refused(settings: list[str], message: str) -> None:
     config = configured(*settings)
     with pytest.raises(UsageError, match=message):
         build_learner(config, config.image)

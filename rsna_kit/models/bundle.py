@@ -74,7 +74,7 @@ def open_bundle(path: Path) -> Bundle:
     try:
         config = from_dict(read_object(path / CONFIG, "Copy the whole bundle again."))
     except (UsageError, TypeError, AttributeError) as error:
-        raise BundleError(f"{path / CONFIG}: {error}. Use {maker}.") from error
+        raise BundleError(f"{path / CONFIG}: {str(error).rstrip('.')}. Use {maker}.") from error
     decision = read_object(path / THRESHOLD, "Copy the whole bundle again.")
     threshold = decision.get("threshold")
     if threshold is not None and not is_score(threshold):
@@ -111,8 +111,7 @@ def load_model(bundle: Bundle, precision: str = "float32") -> Any:
         BundleError: the weights do not fit the network, belong to a larger one, or hold NaN or infinite numbers; or the
             configuration asks for a network that this version does not know.
     """
-    path, kind = bundle.path / WEIGHTS, bundle.config.model.kind
-    name = kind if kind == "cvae" else bundle.config.model.backbone
+    path, name = bundle.path / WEIGHTS, bundle.config.model.backbone
     try:
         held = _count_arrays(path)
         with dtype_policy(precision):

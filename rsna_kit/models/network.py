@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from rsna_kit.config import Config, ImageConfig, ModelConfig
 from rsna_kit.models.backbones import BACKBONES, build_backbone
-from rsna_kit.models.cvae import build_cvae
+from rsna_kit.models.cvae import anomaly_head, without_air
 from rsna_kit.models.heads import make_head, with_attention
 from rsna_kit.runtime.errors import named
 from rsna_kit.runtime.lazy import require
@@ -32,7 +33,7 @@ def build_network(config: Config, image: ImageConfig) -> Any:
         UsageError: an unknown backbone or pooling of views, or a picture of less than 32 pixels either way.
     """
     if config.model.kind == "cvae":
-        return build_cvae(config.cvae, image)
+        return _behind_trunk(config.model, image, partial(anomaly_head, config.cvae), without_air)
     classifier = build_classifier(config.model, image)
     return with_attention(classifier, config.model.view_pool) if config.model.kind == "breast" else classifier
 
@@ -48,10 +49,21 @@ def build_classifier(model: ModelConfig, image: ImageConfig) -> Any:
         keras.Model, named after the backbone: uint8 (B, h, w, 1), values 0..255, scaled inside, to float32 (B, 1), the
         logit of cancer, from the layer `logit`; float32 under a mixed policy too. The layer `features` ends the trunk.
     """
-    keras = require("keras", "train")
     head = make_head(model, named("model.backbone", model.backbone, BACKBONES).pooled_norm and model.tap == 32)
+    return _behind_trunk(model, image, head)
+
+
+def _behind_trunk(
+    model: ModelConfig,
+    image: ImageConfig,
+    head: Callable[[Any], Any],
+    seen: Callable[[Any, Any, int], Any] = lambda picture, features, tap: features,
+) -> Any:
+    """A picture, its trunk's map as the head is to see it, and what the head makes of that."""
+    keras = require("keras", "train")
     picture = keras.Input((image.height, image.width, 1), dtype="uint8", name="picture")
-    features = keras.layers.Identity(name="features")(build_backbone(model.backbone, picture, model.tap))
+    mapped = seen(picture, build_backbone(model.backbone, picture, model.tap), model.tap)
+    features = keras.layers.Identity(name="features")(mapped)
     for layer in keras.Model(picture, features).layers:
         layer.trainable = model.trunk == "train"
     network = keras.Model(picture, head(features), name=model.backbone)

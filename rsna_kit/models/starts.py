@@ -23,7 +23,7 @@ import numpy as np
 
 from rsna_kit.config import ModelConfig
 from rsna_kit.models.backbones import BACKBONES, Backbone
-from rsna_kit.models.bundle import THRESHOLD, WEIGHTS, Bundle, load_model, open_bundle
+from rsna_kit.models.bundle import THRESHOLD, WEIGHTS, load_model, open_bundle
 from rsna_kit.models.members import find_mammography, open_list
 from rsna_kit.models.network import split_classifier
 from rsna_kit.models.torch_file import SUFFIXES, read_checkpoint, read_tensors
@@ -89,8 +89,7 @@ def load_start(network: Any, model: ModelConfig, folders: Sequence[Path] = ()) -
 
     Returns:
         Where the weights came from, for the bundle's metadata: `file`, `sha256` and `kind`, what a bundle says of
-        itself in `provenance`, and `head` where that was taken, too. Empty for `weights="none"`, and for a CVAE, which
-        has no stock trunk.
+        itself in `provenance`, and `head` where that was taken, too. Empty for `weights="none"`.
 
     Raises:
         BundleError: nothing that fits (the message names the file that would), or a file that is damaged, of another
@@ -126,7 +125,7 @@ def find_start(model: ModelConfig, folders: Sequence[Path]) -> Start | None:
     Raises:
         BundleError, MissingDependencyError, UsageError: as `load_start`, but for what the file holds.
     """
-    if model.weights == "none" or model.kind == "cvae":
+    if model.weights == "none":
         return None
     seen = list(_weights_files(folders))
     if model.weights == "mammography":  # then the first of its networks is meant
@@ -203,9 +202,9 @@ def _bundle(model: ModelConfig, seen: Sequence[Path], folders: Sequence[Path]) -
     checkpoints = [path for path in seen if path.suffix in SUFFIXES]
     if not bundles and len(checkpoints) == 1:
         return Start(checkpoints[0], "checkpoint", sha256_file(checkpoints[0]))
-    fitting = [bundle for bundle in bundles if _trunk_of(bundle) == model.backbone]
+    fitting = [bundle for bundle in bundles if bundle.config.model.backbone == model.backbone]
     if len(fitting) != 1:
-        held = ", ".join(f"{bundle.path} ({_trunk_of(bundle)})" for bundle in bundles[:8]) or (
+        held = ", ".join(f"{bundle.path} ({bundle.config.model.backbone})" for bundle in bundles[:8]) or (
             f"no bundle, but {len(checkpoints)} checkpoints" if checkpoints else "no bundle"
         )
         raise BundleError(
@@ -221,10 +220,6 @@ def _bundle(model: ModelConfig, seen: Sequence[Path], folders: Sequence[Path]) -
     said = {key: bundle.metadata.get(key) for key in ("fold", "cv", "commit", "data_fingerprint")}
     seen_patients = str(bundle.metadata.get("trained_on") or "")
     return Start(bundle.path / WEIGHTS, "bundle", bundle.metadata["sha256"][WEIGHTS], said, seen_patients)
-
-
-def _trunk_of(bundle: Bundle) -> str:
-    return "cvae" if bundle.config.model.kind == "cvae" else bundle.config.model.backbone
 
 
 def _read(start: Start, network: Any, name: str) -> dict[str, list[np.ndarray]]:

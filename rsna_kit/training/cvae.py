@@ -1,15 +1,16 @@
-"""An autoencoder → the two terms of the loss it learns from, and its anomaly score made a logit.
+"""An autoencoder of a map → the two terms of the loss it learns from, and its anomaly score made a logit.
 
-Loss of one picture, in nats for each of its N reduced pixels, x the picture in [0, 1] and y its reconstruction:
+Loss of one picture, in nats for each of the N values of its map, x those of cells in the breast, standardised, and y
+their reconstruction:
 
-    1/N * sum_pixels 1/2 * ((x - y)^2 / v + log(2 pi v))  +  beta/N * 1/2 * sum_latent (m^2 + s^2 - 1 - log s^2)
+    1/N * sum_x 1/2 * ((x - y)^2 / v + log(2 pi v))  +  beta/N * 1/2 * sum_latent (m^2 + s^2 - 1 - log s^2)
 
 The first term is the negative log-likelihood of a Gaussian decoder, v the mean squared error of the batch at hand: the
 variance that makes the batch most likely (Rybkin et al., Simple and effective VAE training with calibrated decoders,
 2021). The second is the Kullback-Leibler divergence of the latent Gaussian from the standard normal one. beta = 1 is
-therefore the evidence lower bound (Kingma and Welling, Auto-encoding variational Bayes, 2014) at any picture size and
-any contrast, and other values are those of Higgins et al. (beta-VAE, 2017). beta grows from 0 linearly over the first
-three tenths of the training.
+therefore the evidence lower bound (Kingma and Welling, Auto-encoding variational Bayes, 2014) at any size, and other
+values are those of Higgins et al. (beta-VAE, 2017). beta grows from 0 linearly over the first three tenths of the
+training.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from rsna_kit.runtime.errors import RsnaKitError
 from rsna_kit.runtime.lazy import require
 
 WARMUP = 0.3  # share of all steps over which beta grows from 0
+_SMALLEST_VARIANCE = 1e-6  # of standardised features
 CALIBRATION_PICTURES = 512  # more would not move mean and deviation by what matters
 Predict = Callable[[Sequence[str]], np.ndarray]
 
@@ -34,7 +36,7 @@ def loss_terms(network: Any) -> tuple[Any, Any]:
     """What is trained.
 
     Args:
-        network: from `rsna_kit.models.cvae.build_cvae`.
+        network: of kind "cvae", from `rsna_kit.models.network.build_network`.
 
     Returns:
         keras.Model that shares its variables, uint8 (B, h, w, 1) → float32 (B, 2), the two terms of the loss above,
@@ -45,12 +47,14 @@ def loss_terms(network: Any) -> tuple[Any, Any]:
     weigh = keras.layers.Dense(
         1, use_bias=False, kernel_initializer="ones", trainable=False, dtype="float32", name="beta"
     )
-    names = ("latent_mean", "latent_log_variance", "standardise", "reduced")
-    mean, spread, (squared, log_variance), reduced = (network.get_layer(name).output for name in names)
-    spread, pixels = clipped(spread), math.prod(reduced.shape[1:3])
-    likelihood = 0.5 * (ops.mean(squared, axis=(1, 2)) + log_variance + math.log(2 * math.pi))
-    divergence = 0.5 * ops.sum(ops.square(mean) + ops.exp(spread) - 1 - spread, axis=-1, keepdims=True)
-    terms = ops.concatenate([likelihood, weigh(divergence) / pixels], axis=-1)
+    names = ("latent_mean", "latent_log_variance", "errors", "inside")
+    mean, spread, errors, inside = (network.get_layer(name).output for name in names)
+    spread, values = clipped(spread), math.prod(network.get_layer("features").output.shape[1:])
+    variance = ops.stop_gradient(ops.maximum(ops.sum(errors) / ops.maximum(ops.sum(inside), 1), _SMALLEST_VARIANCE))
+    nats = inside * (errors / variance + ops.log(2 * math.pi * variance))
+    likelihood = 0.5 * ops.mean(nats, axis=(1, 2))[:, None]  # errors are means over the channels already
+    divergence = 0.5 * ops.sum(ops.square(mean) + ops.exp(spread) - 1 - spread, axis=(1, 2, 3))[:, None]
+    terms = ops.concatenate([likelihood, weigh(divergence) / values], axis=-1)
     return keras.Model(network.input, terms, name="cvae_trained"), weigh.kernel
 
 
@@ -62,7 +66,7 @@ def calibrate(network: Any, predict: Predict, image_ids: Sequence[str]) -> None:
     healthy picture gets the share of cancers among the competition's images. It is no probability of cancer.
 
     Args:
-        network: from `rsna_kit.models.cvae.build_cvae`.
+        network: as for `loss_terms`.
         predict: image ids → its logits, float (N,) or (N, 1), in their order.
         image_ids: healthy training pictures; at most `CALIBRATION_PICTURES` of them are scored, evenly spread.
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -75,25 +75,20 @@ def build_learner(config: Config, image: ImageConfig) -> Learner:
         image: size of the input.
 
     Raises:
-        UsageError: as `check_names`, or a CVAE that is to learn targets.
+        UsageError: as `check_names`, or a CVAE that is to learn targets or its trunk.
     """
     check_names(config)
     names, ops = target_names(config.train.targets), require("keras", "train").ops
-    if config.model.kind == "cvae":
-        if len(names) > 1:
-            raise UsageError(f"train.targets={config.train.targets}: a CVAE learns no targets, expected none")
-        network = build_network(config, image)
-        trained, beta = cvae.loss_terms(network)
-        return Learner(
-            network,
-            trained,
-            lambda targets, outputs: ops.sum(outputs, axis=-1),
-            shift=False,
-            progress=lambda share: beta.assign([[config.cvae.beta * min(1.0, share / cvae.WARMUP)]]),
-            calibrate=lambda predict, image_ids: cvae.calibrate(network, predict, image_ids),
+    if config.model.kind == "cvae" and len(names) > 1:
+        raise UsageError(f"train.targets={config.train.targets}: a CVAE learns no targets, expected none")
+    if config.model.kind == "cvae" and config.model.trunk != "frozen":
+        raise UsageError(
+            f"model.trunk={config.model.trunk}: expected frozen for a CVAE: a trunk that learned, too, would soon show "
+            "nothing that is hard to reconstruct. --preset cvae sets it"
         )
-    loss, network = build_loss(config.train), build_network(config, image)
-    scorer = _with_targets(network, len(names) - 1)
+    network = build_network(config, image)
+    scorer, beta = cvae.loss_terms(network) if config.model.kind == "cvae" else (network, None)
+    scorer = _with_targets(scorer, len(names) - 1)
 
     def whole(scorer: Any) -> Any:
         return over_views(scorer) if config.model.kind == "breast" else scorer
@@ -104,7 +99,18 @@ def build_learner(config: Config, image: ImageConfig) -> Learner:
         trained = keras.Model(trunk.output, scorer.output, name="head")
         return trunk, scored, whole(trained)
 
-    return Learner(network, whole(scorer), loss, halves=halves if config.model.trunk == "frozen" else None)
+    learner = Learner(
+        network, whole(scorer), build_loss(config.train), halves=halves if config.model.trunk == "frozen" else None
+    )
+    if beta is None:
+        return learner
+    return replace(
+        learner,
+        loss=lambda targets, outputs: ops.sum(outputs, axis=-1),
+        shift=False,
+        progress=lambda share: beta.assign([[config.cvae.beta * min(1.0, share / cvae.WARMUP)]]),
+        calibrate=lambda predict, image_ids: cvae.calibrate(network, predict, image_ids),
+    )
 
 
 def _with_targets(network: Any, count: int) -> Any:

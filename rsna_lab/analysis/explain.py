@@ -5,7 +5,7 @@ says where a score comes from. It does not say that there is a lesion, nor that 
 
 * **grad-cam**, one pass and one gradient: Selvaraju et al., ICCV 2017. The map is as coarse as the features are, so it
   matters where their cells look (`cell_centres`).
-* **error**, for the CVAE: where the picture is unlike what a network that knows no cancer makes of it.
+* **error**, for the CVAE: cells of the map that are unlike what a network that knows no cancer makes of them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ import numpy as np
 from rsna_kit.config import ImageConfig
 from rsna_kit.imaging.breast import Box
 from rsna_kit.models.bundle import load_model
-from rsna_kit.models.cvae import error_model
 from rsna_kit.models.members import Member
 from rsna_kit.models.network import split_classifier
 from rsna_kit.runtime.errors import UsageError
@@ -29,7 +28,6 @@ from rsna_kit.runtime.lazy import require
 # uint8 (B, h, w, 1) → float32 (B, h, w), at least 0. B pictures must fit in memory at once; another B is traced anew.
 Explainer = Callable[[np.ndarray], np.ndarray]
 
-_WINDOW = 1 / 32  # of the picture's shorter side: what errors are averaged over, since that of one pixel is noise
 _WEAK = 1 / 3  # below this share of its maximum a map is not drawn
 _OPACITY = 0.7  # how far the strongest colour covers the picture
 
@@ -141,14 +139,12 @@ def grad_cam(network: Any) -> Explainer:
     keras = require("keras", "train")
     logit = keras.Model(network.input, network.get_layer("logit").output)  # without attention
     trunk, head = split_classifier(logit, "map")
-    centres = cell_centres(trunk)
+    enlarged = _enlarger(trunk)
 
     def explain(pictures: np.ndarray) -> np.ndarray:
         features = np.asarray(trunk.predict_on_batch(pictures), np.float32)
         weights = gradient_of_logit(head, features).mean(axis=(1, 2))
-        cells = np.maximum(np.einsum("bijc,bc->bij", features, weights), 0)
-        down, across = (_interpolation(cells.shape[axis], pictures.shape[axis], *centres[axis - 1]) for axis in (1, 2))
-        return np.asarray(np.einsum("yi,bij,xj->byx", down, cells, across, optimize=True), np.float32)
+        return enlarged(np.maximum(np.einsum("bijc,bc->bij", features, weights), 0))
 
     return explain
 
@@ -217,6 +213,13 @@ def _centre(trunk: Any, axis: int) -> tuple[float, float]:
     return pixels / cells / 2, pixels / cells  # branches with strides of their own: the middles of equal cells
 
 
+def _enlarger(trunk: Any) -> Callable[[np.ndarray], np.ndarray]:
+    """Cells of the trunk's map, float (B, h', w') → float32 (B, h, w) over the picture."""
+    pairs = zip(trunk.output.shape[1:3], trunk.input.shape[1:3], cell_centres(trunk), strict=True)
+    down, across = (_interpolation(cells, pixels, *centre) for cells, pixels, centre in pairs)
+    return lambda cells: np.asarray(np.einsum("yi,bij,xj->byx", down, cells, across, optimize=True), np.float32)
+
+
 def _interpolation(cells: int, pixels: int, centre: float, step: float) -> np.ndarray:
     """Weights (pixels, cells) of linear interpolation between cells; beyond the outer centres, the outer cell."""
     at = np.clip((np.arange(pixels) + 0.5 - centre) / step, 0, cells - 1)
@@ -227,12 +230,8 @@ def _interpolation(cells: int, pixels: int, centre: float, step: float) -> np.nd
 
 
 def error_map(network: Any) -> Explainer:
-    """Differences between a picture and its reconstruction where a CVAE's score looks, averaged over a small window."""
-    errors = error_model(network)
-
-    def explain(pictures: np.ndarray) -> np.ndarray:
-        differences = np.asarray(errors.predict_on_batch(pictures), np.float32)[..., 0]
-        side = max(1, round(_WINDOW * min(differences.shape[1:]))) | 1
-        return np.stack([cv2.blur(error, (side, side)) for error in differences])
-
-    return explain
+    """The errors of a CVAE's cells, of whose largest the score is made, interpolated between their centres."""
+    keras = require("keras", "train")
+    errors = keras.Model(network.input, network.get_layer("errors").output)
+    enlarged = _enlarger(split_classifier(network)[0])
+    return lambda pictures: enlarged(np.asarray(errors.predict_on_batch(pictures), np.float32))

@@ -169,7 +169,7 @@ def _check_start(config: Config, sources: Sequence[str]) -> None:
             f"scripts/push upload {MAMMOGRAPHY}, then --attach train {MAMMOGRAPHY}"
         )
     stock = model.weights == "imagenet"
-    if model.weights == "none" or model.kind == "cvae" or (stock and not BACKBONES[model.backbone].stock):
+    if model.weights == "none" or (stock and not BACKBONES[model.backbone].stock):
         return
     models = [KAGGLE_MODEL.format(name) for name in BACKBONES]
     others = [source for source in sources if source not in models and source.split("/")[1:2]]
