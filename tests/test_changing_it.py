@@ -150,7 +150,7 @@ def test_a_training_step_of_ones_own(changed: Path, phantom: Path, tiny: Config,
     places = {"RSNA_KIT_INPUT": tmp_path / "input", "RSNA_KIT_WORKING": tmp_path / "working"}
     settings = {
         "RSNA_KIT_PRESET": "smoke",
-        "RSNA_KIT_SET": "model.weights=none model.trunk=train train.epochs=1",
+        "RSNA_KIT_SET": "model.weights=none train.epochs=1",
         "RSNA_KIT_FOLDS": "0",
     }
     done = run(sys.executable, changed / "kernels/train/train.py", cwd=changed, **places, **settings)

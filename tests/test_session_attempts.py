@@ -207,8 +207,10 @@ INFER = f"""
 import os, signal, sys
 sys.path[:0] = [{str(ROOT)!r}, {str(TESTS)!r}]
 import rsna_kit.recipes.infer as recipe
+import rsna_kit.session.attempts as attempts
 import toy_networks
 
+attempts.MOST_IDLE = 1  # each costs seven seconds
 toy_networks.add_backbone()
 recipe.SAVE_EVERY_S = 0.0
 DEADLY = os.environ["DEADLY_IMAGE"]

@@ -17,7 +17,7 @@ def toy_backbone(scaled: Any, stride: int) -> Any:
 
     for number in range(stride.bit_length() - 1):
         scaled = keras.layers.Conv2D(16, 3, strides=2, padding="same", use_bias=False, name=f"conv{number}")(scaled)
-        scaled = keras.layers.ReLU()(keras.layers.BatchNormalization(name=f"norm{number}")(scaled))
+        scaled = keras.layers.ReLU(name=f"relu{number}")(keras.layers.BatchNormalization(name=f"norm{number}")(scaled))
     return scaled
 
 
