@@ -19,16 +19,16 @@ KERNELS = ("prepare", "train", "infer")
 # What the project allows itself; behind the # is the goal where that is not reached. A figure above its limit fails the
 # tests; to raise a limit is a decision for docs/log.md.
 LIMITS = {
-    "rsna_kit lines": 14_170,  # 10,000
+    "rsna_kit lines": 14_220,  # 10,000
     "rsna_kit modules": 84,  # 80
-    "rsna_lab, scripts and benchmarks lines": 13_290,  # 9,000
-    "tests lines": 20_790,  # 14,000
+    "rsna_lab, scripts and benchmarks lines": 13_250,  # 9,000
+    "tests lines": 20_820,  # 14,000
     "configuration keys": 53,  # 50
     "longest function": 80,
     "functions over 40 lines, percent": 10,
     "README lines": 150,
     "docs words": 13_520,  # 12,000
-    "infer lines": 8_450,  # 6,500
+    "infer lines": 8_490,  # 6,500
 }
 
 

@@ -112,7 +112,7 @@ class ModelConfig(Section):
     pool: str = "avg"  # one of rsna_kit.models.heads.POOLS
     view_pool: str = "attention"  # kind "breast": one of rsna_kit.models.heads.POOLINGS
     views: Whole = 4  # kind "breast": most views of one breast in a training example; inference takes any number
-    trunk: Literal["train", "frozen"] = "train"  # "frozen": only the head learns, on features computed once
+    trunk: Literal["train", "frozen"] = "train"  # "frozen": only the head learns, on maps kept where they fit
     dropout: Annotated[float, Limits(0, 0.99, "a share of at most 0.99")] = 0.2
 
 

@@ -13,7 +13,8 @@ from toy_networks import add_backbone
 
 from rsna_kit.config import PRIOR, Config, CvaeConfig, with_overrides
 from rsna_kit.config import preset as named_preset
-from rsna_kit.models.cvae import AIR, anomaly_head, without_air
+from rsna_kit.models.convnext import SIZES
+from rsna_kit.models.cvae import AIR, anomaly_head
 from rsna_kit.models.network import build_network, dtype_policy, split_classifier
 from rsna_kit.runtime.errors import RsnaKitError
 from rsna_kit.training.cvae import CALIBRATION_PICTURES, calibrate, loss_terms
@@ -71,44 +72,59 @@ def _seeded() -> None:
 
 
 @pytest.mark.parametrize("size", [(64, 32), (70, 40), (33, 47)])
-def test_any_size_gives_a_score_and_cells_that_are_not_air(size: tuple[int, int]) -> None:
-    """A cell is air where its 16 by 16 pixels are, and there the map, which is all that the head is given, is 0."""
+def test_any_size_gives_a_score_which_is_the_worst_cells(size: tuple[int, int]) -> None:
     network = build_network(config(*size), config(*size).image)
     pictures = RNG.integers(100, 256, (2, *size, 1), np.uint8)
-    pictures[0, :, 16:] = AIR
     trunk, head = split_classifier(network)
     seen, errors = value(trunk, pictures), value(between(network, "errors"), pictures)
     assert seen.shape[1:3] == errors.shape[1:] == (math.ceil(size[0] / 16), math.ceil(size[1] / 16))
-    assert (seen[1] != 0).any(axis=-1).all()
-    assert (errors[1] > 0).all()
-    if size[1] % 16 == 0:
-        assert (seen[0, :, 0] != 0).any(axis=-1).all()
-    assert not errors[0, :, 2:].any()
-    assert not seen[0, :, 2:].any()
+    assert (errors > 0).all()
     scores = value(network, pictures)
     assert (scores.shape, scores.dtype) == ((2, 1), np.float32)
     np.testing.assert_allclose(scores[:, 0], np.log(errors.max(axis=(1, 2))), rtol=1e-5)
     np.testing.assert_allclose(value(head, seen), scores, rtol=1e-5)
-    assert np.isfinite(value(network, np.zeros_like(pictures))).all()  # nothing but air
 
 
-def test_air_is_a_cell_whose_mean_is_dark() -> None:
-    picture = np.full((1, 8, 8, 1), AIR, np.uint8)
-    picture[0, :4, :4] = AIR + 1
-    picture[0, 4:, 4:][0, 0] = 255  # the mean counts, not the brightest pixel
-    picture[0, 4, 0] = 40
-    features = np.ones((1, 2, 2, 3), np.float32)
-    assert value(lambda given, training: without_air(picture, given, 4), features)[0, ..., 0].tolist() == [
-        [1, 0],
-        [1, 1],
-    ]
+@pytest.mark.parametrize(("backbone", "first"), [("toy", 8), ("convnext_tiny", 0)])
+def test_a_cell_is_in_the_breast_where_the_pixels_around_its_centre_are(
+    backbone: str, first: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Strided convolutions of 3 look half a cell further; the stem of a ConvNeXt and its halvings do not."""
+    monkeypatch.setitem(SIZES, "convnext_tiny", ((1, 1, 1, 1), 96))
+    network = build_network(config(64, 64, backbone), config(64, 64).image)
+    pictures = np.zeros((3, 64, 64, 1), np.uint8)
+    pictures[0, first + 16 : first + 32, first + 32 : first + 48] = 20
+    pictures[1, first + 16 : first + 32, first + 32 : first + 48] = AIR
+    inside = np.zeros((3, 4, 4))
+    inside[0, 1, 2] = 1
+    np.testing.assert_array_equal(value(between(network, "inside"), pictures), inside)
+    np.testing.assert_array_equal(value(between(network, "features"), pictures).any(axis=-1), inside)
+    np.testing.assert_array_equal(value(between(network, "errors"), pictures) > 0, inside)
+    trained, _ = loss_terms(network)
+    assert np.isfinite(value(trained, pictures[1:])).all()  # nothing but air
+    assert np.isfinite(value(network, pictures[1:])).all()
+
+
+def test_the_score_looks_away_from_the_skin_but_not_from_the_chest_wall() -> None:
+    """Cells beside air are left out, those at the picture's edge are not, and a breast that is all rim counts whole."""
+    seen = np.random.default_rng(2).normal(2, 3, (2, 9, 7, 6)).astype(np.float32)
+    seen[0, :, 5:] = seen[0, 7:] = 0
+    seen[1, 1:] = 0
+    network = on_maps((9, 7, 6))
+    errors, cells = (value(between(network, name), seen) for name in ("errors", "cells"))
+    expected = errors.copy()
+    expected[0, :, 4:] = expected[0, 6:] = 0
+    np.testing.assert_array_equal(cells, expected)
+    assert (cells[0, :6, :4] > 0).all()
+    assert cells[1].any()
+    np.testing.assert_allclose(value(network, seen)[:, 0], np.log(cells.max(axis=(1, 2))), rtol=1e-5)
 
 
 def test_only_the_head_learns() -> None:
     network = build_network(config(), config().image)
     assert not split_classifier(network)[0].trainable_variables
     learned = {variable.path.split("/")[0] for variable in network.trainable_variables}
-    assert learned == {"encoder", "latent_mean", "latent_log_variance", "decoder", "reconstruction"}
+    assert learned == {"encoder", "latent_mean", "latent_spread", "decoder", "reconstruction"}
 
 
 # ---- what it learns
@@ -158,15 +174,25 @@ def test_scores_are_deterministic_and_training_samples_by_the_seed() -> None:
     def draws() -> list[np.ndarray]:
         keras.utils.set_random_seed(11)
         sample = on_maps().get_layer("sample")
-        latent = [np.ones((2, 3), np.float32), np.zeros((2, 3), np.float32)]
+        latent = [np.full((2000, 3), 5, np.float32), np.full((2000, 3), -2, np.float32)]
         np.testing.assert_array_equal(np.asarray(sample(latent, training=False)), latent[0])
         return [np.asarray(sample(latent, training=True)) for _ in range(2)]
 
     first, again = draws(), draws()
     np.testing.assert_array_equal(first, again)
     assert not np.array_equal(first[0], first[1])
+    assert np.mean(first) == pytest.approx(5, abs=0.03)
+    assert np.std(first) == pytest.approx(math.exp(-1), rel=0.05)
     network = scrambled(on_maps())
     np.testing.assert_array_equal(value(network, maps()), value(network, maps()))
+
+
+def test_a_latent_begins_with_variance_1_and_never_leaves_what_exp_can_say() -> None:
+    network = on_maps()
+    assert not value(between(network, "latent_log_variance"), maps()).any()
+    for bias, kept in ((50, 10), (-50, -10)):
+        network.get_layer("latent_spread").bias.assign(np.full(3, bias, np.float32))
+        assert (value(between(network, "latent_log_variance"), maps()) == kept).all()
 
 
 def test_what_it_never_saw_has_the_largest_error_and_sets_the_score() -> None:
@@ -242,11 +268,13 @@ def calibrated(scores: list[float]) -> Logit:
     return logit
 
 
-def test_calibration_centres_healthy_pictures_on_the_prior() -> None:
+def test_calibration_puts_the_median_on_the_prior_and_ignores_a_blank_picture() -> None:
     """And scores that are all equal keep the slope."""
-    found, deviation = calibrated([1.0, 3.0, 5.0]), math.sqrt(8 / 3)
-    assert found.slope == pytest.approx(1 / deviation)
-    assert found.slope * 3 + found.offset == pytest.approx(math.log(PRIOR / (1 - PRIOR)), rel=1e-5)
+    rng = np.random.default_rng(0)
+    scores = rng.normal(3, 0.2, 500).tolist()
+    found = calibrated([*scores, -13.8])
+    assert found.slope == pytest.approx(5, rel=0.1)
+    assert found.slope * np.median(scores) + found.offset == pytest.approx(math.log(PRIOR / (1 - PRIOR)), abs=0.05)
     equal = calibrated([-2.5, -2.5])
     assert (equal.slope, equal.offset) == (1.0, pytest.approx(math.log(PRIOR / (1 - PRIOR)) + 2.5))
 

@@ -122,7 +122,10 @@ def load_model(bundle: Bundle, precision: str = "float32") -> Any:
     except UsageError as error:
         raise BundleError(f"{bundle.path / CONFIG}: {error} Use the rsna-kit that made it.") from error
     except (ValueError, KeyError, OSError, TypeError, RuntimeError) as error:
-        raise BundleError(f"{path}: does not fit {name}: {one_line(error)} Copy the whole bundle again.") from error
+        raise BundleError(
+            f"{path}: does not fit {name}: {one_line(error)} Copy the whole bundle again, or use the rsna-kit "
+            "that made it."
+        ) from error
     for weight in model.weights:
         if not np.isfinite(np.asarray(weight)).all():
             raise BundleError(

@@ -1,7 +1,8 @@
-"""A configuration → the network that travels in a bundle: one picture in, its logit out; and its two halves."""
+"""A configuration → the network that travels in a bundle: one picture in, its logit out; its halves and cells."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -33,7 +34,9 @@ def build_network(config: Config, image: ImageConfig) -> Any:
         UsageError: an unknown backbone or pooling of views, or a picture of less than 32 pixels either way.
     """
     if config.model.kind == "cvae":
-        return _behind_trunk(config.model, image, partial(anomaly_head, config.cvae), without_air)
+        head = partial(anomaly_head, config.cvae)
+        masked = lambda trunk: without_air(trunk.input, trunk.output, cell_centres(trunk))  # noqa: E731
+        return _behind_trunk(config.model, image, head, masked)
     classifier = build_classifier(config.model, image)
     return with_attention(classifier, config.model.view_pool) if config.model.kind == "breast" else classifier
 
@@ -57,15 +60,17 @@ def _behind_trunk(
     model: ModelConfig,
     image: ImageConfig,
     head: Callable[[Any], Any],
-    seen: Callable[[Any, Any, int], Any] = lambda picture, features, tap: features,
+    seen: Callable[[Any], Any] = lambda trunk: trunk.output,
 ) -> Any:
     """A picture, its trunk's map as the head is to see it, and what the head makes of that."""
     keras = require("keras", "train")
     picture = keras.Input((image.height, image.width, 1), dtype="uint8", name="picture")
-    mapped = seen(picture, build_backbone(model.backbone, picture, model.tap), model.tap)
-    features = keras.layers.Identity(name="features")(mapped)
-    for layer in keras.Model(picture, features).layers:
+    trunk = keras.Model(picture, build_backbone(model.backbone, picture, model.tap))
+    features = keras.layers.Identity(name="features")(seen(trunk))
+    for layer in trunk.layers:
         layer.trainable = model.trunk == "train"
+        if model.trunk == "frozen" and isinstance(layer, keras.layers.Dropout):
+            layer.rate = 0  # stochastic depth: a trunk that does not learn answers as it will when it scores
     network = keras.Model(picture, head(features), name=model.backbone)
     for layer in network.layers:
         if isinstance(layer, keras.layers.BatchNormalization):
@@ -77,7 +82,7 @@ def split_classifier(network: Any, at: str = "features") -> tuple[Any, Any]:
     """The same layers as two models: picture → feature map, and feature map → the network's outputs.
 
     Args:
-        network: from `build_classifier`, or built on one.
+        network: from `build_network`, or built on one.
         at: "features", where the trunk ends; or "map", behind the layers that the head adds, where pooling begins.
 
     Returns:
@@ -87,6 +92,46 @@ def split_classifier(network: Any, at: str = "features") -> tuple[Any, Any]:
     keras = require("keras", "train")
     features = network.get_layer(at).output
     return keras.Model(network.input, features, name="trunk"), keras.Model(features, network.output, name="head")
+
+
+def cell_centres(trunk: Any) -> tuple[tuple[float, float], tuple[float, float]]:
+    """Where the cells of a feature map look: the centres of their receptive fields.
+
+    "Same" padding of an even picture at stride 2 pads the far side alone, so each such layer looks half a step further
+    down and right. After five, the centre of the first cell lies at pixel 31.5, not 16: half a cell, as much as a
+    lesion. The arithmetic is Araujo, Norris and Sim's ("Computing Receptive Fields of Convolutional Neural Networks",
+    Distill 2019).
+
+    Args:
+        trunk: keras.Model, picture (B, h, w, 1) → features (B, h', w', c), whose strided layers form one path.
+
+    Returns:
+        For rows and for columns: centre of the first cell, in pixels from the picture's edge, and the step from one
+        cell to the next.
+    """
+    return _centre(trunk, 0), _centre(trunk, 1)
+
+
+def _centre(trunk: Any, axis: int) -> tuple[float, float]:
+    pixels, cells = trunk.input.shape[1 + axis], trunk.output.shape[1 + axis]
+    size, centre, step = pixels, 0.5, 1
+    for layer in trunk.layers:
+        kernel, stride, before, total = 1, 1, 0, 0
+        if type(layer).__name__ == "ZeroPadding2D":
+            before, total = layer.padding[axis][0], sum(layer.padding[axis])
+        elif hasattr(layer, "strides") and len(layer.strides) == 2:
+            stride = layer.strides[axis]
+            kernel = (layer.kernel_size if hasattr(layer, "kernel_size") else layer.pool_size)[axis]
+            if layer.padding == "same":
+                if stride == 1:
+                    continue  # it keeps the size and moves nothing; one inside a branch must not be counted
+                total = max((math.ceil(size / stride) - 1) * stride + kernel - size, 0)
+                before = total // 2
+        centre += ((kernel - 1) / 2 - before) * step
+        size, step = (size + total - kernel) // stride + 1, step * stride
+    if size == cells:
+        return centre, float(step)
+    return pixels / cells / 2, pixels / cells  # branches with strides of their own: the middles of equal cells
 
 
 @contextmanager

@@ -22,13 +22,12 @@ from typing import Any
 import numpy as np
 
 from rsna_kit.config import PRIOR
-from rsna_kit.models.cvae import clipped
 from rsna_kit.runtime.errors import RsnaKitError
 from rsna_kit.runtime.lazy import require
 
 WARMUP = 0.3  # share of all steps over which beta grows from 0
 _SMALLEST_VARIANCE = 1e-6  # of standardised features
-CALIBRATION_PICTURES = 512  # more would not move mean and deviation by what matters
+CALIBRATION_PICTURES = 512  # more would not move median and deviation by what matters
 Predict = Callable[[Sequence[str]], np.ndarray]
 
 
@@ -49,8 +48,8 @@ def loss_terms(network: Any) -> tuple[Any, Any]:
     )
     names = ("latent_mean", "latent_log_variance", "errors", "inside")
     mean, spread, errors, inside = (network.get_layer(name).output for name in names)
-    spread, values = clipped(spread), math.prod(network.get_layer("features").output.shape[1:])
-    variance = ops.stop_gradient(ops.maximum(ops.sum(errors) / ops.maximum(ops.sum(inside), 1), _SMALLEST_VARIANCE))
+    values = math.prod(network.get_layer("features").output.shape[1:])
+    variance = ops.maximum(ops.sum(errors) / ops.maximum(ops.sum(inside), 1), _SMALLEST_VARIANCE)
     nats = inside * (errors / variance + ops.log(2 * math.pi * variance))
     likelihood = 0.5 * ops.mean(nats, axis=(1, 2))[:, None]  # errors are means over the channels already
     divergence = 0.5 * ops.sum(ops.square(mean) + ops.exp(spread) - 1 - spread, axis=(1, 2, 3))[:, None]
@@ -59,9 +58,10 @@ def loss_terms(network: Any) -> tuple[Any, Any]:
 
 
 def calibrate(network: Any, predict: Predict, image_ids: Sequence[str]) -> None:
-    """Turn anomaly scores into logits: log-odds(prior) + (score - mean) / deviation, as weights of the last layer.
+    """Turn anomaly scores into logits: log-odds(prior) + (score - median) / deviation, as weights of the last layer.
 
-    Mean and deviation are those of healthy training pictures, so no label is used and the order of pictures stays.
+    Median and deviation (the range between the quartiles over 1.349, which a normal distribution has) are those of
+    healthy training pictures, so no label is used, the order of pictures stays, and a blank one changes nothing.
     The sigmoid of the result is a number in (0, 1) that a threshold can cut and an ensemble can average: an ordinary
     healthy picture gets the share of cancers among the competition's images. It is no probability of cancer.
 
@@ -86,7 +86,8 @@ def calibrate(network: Any, predict: Predict, image_ids: Sequence[str]) -> None:
             f"CVAE calibration: the score of picture {bad} is not finite, so training has diverged. Lower "
             "train.learning_rate or set train.clip_norm."
         )
-    mean, deviation = float(scores.mean()), float(scores.std())
-    slope = 1 / deviation if deviation > 1e-9 * max(abs(mean), 1) else 1.0
-    offset = math.log(PRIOR / (1 - PRIOR)) - slope * mean
+    low, median, high = np.quantile(scores, [0.25, 0.5, 0.75]).tolist()
+    deviation = (high - low) / 1.349
+    slope = 1 / deviation if deviation > 1e-9 * max(abs(median), 1) else 1.0
+    offset = math.log(PRIOR / (1 - PRIOR)) - slope * median
     layer.set_weights([np.full((1, 1), slope, np.float32), np.full(1, offset, np.float32)])

@@ -1,8 +1,8 @@
 """Pictures → feature maps, computed once: what a head learns from while the trunk is frozen.
 
 The trunk costs some fifty times what the head costs. Frozen, it gives the same map for the same picture in every
-epoch and every fold, so the maps are computed once and kept as float16 (three decimal digits, far finer than the
-noise of dropout). Of the augmentations only the flip can be kept too, as a second map.
+epoch and every fold, so the maps are computed once and kept as float16 (three decimal digits), where they fit into
+`CACHE_BYTES`. Of the augmentations only the flip can be kept too, as a second map.
 """
 
 from __future__ import annotations

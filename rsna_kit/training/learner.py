@@ -1,7 +1,8 @@
 """A configuration → the learner: the network that travels in a bundle, and what training drives to get it.
 
 A classifier learns from pictures, a breast-level model from all views of a breast at once. Both may learn further
-targets beside cancer, from the features that the logit sees. None of that travels: what is scored is one picture.
+targets beside cancer, from the features that the logit sees. A CVAE learns to reconstruct healthy pictures. None of
+that travels: what is scored is one picture.
 """
 
 from __future__ import annotations

@@ -10,7 +10,6 @@ says where a score comes from. It does not say that there is a lesion, nor that 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -21,7 +20,7 @@ from rsna_kit.config import ImageConfig
 from rsna_kit.imaging.breast import Box
 from rsna_kit.models.bundle import load_model
 from rsna_kit.models.members import Member
-from rsna_kit.models.network import split_classifier
+from rsna_kit.models.network import cell_centres, split_classifier
 from rsna_kit.runtime.errors import UsageError
 from rsna_kit.runtime.lazy import require
 
@@ -173,46 +172,6 @@ def gradient_of_logit(head: Any, features: np.ndarray) -> np.ndarray:
     return np.asarray(tape.gradient(logits, inputs), np.float32)
 
 
-def cell_centres(trunk: Any) -> tuple[tuple[float, float], tuple[float, float]]:
-    """Where the cells of a feature map look: the centres of their receptive fields.
-
-    "Same" padding of an even picture at stride 2 pads the far side alone, so each such layer looks half a step further
-    down and right. After five, the centre of the first cell lies at pixel 31.5, not 16: half a cell, as much as a
-    lesion. The arithmetic is Araujo, Norris and Sim's ("Computing Receptive Fields of Convolutional Neural Networks",
-    Distill 2019).
-
-    Args:
-        trunk: keras.Model, picture (B, h, w, 1) → features (B, h', w', c), whose strided layers form one path.
-
-    Returns:
-        For rows and for columns: centre of the first cell, in pixels from the picture's edge, and the step from one
-        cell to the next.
-    """
-    return _centre(trunk, 0), _centre(trunk, 1)
-
-
-def _centre(trunk: Any, axis: int) -> tuple[float, float]:
-    pixels, cells = trunk.input.shape[1 + axis], trunk.output.shape[1 + axis]
-    size, centre, step = pixels, 0.5, 1
-    for layer in trunk.layers:
-        kernel, stride, before, total = 1, 1, 0, 0
-        if type(layer).__name__ == "ZeroPadding2D":
-            before, total = layer.padding[axis][0], sum(layer.padding[axis])
-        elif hasattr(layer, "strides") and len(layer.strides) == 2:
-            stride = layer.strides[axis]
-            kernel = (layer.kernel_size if hasattr(layer, "kernel_size") else layer.pool_size)[axis]
-            if layer.padding == "same":
-                if stride == 1:
-                    continue  # it keeps the size and moves nothing; one inside a branch must not be counted
-                total = max((math.ceil(size / stride) - 1) * stride + kernel - size, 0)
-                before = total // 2
-        centre += ((kernel - 1) / 2 - before) * step
-        size, step = (size + total - kernel) // stride + 1, step * stride
-    if size == cells:
-        return centre, float(step)
-    return pixels / cells / 2, pixels / cells  # branches with strides of their own: the middles of equal cells
-
-
 def _enlarger(trunk: Any) -> Callable[[np.ndarray], np.ndarray]:
     """Cells of the trunk's map, float (B, h', w') → float32 (B, h, w) over the picture."""
     pairs = zip(trunk.output.shape[1:3], trunk.input.shape[1:3], cell_centres(trunk), strict=True)
@@ -232,6 +191,6 @@ def _interpolation(cells: int, pixels: int, centre: float, step: float) -> np.nd
 def error_map(network: Any) -> Explainer:
     """The errors of a CVAE's cells, of whose largest the score is made, interpolated between their centres."""
     keras = require("keras", "train")
-    errors = keras.Model(network.input, network.get_layer("errors").output)
+    errors = keras.Model(network.input, network.get_layer("cells").output)
     enlarged = _enlarger(split_classifier(network)[0])
     return lambda pictures: enlarged(np.asarray(errors.predict_on_batch(pictures), np.float32))
