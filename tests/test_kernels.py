@@ -124,21 +124,21 @@ def changed(kernel: str, to: Path, **sources: list[str]) -> Path:
 def test_prepare_then_train_then_infer(phantom: Path, tmp_path: Path) -> None:
     """The kernels hand on to each other what Kaggle would mount, and the scoring run survives a file that is broken.
 
-    Pictures come in three parts, bundles as train's output; for infer all is mounted as for kernels of the web editor.
+    Pictures come in two parts, bundles as train's output; for infer all is mounted as for kernels of the web editor.
     Training in float16 and scoring share two devices.
     """
     smoke = ["--settings", "PRESET=smoke"]
     network = "model.weights=none model.tap=32 model.head=linear model.pool=avg"
     mounted, images = [*smoke, "FOLDS=0"], 0
-    for number in (1, 2, 3):
+    for number in (1, 2):
         out = tmp_path / f"prepare-{number}"
-        words = ["--competition", phantom, "--out", out, *smoke, f"PART={number}/3"]
+        words = ["--competition", phantom, "--out", out, *smoke, f"PART={number}/2"]
         prepared, talk = rehearse("prepare", *words, settings="image.height=64 image.width=32")
         assert prepared["verdict"] == "Complete", talk
         images += verdict_of(talk, out)["counts"]["images"]
         mounted = ["--dataset", f"rsna-kit-prepare-{number}={out}", *mounted]
     assert images == len(pd.read_csv(phantom / "train.csv"))
-    parts = [f"OWNER/rsna-kit-prepare-{number}" for number in (1, 2, 3)]
+    parts = [f"OWNER/rsna-kit-prepare-{number}" for number in (1, 2)]
     training = changed("train", tmp_path / "training", kernel_sources=parts)
     quick = f"train.folds=2 train.epochs=1 train.batch_size=8 train.precision=mixed_float16 {network}"
     trained, talk = rehearse(training, *mounted, "--out", tmp_path / "train", settings=quick)
