@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 from rsna_kit import __version__
 from rsna_kit.config import PRESETS, Config, preset, with_overrides
 from rsna_kit.runtime.clock import Clock, parse_duration
-from rsna_kit.runtime.errors import MissingDependencyError, RsnaKitError, UsageError, did_you_mean
+from rsna_kit.runtime.errors import MissingDependencyError, RsnaKitError, UsageError, did_you_mean, sentence
 from rsna_kit.runtime.events import Events
 from rsna_kit.runtime.lazy import check_surroundings, settle
 
@@ -266,7 +266,7 @@ def main(arguments: Sequence[str] | None = None, build: Callable[[], argparse.Ar
         print(f"Error: {error}", file=sys.stderr)
         return error.exit_code
     except OSError as error:  # disk full, no permission, a file where a folder should be: the message names the path
-        print(f"Error: {error}. What is on disk is whole.", file=sys.stderr)
+        print(f"Error: {sentence(error)} What is on disk is whole.", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("Interrupted. What is on disk is whole; the same command resumes.", file=sys.stderr)

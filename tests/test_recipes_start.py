@@ -32,8 +32,10 @@ from rsna_lab.recipes import start
 from rsna_lab.recipes.tune import tune
 
 pytestmark = [pytest.mark.tf, pytest.mark.slow]
-SMALL = ["image.height=128", "image.width=64", "train.folds=2", "train.batch_size=4", "train.epochs=1"]
-SMALL += ["model.backbone=toy"]
+SMALL = [
+    *("image.height=128", "image.width=64", "model.backbone=toy"),
+    *("train.folds=2", "train.batch_size=4", "train.epochs=1"),
+]
 add_backbone()
 
 
@@ -87,6 +89,7 @@ def test_what_ships_is_whole_and_as_good_as_it_says() -> None:
     home = Path(__file__).parent.parent / "datasets/mammography-start"
     opened = open_members([home], print)
     assert {member.bundle.config.image for member in opened.members} == {preset("mammography").image}
+    assert {member.bundle.metadata["start"]["kind"] for member in opened.members} == {"imagenet"}
     assert sum(path.stat().st_size for path in home.rglob("*")) < 25e6
     oof, how = pd.read_csv(home / "oof.csv"), json.loads((home / "ensemble.json").read_text())["how"]
     assert measure("roc_auc", oof["cancer"], oof["score"]) == pytest.approx(how["out_of_fold"]["roc_auc"]["value"])

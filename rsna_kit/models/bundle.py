@@ -20,7 +20,7 @@ import numpy as np
 
 from rsna_kit.config import Config, from_dict, image_fingerprint
 from rsna_kit.models.network import build_network, dtype_policy
-from rsna_kit.runtime.errors import BundleError, UsageError, one_line
+from rsna_kit.runtime.errors import BundleError, UsageError, one_line, sentence
 from rsna_kit.runtime.files import read_json, sha256_file
 from rsna_kit.runtime.lazy import require
 
@@ -74,7 +74,7 @@ def open_bundle(path: Path) -> Bundle:
     try:
         config = from_dict(read_object(path / CONFIG, "Copy the whole bundle again."))
     except (UsageError, TypeError, AttributeError) as error:
-        raise BundleError(f"{path / CONFIG}: {str(error).rstrip('.')}. Use {maker}.") from error
+        raise BundleError(f"{path / CONFIG}: {sentence(error)} Use {maker}.") from error
     decision = read_object(path / THRESHOLD, "Copy the whole bundle again.")
     threshold = decision.get("threshold")
     if threshold is not None and not is_score(threshold):
@@ -120,12 +120,10 @@ def load_model(bundle: Bundle, precision: str = "float32") -> Any:
             raise ValueError(f"it holds {held} arrays, expected {len(model.weights)}.")
         model.load_weights(str(path))
     except UsageError as error:
-        raise BundleError(f"{bundle.path / CONFIG}: {error} Use the rsna-kit that made it.") from error
+        raise BundleError(f"{bundle.path / CONFIG}: {sentence(error)} Use the rsna-kit that made it.") from error
     except (ValueError, KeyError, OSError, TypeError, RuntimeError) as error:
-        raise BundleError(
-            f"{path}: does not fit {name}: {one_line(error)} Copy the whole bundle again, or use the rsna-kit "
-            "that made it."
-        ) from error
+        advice = "Copy the whole bundle again, or use the rsna-kit that made it."
+        raise BundleError(f"{path}: does not fit {name}: {sentence(one_line(error))} {advice}") from error
     for weight in model.weights:
         if not np.isfinite(np.asarray(weight)).all():
             raise BundleError(

@@ -90,6 +90,11 @@ def one_line(error: BaseException) -> str:
     return said if len(said) <= 400 else said[:399] + "…"
 
 
+def sentence(said: object) -> str:
+    """What an error says, with a full stop where it has none: so that another sentence may follow."""
+    return str(said) if str(said).endswith((".", "?")) else f"{said}."
+
+
 def out_of_memory(error: BaseException) -> bool:
     """Whether a framework says that a device's memory is used up: TensorFlow, XLA, cuDNN and NumPy say so differently.
 
